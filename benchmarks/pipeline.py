@@ -1,0 +1,129 @@
+"""The input pipeline against torchvision's ImageFolder with the same transforms, on one machine's CPU.
+
+    python benchmarks/pipeline.py [--data DIR] [--workers 1] [--rounds 5] [--size 224]
+
+Both read the same folder of pictures (about 500 JPEGs of 500 x 375 are made when none is given), crop with
+RandomResizedCrop(size, scale (0.2, 1), bicubic) and mirror half of them, with the same number of workers and the same
+batches of 64. ImageFolder runs twice: as users write it for training (ToTensor, Normalize: float32 leaves the
+loader) and with PILToTensor alone (uint8, as ours). The three alternate, so that what else the machine does hits all
+alike; medians over the rounds and their ratios are printed as a table and written to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from mmssl.data import FolderSource, Loader, TrainView
+
+BATCH = 64
+OURS = "mmssl, uint8"
+RESULTS = Path(__file__).parent / "results" / "pipeline.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the input pipeline against torchvision's ImageFolder.")
+    parser.add_argument("--data", type=Path, help="a folder of class folders of pictures")
+    parser.add_argument("--workers", type=int, default=1, help="processes on either side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=224)
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = settings.data or write_pictures(Path(scratch))
+        pipelines = {OURS: our_pipeline(folder, settings.size, settings.workers)}
+        for name, convert in {
+            "ImageFolder, PILToTensor": [transforms.PILToTensor()],
+            "ImageFolder, ToTensor + Normalize": [
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ],
+        }.items():
+            pipelines[name] = torchvision_pipeline(folder, settings.size, settings.workers, convert)
+        rates: dict[str, list[float]] = {name: [] for name in pipelines}
+        for _ in range(settings.rounds):
+            for name, batches in pipelines.items():
+                rates[name].append(rate(batches) / max(settings.workers, 1))
+    report(rates, settings)
+
+
+def our_pipeline(folder: Path, size: int, workers: int) -> Callable[[], Iterable[torch.Tensor]]:
+    loader = Loader(FolderSource(folder), TrainView(size), batch_size=BATCH, workers=workers)
+    steps = round(loader.steps_per_epoch)
+    return lambda: (batch["image"] for batch in loader.batches(0, steps))
+
+
+def torchvision_pipeline(folder: Path, size: int, workers: int, convert: list) -> Callable[[], Iterable[torch.Tensor]]:
+    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
+    dataset = ImageFolder(folder, transforms.Compose([crop, transforms.RandomHorizontalFlip(), *convert]))
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+    return lambda: (images for images, _ in loader)
+
+
+def rate(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
+    """Pictures a second of one pass, from the request for the first batch to the last one's arrival."""
+    start = time.perf_counter()
+    count = sum(len(images) for images in batches())
+    return count / (time.perf_counter() - start)
+
+
+def report(rates: dict[str, list[float]], settings: argparse.Namespace) -> None:
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {name: statistics.median(o / t for o, t in zip(rates[OURS], values)) for name, values in rates.items()}
+    print("| pipeline | pictures/s a worker (median) | range | ours is faster by |\n|---|---|---|---|")
+    for name, values in rates.items():
+        print(f"| {name} | {medians[name]:.0f} | {min(values):.0f}-{max(values):.0f} | {ratios[name]:.2f}x |")
+    RESULTS.parent.mkdir(exist_ok=True)
+    record = {
+        "device": f"CPU: {processor()}, {os.cpu_count()} cores",
+        "versions": {"torch": torch.__version__, "pillow": Image.__version__},
+        "settings": {
+            "workers": settings.workers,
+            "size": settings.size,
+            "batch": BATCH,
+            "own data": bool(settings.data),
+        },
+        "pictures_per_second_per_worker": rates,
+        "median": medians,
+        "ours_over_theirs": ratios,
+    }
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def write_pictures(root: Path, count: int = 512) -> Path:
+    """Blurred noise over coarse blobs: as many bytes and coefficients a JPEG as a photo of that size has."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        blobs = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.BICUBIC
+        )
+        grain = Image.fromarray(generator.integers(0, 256, (375, 500, 3), dtype=np.uint8))
+        picture = Image.blend(blobs, grain.filter(ImageFilter.GaussianBlur(1.0)), 0.4)
+        path = root / f"class{number % 2}" / f"{number:04}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path, quality=90)
+    return root
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Masked-patch, attention and contrastive kernels for PyTorch; needs nothing but torch."""
+
+from .attention import attention, attention_qkvpacked
+from .contrastive import info_nce
+from .masked_patch import masked_patch_embed, masked_patch_mse, normalized_patches, restore_tokens
+from .patches import gather_patches, grid_of, patch_view, patchify, unpatchify
+
+__all__ = [
+    "attention",
+    "attention_qkvpacked",
+    "gather_patches",
+    "grid_of",
+    "info_nce",
+    "masked_patch_embed",
+    "masked_patch_mse",
+    "normalized_patches",
+    "patch_view",
+    "patchify",
+    "restore_tokens",
+    "unpatchify",
+]

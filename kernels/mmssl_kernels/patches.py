@@ -1,0 +1,77 @@
+"""One patchify for pictures, clips and spectrograms, and a gather that reads nothing but the patches asked for.
+
+A patch is flattened as (time, row, column, channel), the channel fastest, as in MAE, VideoMAE and Audio-MAE; patches
+are numbered row-major over the grid. A picture is `[B, C, H, W]` with a patch `(ph, pw)`, a clip `[B, C, T, H, W]` with
+`(pt, ph, pw)`: the same code for any number of axes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+Patch = tuple[int, ...]
+
+
+def grid_of(shape: tuple[int, ...] | torch.Size, patch: Patch) -> tuple[int, ...]:
+    """Patches along each axis of pixels with this `[B, C, *axes]` shape.
+
+    Raises ValueError, naming both shapes, where the axes differ in number or a patch does not divide its axis.
+    """
+    axes = tuple(shape[2:])
+    if len(axes) != len(patch):
+        raise ValueError(f"pixels of shape {tuple(shape)} have {len(axes)} axes, but patch {patch} has {len(patch)}")
+    if any(size % side for size, side in zip(axes, patch, strict=True)):
+        raise ValueError(f"patch {patch} does not divide the axes {axes} of pixels of shape {tuple(shape)}")
+    return tuple(size // side for size, side in zip(axes, patch, strict=True))
+
+
+def patch_view(pixels: Shaped[Tensor, "batch channels *axes"], patch: Patch) -> Tensor:
+    """The pixels as `[B, *grid, *patch, C]`: a view, nothing is read or copied."""
+    grid, n = grid_of(pixels.shape, patch), len(patch)
+    split = [size for pair in zip(grid, patch, strict=True) for size in pair]
+    view = pixels.reshape(*pixels.shape[:2], *split)  # splitting axes never copies
+    return view.permute(0, *range(2, 2 + 2 * n, 2), *range(3, 3 + 2 * n, 2), 1)
+
+
+def patchify(pixels: Shaped[Tensor, "batch channels *axes"], patch: Patch) -> Shaped[Tensor, "batch patches values"]:
+    """All patches, flattened: `[B, C, *axes]` to `[B, N, prod(patch) * C]`."""
+    view = patch_view(pixels, patch)
+    return view.flatten(1 + len(patch)).flatten(1, len(patch))
+
+
+def unpatchify(
+    patches: Shaped[Tensor, "batch patches values"], patch: Patch, grid: tuple[int, ...]
+) -> Shaped[Tensor, "batch channels *axes"]:
+    """The inverse of `patchify`: `[B, N, prod(patch) * C]` on `grid` to `[B, C, *axes]`."""
+    n, count = len(patch), math.prod(grid)
+    if patches.shape[1] != count or patches.shape[2] % math.prod(patch):
+        raise ValueError(f"patches of shape {tuple(patches.shape)} do not fill the grid {grid} with patch {patch}")
+    view = patches.reshape(len(patches), *grid, *patch, -1)
+    order = [axis for pair in zip(range(1, 1 + n), range(1 + n, 1 + 2 * n), strict=True) for axis in pair]
+    axes = tuple(size * side for size, side in zip(grid, patch, strict=True))
+    return view.permute(0, 1 + 2 * n, *order).reshape(len(patches), -1, *axes)
+
+
+def gather_patches(
+    pixels: Shaped[Tensor, "batch channels *axes"],
+    index: Int64[Tensor, "*kept"],
+    patch: Patch,
+    rows: Int64[Tensor, " flat"] | None = None,
+) -> Shaped[Tensor, "*kept values"]:
+    """The patches at `index`, flattened; the others are not read.
+
+    index: `[B, K]`, K patches of every sample; or `[S]` with `rows` `[S]` naming each one's sample (ragged).
+    """
+    if rows is None:
+        if index.ndim != 2 or len(index) != len(pixels):
+            raise ValueError(f"index of shape {tuple(index.shape)} does not fit pixels of shape {tuple(pixels.shape)}")
+        rows = torch.arange(len(pixels), device=pixels.device)[:, None]
+    coordinates, rest = [], index
+    for size in reversed(grid_of(pixels.shape, patch)):
+        coordinates.append(rest % size)
+        rest = rest // size
+    return patch_view(pixels, patch)[(rows, *reversed(coordinates))].flatten(index.ndim)

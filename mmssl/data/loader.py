@@ -1,0 +1,243 @@
+"""Batches as a pure function of (seed, step): the same for any number of workers, and for any world size when joined."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmssl.data.decode import BrokenSample
+from mmssl.data.source import Source
+from mmssl.data.views import Keys, View
+from mmssl.errors import UserError
+from mmssl.masking.noise import permutation, random_bits
+
+SUBSTITUTES = 64
+
+
+@dataclass
+class Ledger:
+    """What became of the slots consumed so far: `seen` + len(`skipped`) is their number."""
+
+    seen: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def record(self, slots: int, skipped: list[tuple[str, str]]) -> None:
+        self.seen += slots - len(skipped)
+        self.skipped += skipped
+
+    def judge(self, ceiling: float, final: bool = False) -> None:
+        """Raises UserError when more than `ceiling` of the slots were skipped; only once that many can tell."""
+        total = self.seen + len(self.skipped)
+        if len(self.skipped) > ceiling * total and (final or total * ceiling >= 1 or ceiling == 0):
+            first = "; ".join(f"{name} {reason}" for name, reason in self.skipped[:3])
+            raise UserError(
+                f"{len(self.skipped)} of {total} samples could not be read, above the ceiling of {ceiling:.3%}: {first}"
+                f"{'; ...' if len(self.skipped) > 3 else ''}. Mend or remove these files, or raise the ceiling."
+            )
+
+
+class Plan(NamedTuple):
+    """One batch to make: its step, its slots' places in their epoch, and the keys of the samples planned there."""
+
+    step: int
+    position: Int64[Tensor, " batch"]
+    keys: Keys
+
+
+class Reading(NamedTuple):
+    """One batch made: its tensors, the broken rows as (row, name, reason), and why the run cannot go on, or None."""
+
+    batch: dict[str, Tensor]
+    broken: list[tuple[int, str, str]]
+    failure: str | None = None
+
+
+class Reader(Dataset):
+    """Reads planned batches. A broken sample's row is filled by substitutes that the noise names, whoever asks.
+
+    The row's view is drawn with the planned sample's keys. A substitute's `draw` lies beyond all repeats and is its
+    slot's own, so it shares no mask with the same sample elsewhere in the epoch.
+    """
+
+    def __init__(self, source: Source, view: View, repeats: int = 1) -> None:
+        self.source, self.view, self.repeats = source, view, repeats
+
+    def __getitem__(self, plan: Plan) -> Reading:
+        sample_id, draw = plan.keys.sample_id.clone(), plan.keys.draw.clone()
+        broken: list[tuple[int, str, str]] = []
+        try:
+            batch = self.view(self._samples(plan, sample_id, draw, broken), plan.keys)
+        except UserError as error:  # as a value: a worker's exceptions arrive wrapped in their traceback
+            return Reading({}, broken, str(error))
+        batch |= {"sample_id": sample_id, "epoch": plan.keys.epoch, "draw": draw, "step": torch.tensor(plan.step)}
+        return Reading(batch, broken)
+
+    def _samples(
+        self, plan: Plan, sample_id: Tensor, draw: Tensor, broken: list[tuple[int, str, str]]
+    ) -> Iterator[dict[str, Tensor]]:
+        previous, sample = -1, {}
+        for row, index in enumerate(sample_id.tolist()):
+            if index != previous:  # repeats of a sample are neighbours and are decoded once
+                previous = index
+                try:
+                    sample = self.source.read(index)
+                except BrokenSample as error:
+                    broken.append((row, self.source.name(index), error.reason))
+                    previous, (substitute, sample) = -1, self._substitute(plan, row)
+                    sample_id[row], draw[row] = substitute, self.repeats + plan.position[row]
+            yield sample
+
+    def _substitute(self, plan: Plan, row: int) -> tuple[int, dict[str, Tensor]]:
+        keys, reason = plan.keys, ""
+        slot, epoch = plan.position[row : row + 1], keys.epoch[row : row + 1]
+        tries = random_bits(SUBSTITUTES, seed=keys.seed, stream="substitute", sample_id=slot, epoch=epoch)[0]
+        for index in (tries % len(self.source)).tolist():
+            try:
+                return index, self.source.read(index)
+            except BrokenSample as error:
+                reason = f"{self.source.name(index)} {error.reason}"
+        raise UserError(f"{SUBSTITUTES} samples tried in a row could not be read; the last: {reason}.")
+
+
+class Loader:
+    """The training batches of a source; `batch_size` is that of all ranks together.
+
+    Slot s = step * batch_size + i belongs to epoch s // (len(source) * repeats); each epoch visits every sample
+    `repeats` times (neighbouring slots, `draw` 0, 1, ...) in an order that the noise gives for (seed, epoch), and
+    batches run on across epochs, so nothing is dropped. Without `shuffle` the order is the source's. There is no
+    state: `batches(start, stop)` gives the same batches whenever it is called, for any number of `workers`
+    (processes beside this one), and rank r of `world_size` gets the r-th part of each.
+
+    A broken sample's slot is filled by a substitute and entered in `ledger` (this rank's) as its batch is consumed;
+    above `ceiling`, a share of the slots so far, the run stops with a UserError.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+        shuffle: bool = True,
+        ceiling: float = 0.001,
+    ) -> None:
+        if len(source) == 0:
+            raise UserError("The data source is empty; there is nothing to make batches of.")
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(f"A batch of {batch_size} cannot be divided among {world_size} processes; use a multiple.")
+        if not 0 <= rank < world_size or workers < 0 or repeats < 1:
+            raise ValueError(f"rank {rank}, world_size {world_size}, workers {workers} or repeats {repeats} is wrong.")
+        self.source, self.batch_size, self.seed, self.workers = source, batch_size, seed, workers
+        self.rank, self.world_size, self.repeats, self.shuffle = rank, world_size, repeats, shuffle
+        self.ceiling = ceiling
+        self.ledger = Ledger()
+        self._reader = Reader(source, view, repeats)
+        self._orders: dict[int, Tensor] = {}
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.source) * self.repeats / self.batch_size
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Tensor]]:
+        """This rank's batches of the steps [start_step, stop_step): the views' tensors [B, ...] (see TrainView),
+        `sample_id`, `epoch` and `draw` int64 [B], `step` int64 scalar.
+
+        Raises UserError when too much is broken: at a batch, or at the end for runs too short to tell before.
+        """
+        plans = (self.plan(step) for step in range(start_step, stop_step))
+        for batch, broken, _ in read_ahead(self._reader, plans, self.workers):
+            self.ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
+            self.ledger.judge(self.ceiling)
+            yield batch
+        self.ledger.judge(self.ceiling, final=True)
+
+    def plan(self, step: int) -> Plan:
+        """What this rank's batch of one step is made of, before a file is opened."""
+        share = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * share
+        slot = torch.arange(first, first + share)
+        epoch_slots = len(self.source) * self.repeats
+        epoch, position = slot // epoch_slots, slot % epoch_slots
+        sample_id = torch.empty_like(slot)
+        for number in epoch.unique().tolist():
+            inside = epoch == number
+            sample_id[inside] = self._order(number)[position[inside] // self.repeats]
+        return Plan(step, position, Keys(self.seed, sample_id, epoch, position % self.repeats))
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            count = len(self.source)
+            order = permutation(count, seed=self.seed, stream="order", epoch=epoch) if self.shuffle else None
+            self._orders = {epoch: torch.arange(count) if order is None else order}
+        return self._orders[epoch]
+
+
+def evaluation_batches(
+    source: Source, view: View, *, batch_size: int, workers: int = 0, ledger: Ledger | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Every sample once, in the source's order, the last batch short; with `label` int64 [B] if the source has labels.
+
+    Broken samples are left out and entered in `ledger`, if one is given. The noise's keys are seed, epoch and draw 0.
+    Raises UserError when nothing can be read.
+    """
+    ledger = Ledger() if ledger is None else ledger
+    labels = None if source.labels is None else torch.tensor(source.labels)
+    numbers = torch.arange(len(source))
+    plans = (
+        Plan(step, rows, Keys(0, rows, torch.zeros_like(rows), torch.zeros_like(rows)))
+        for step, rows in enumerate(numbers.split(batch_size))
+    )
+    for batch, broken, _ in read_ahead(Reader(source, view), plans, workers):
+        ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
+        if labels is not None:
+            batch["label"] = labels[batch["sample_id"]]
+        if broken:
+            whole = torch.ones(len(batch["sample_id"]), dtype=torch.bool)
+            whole[[row for row, _, _ in broken]] = False
+            batch = {key: value[whole] if value.ndim else value for key, value in batch.items()}
+        if len(batch["sample_id"]):
+            yield batch
+
+
+def read_ahead(reader: Reader, plans: Iterable[Plan], workers: int) -> Iterator[Reading]:
+    """The plans' readings in their order, made by `workers` processes ahead of time, or here when there are none."""
+    with warnings.catch_warnings():  # more workers than cores are the caller's choice; forking is torch's
+        warnings.simplefilter("ignore")
+        readings = iter(
+            DataLoader(
+                reader,
+                batch_size=None,
+                sampler=plans,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_outlive_sigterm,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # otherwise torch's global generator would be advanced
+            )
+        )
+    for reading in readings:
+        if reading.failure is not None:
+            raise UserError(reading.failure)
+        yield reading
+
+
+def _unchanged(reading: Any) -> Any:
+    return reading
+
+
+def _outlive_sigterm(worker: int) -> None:
+    # A scheduler signals the whole process group; the main process still wants its batches to end the step and save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

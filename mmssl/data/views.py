@@ -1,0 +1,244 @@
+"""Views: raw pictures of any size to a batch of one size, as pure functions of the pictures and the noise's keys."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mmssl.masking.noise import random_bits
+
+TRIES = 10
+NUMBERS = 2 * TRIES + 3
+SMALL = 64
+LONGEST = 4
+
+
+class Keys(NamedTuple):
+    """What the noise of a batch is keyed by, one value a slot."""
+
+    seed: int
+    sample_id: Int64[Tensor, " batch"]
+    epoch: Int64[Tensor, " batch"]
+    draw: Int64[Tensor, " batch"]
+
+
+@runtime_checkable
+class View(Protocol):
+    """Turns samples into a batch; `samples` is read once, in the order of the keys, one picture in memory at a time."""
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]: ...
+
+
+class Cut(NamedTuple):
+    """Where the pixels come from: a box of the picture, resized, then a square window of that, maybe mirrored.
+
+    int64 [n] (flip: bool [n]), one entry a picture.
+    """
+
+    top: np.ndarray
+    left: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    new_height: np.ndarray
+    new_width: np.ndarray
+    window_top: np.ndarray
+    window_left: np.ndarray
+    flip: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """RandomResizedCrop to `size` pixels square (bicubic, antialiased) and a horizontal flip with probability `flip`.
+
+    Box areas are uniform in `scale` (shares of the picture) and aspects log-uniform in `ratio`: torchvision's
+    distribution, with its ten tries and its central fallback. uint8 stays uint8; floating point stays float32 and may
+    overshoot its range by the filter's ringing; a batch with both kinds becomes float32 0-1. `views` of the same
+    sample come as `image`, `image.1`, ..., view k drawn from the stream "view/k". Each is [B, C, size, size].
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.views < 1:
+            raise ValueError(f"size and views must be at least 1, not {self.size} and {self.views}.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be two ascending positive numbers, not {self.ratio}.")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability, not {self.flip}.")
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        noises = [draw_numbers(f"view/{view}", keys) for view in range(self.views)]
+        pictures = render(samples, self.size, [partial(self._cut, noise) for noise in noises])
+        return {f"image.{view}" if view else "image": picture for view, picture in enumerate(pictures)}
+
+    def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
+        numbers = noise[rows]
+        top, left, box_height, box_width = random_boxes(numbers[:, :-1], height, width, self.scale, self.ratio)
+        size, zero = np.full_like(top, self.size), np.zeros_like(top)
+        return Cut(top, left, box_height, box_width, size, size, zero, zero, numbers[:, -1] < self.flip)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """The shorter side resized to `resize` pixels (bicubic, antialiased; size / 0.875 by default), then the central square.
+
+    Rounds as torchvision's Resize and CenterCrop do. A picture more than four times as long as wide is first cut to
+    that ratio round its centre, which moves the result by less than a pixel and keeps the memory bounded.
+    """
+
+    size: int
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or (self.resize is not None and self.resize < self.size):
+            raise ValueError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
+        return {"image": render(samples, self.size, [self._cut])[0]}
+
+    def _cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
+        shorter = min(height, width)
+        box = [min(side, LONGEST * shorter) for side in (height, width)]
+        start = [(side - kept) // 2 for side, kept in zip((height, width), box)]
+        target = int(self.size / 0.875) if self.resize is None else self.resize
+        resized = [target * side // shorter for side in box]
+        window = [round((side - self.size) / 2) for side in resized]
+        return Cut(*(np.full(len(rows), value) for value in (*start, *box, *resized, *window, False)))
+
+
+def draw_numbers(stream: str, keys: Keys) -> Float64[np.ndarray, "batch numbers"]:
+    """23 numbers in [0, 1) a sample, multiples of 2**-20: ten areas, ten aspects, the row, the column, the flip."""
+    # Three numbers to a hash: for small pictures the hashes are a large part of the cost.
+    seed, sample_id, epoch, draw = keys
+    bits = random_bits(-(-NUMBERS // 3), seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).numpy()
+    thirds = (bits[:, :, None] >> np.array([0, 20, 40])) & (2**20 - 1)
+    return thirds.reshape(len(bits), -1)[:, :NUMBERS] * 2.0**-20
+
+
+def random_boxes(
+    noise: Float64[np.ndarray, "n numbers"],
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(top, left, height, width), int64 [n] each, of RandomResizedCrop's boxes in a picture of the given size.
+
+    noise: 22 numbers in [0, 1) a box: ten areas, ten aspects, the row, the column.
+    """
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * noise[:, :TRIES])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = np.exp(low + (high - low) * noise[:, TRIES : 2 * TRIES])
+    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    rows, first = np.arange(len(noise)), fits.argmax(1)
+    found = fits[rows, first]
+    central_height = min(height, round(width / ratio[0]))
+    central_width = min(width, round(height * ratio[1]))
+    box_height = np.where(found, heights[rows, first], central_height)
+    box_width = np.where(found, widths[rows, first], central_width)
+    free_height, free_width = height - box_height, width - box_width
+    top = np.floor(np.where(found, noise[:, -2] * (free_height + 1), free_height // 2))
+    left = np.floor(np.where(found, noise[:, -1] * (free_width + 1), free_width // 2))
+    return top.astype(np.int64), left.astype(np.int64), box_height.astype(np.int64), box_width.astype(np.int64)
+
+
+def render(
+    samples: Iterable[dict[str, Tensor]], size: int, cuts: Sequence[Callable[[Sequence[int], int, int], Cut]]
+) -> list[Tensor]:
+    """One batch [B, C, size, size] for each of `cuts`, which gives the Cut of some rows' pictures of one size.
+
+    How a picture is resampled depends on its own size and `size`, so no other picture in the batch changes a pixel.
+    """
+    pieces: list[list[tuple[slice | list[int], Tensor]]] = [[] for _ in cuts]
+    small: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
+    count = 0
+    for row, sample in enumerate(samples):
+        picture, count = sample["image"], row + 1
+        if picture.dtype == torch.uint8 and max(*picture.shape[1:], size) <= SMALL:
+            small[picture.shape].append((row, picture))
+            continue
+        for made, cut in zip(pieces, cuts):
+            made.append((slice(row, count), _resample(picture, size, cut([row], *picture.shape[1:]))))
+    for shape, members in small.items():
+        rows = [row for row, _ in members]
+        stack = torch.stack([picture for _, picture in members])
+        for made, cut in zip(pieces, cuts):
+            made.append((rows, _resample_stack(stack, size, cut(rows, *shape[1:]))))
+    return [_assemble(made, count) for made in pieces]
+
+
+def _assemble(pieces: list[tuple[slice | list[int], Tensor]], count: int) -> Tensor:
+    if len(pieces) == 1:
+        return pieces[0][1]
+    floating = any(piece.is_floating_point() for _, piece in pieces)
+    batch = pieces[0][1].new_empty((count, *pieces[0][1].shape[1:]), dtype=torch.float32 if floating else torch.uint8)
+    for rows, piece in pieces:
+        batch[rows] = piece / 255 if floating and piece.dtype == torch.uint8 else piece
+    return batch
+
+
+def _resample(picture: Tensor, size: int, cut: Cut) -> Tensor:
+    top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
+    box = picture[None, :, top : top + height, left : left + width]
+    if (height, width) != (new_height, new_width):
+        box = interpolate(box, (new_height, new_width), mode="bicubic", antialias=True)
+    window = box[:, :, y : y + size, x : x + size]
+    return (window.flip(-1) if flip else window).contiguous()
+
+
+def _resample_stack(stack: Tensor, size: int, cut: Cut) -> Tensor:
+    """Small pictures of one size in two batched matrix products, where a call a picture would cost more than the work.
+
+    Values are integers below 2**8, weights are multiples of 2**-14 and sum to one: every partial sum is exact in
+    float32, so the order in which a BLAS adds cannot change a pixel. NumPy, because its products heed no autocast and
+    no reduced-precision setting.
+    """
+    height, width = stack.shape[2:]
+    down = zip(cut.top.tolist(), cut.height.tolist(), cut.new_height.tolist(), cut.window_top.tolist())
+    across = zip(cut.left.tolist(), cut.width.tolist(), cut.new_width.tolist(), cut.window_left.tolist())
+    rows = np.concatenate([axis_weights(height, *where, size) for where in down]).reshape(-1, 1, size, height)
+    columns = np.concatenate([axis_weights(width, *where, size) for where in across]).reshape(-1, 1, size, width)
+    values = _to_bytes(stack.numpy().astype(np.float32) @ columns.swapaxes(2, 3))
+    values = _to_bytes(rows @ values).astype(np.uint8)
+    values[cut.flip] = values[cut.flip][..., ::-1]
+    return torch.from_numpy(values)
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    values += 0.5  # halves go up, as in Pillow and torch
+    return np.clip(np.floor(values, out=values), 0, 255, out=values)
+
+
+@lru_cache(maxsize=4096)
+def axis_weights(total: int, start: int, length: int, new: int, window: int, size: int) -> Float32[np.ndarray, "s t"]:
+    """Rows [window, window + size) of the matrix that resizes `length` of `total` pixels, from `start`, to `new`.
+
+    The antialiased bicubic filter of Pillow and torch (a = -0.5, widened when it shrinks; Keys, "Cubic convolution
+    interpolation for digital image processing", 1981), each row summing to one.
+    """
+    step = length / new
+    centres = start + (np.arange(window, window + size) + 0.5) * step
+    positions = np.arange(total)
+    distance = np.abs(positions + 0.5 - centres[:, None]) / max(step, 1.0)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    weights *= (positions >= start) & (positions < start + length)
+    return (np.rint(weights / weights.sum(1, keepdims=True) * 2**14) / 2**14).astype(np.float32)

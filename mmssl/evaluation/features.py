@@ -1,0 +1,161 @@
+"""Frozen features: one vector a sample, taken from an encoder or from the raw pixels, and their effective rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+
+from mmssl.errors import UserError
+
+Batch = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class FeatureEncoder(Protocol):
+    """What is asked of an encoder: a torch module whose `features` gives float [batch, dim] for a batch of raw media."""
+
+    def features(self, batch: Any, pool: Any = ...) -> Tensor: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of `samples` samples on the CPU, with their class ids and names where these are known.
+
+    Raises UserError where a feature is not finite, ValueError where the lengths differ.
+    """
+
+    features: Float32[Tensor, "samples dim"]
+    labels: Int64[Tensor, " samples"] | None = None
+    names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for field, values in (("labels", self.labels), ("names", self.names)):
+            if values is not None and len(values) != len(self.features):
+                raise ValueError(f"{len(self.features)} features came with {len(values)} {field}; give one a sample.")
+        broken = (~self.features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            first = self.names[broken[0]] if self.names else f"number {broken[0]}"
+            raise UserError(
+                f"The features of {len(broken)} of {len(self.features)} samples are not finite, the first is sample "
+                f"{first}; check the encoder's weights, or extract again with precision fp32."
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def extract(
+    encoder: FeatureEncoder,
+    batches: Iterable[Batch],
+    *,
+    pool: Literal["mean", "class"] = "mean",
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    names: Sequence[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureSet:
+    """The encoder's pooled features of every sample in `batches`, nothing hidden, in evaluation mode, without gradients.
+
+    The encoder is moved to `device`; its modules' training modes are put back afterwards. `precision` "bf16" runs the
+    encoder under autocast, the features are float32 in either case. `names` are the source's, indexed by the batches'
+    `sample_id`. `progress` is called after each batch with the number of samples done so far.
+
+    Raises UserError where `batches` is empty, where a feature is not finite, or where only some batches have labels.
+    """
+    device = torch.device(device)
+    encoder.to(device)
+
+    def embed(batch: Batch) -> Tensor:
+        on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return encoder.features(on_device, pool=pool)
+
+    with torch.no_grad(), _evaluation_mode(encoder):
+        return _collect(batches, embed, names, progress)
+
+
+def pixels(
+    batches: Iterable[Batch],
+    *,
+    names: Sequence[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureSet:
+    """The raw pixels of `image` (uint8 0-255 or float 0-1, [B, C, H, W]), flattened and scaled to 0-1: the baseline.
+
+    `names`, `progress` and the errors are those of `extract`.
+    """
+
+    def flatten(batch: Batch) -> Tensor:
+        image = batch["image"]
+        return image.flatten(1).float() / (1 if image.is_floating_point() else 255)
+
+    return _collect(batches, flatten, names, progress)
+
+
+def effective_rank(features: Float[Tensor, "samples dim"]) -> float:
+    """RankMe: exp of the entropy of the singular values of the (uncentred) features, normalised to sum to one.
+
+    Between 1 (every sample has the same feature up to its length: collapse) and min(samples, dim); 0 for features that
+    are all zero. Values from different numbers of samples compare only where samples >> dim. Garrido et al., "RankMe:
+    Assessing the Downstream Performance of Pretrained Self-Supervised Representations by Their Rank", ICML 2023, eq. 1;
+    its constant 1e-7 inside the logarithm is not needed, since 0 log 0 = 0 here.
+
+    Raises ValueError where a feature is not finite.
+    """
+    if not features.isfinite().all():
+        raise ValueError("The effective rank is defined for finite features only; these hold NaN or infinity.")
+    singular = torch.linalg.svdvals(features.detach().double())
+    if not singular.any():
+        return 0.0
+    return torch.special.entr(singular / singular.sum()).sum().exp().item()
+
+
+def _collect(
+    batches: Iterable[Batch],
+    embed: Callable[[Batch], Tensor],
+    names: Sequence[str] | None,
+    progress: Callable[[int], None] | None,
+) -> FeatureSet:
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    ids: list[int] = []
+    done = 0
+    for batch in batches:
+        features.append(embed(batch).float().cpu())
+        labels += [batch["label"].cpu()] if "label" in batch else []
+        ids += batch["sample_id"].tolist() if names is not None else []
+        done += len(features[-1])
+        if progress is not None:
+            progress(done)
+    if not done:
+        raise UserError("There is no sample to take features of; give a source with at least one readable sample.")
+    if labels and len(labels) != len(features):
+        raise UserError(f"{len(labels)} of {len(features)} batches have labels; label every sample or none.")
+    return FeatureSet(
+        torch.cat(features),
+        torch.cat(labels) if labels else None,
+        [names[i] for i in ids] if names is not None else None,
+    )
+
+
+@contextmanager
+def _evaluation_mode(encoder: FeatureEncoder) -> Iterator[None]:
+    # One flag a module: a module that its owner froze in evaluation mode must not wake up in training mode.
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,141 @@
+"""What is measured: kNN and linear-probe accuracy at several label budgets, averaged over draws of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from mmssl.errors import UserError
+from mmssl.evaluation.features import FeatureSet
+from mmssl.evaluation.knn import knn
+from mmssl.evaluation.linear_probe import linear_probe
+from mmssl.masking.noise import permutation
+
+Budgets = Mapping[str, Int64[Tensor, "draws chosen"]]
+
+_DRAWS = 5
+_PROBES = ("kNN", "linear")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of a probe ("kNN" or "linear") on a representation that shows `n_train` labels.
+
+    `accuracy` is top-1 in 0-1: the mean, with `deviation` the standard deviation, over `draws` choices of the labels.
+    """
+
+    representation: str
+    probe: str
+    budget: str
+    accuracy: float
+    deviation: float | None
+    draws: int
+    n_train: int
+
+    def __str__(self) -> str:
+        """The accuracy in %, with its deviation where there are several draws: "77.4 ± 0.6"."""
+        mean = f"{100 * self.accuracy:.1f}"
+        return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
+
+
+def label_budgets(labels: Int64[Tensor, " samples"], seed: int = 0) -> dict[str, Int64[Tensor, "draws chosen"]]:
+    """Which samples may show their label: "10 a class" and "1 %" (of each class, at least one), 5 draws each, and "all".
+
+    A row of the value holds a draw's sample indices in ascending order. Draws follow from `seed` by noise; they are
+    disjoint for every class with enough samples. A budget is left out where it makes no sense: "10 a class" where
+    that is all, "1 %" where it is less than one a class or five in all.
+
+    Raises UserError for fewer than two classes or a negative label.
+    """
+    classes = labels.unique().tolist()
+    if len(classes) < 2 or classes[0] < 0:
+        raise UserError(
+            f"Evaluation needs labels >= 0 of at least two classes; these hold {classes[:3]}: label more samples."
+        )
+    shuffled = permutation(len(labels), seed=seed, stream="evaluation/labels")
+    members = [shuffled[labels[shuffled] == label] for label in classes]
+
+    budgets = {}
+    if len(labels) > sum(ten := [min(10, len(member)) for member in members]):
+        budgets["10 a class"] = _draw(members, ten)
+    if len(labels) >= 100 * max(len(classes), 5):
+        budgets["1 %"] = _draw(members, [max(1, round(len(member) / 100)) for member in members])
+    return budgets | {"all": torch.arange(len(labels))[None]}
+
+
+def _draw(members: Sequence[Tensor], counts: Sequence[int]) -> Int64[Tensor, "draws chosen"]:
+    """Consecutive runs of each class's shuffled members, from the start again where they are used up."""
+    draws = [
+        torch.cat([member[torch.arange(i * n, (i + 1) * n) % len(member)] for member, n in zip(members, counts)])
+        for i in range(_DRAWS)
+    ]
+    return torch.stack(draws).sort(dim=1).values
+
+
+def evaluate(
+    train: FeatureSet,
+    test: FeatureSet,
+    budgets: Budgets,
+    *,
+    representation: str,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Accuracy on all of `test` for each probe and budget, in the order of `budgets`, kNN first.
+
+    `budgets` index `train` (see `label_budgets`). `representation` names the rows; `seed` is the linear probe's;
+    `progress` is called before each measurement with its name. The deviation is the sample's (n - 1), None for one draw.
+
+    Raises UserError where `train` or `test` has no labels or no sample, or their dimensions differ.
+    """
+    for name, features in (("training", train), ("test", test)):
+        if features.labels is None or not len(features):
+            raise UserError(f"The {name} features of {representation} have no labels; evaluate on a labelled source.")
+    if train.features.shape[1] != test.features.shape[1]:
+        raise UserError(
+            f"The training features of {representation} are {tuple(train.features.shape)}, the test features "
+            f"{tuple(test.features.shape)}; extract both with the same encoder."
+        )
+    rows = []
+    for probe in _PROBES:
+        for budget, draws in budgets.items():
+            if progress is not None:
+                progress(f"{representation}: {probe}, {budget}")
+            accuracies = torch.tensor([_accuracy(probe, train, test, chosen, seed) for chosen in draws])
+            deviation = accuracies.std().item() if len(draws) > 1 else None
+            mean = accuracies.mean().item()
+            rows.append(Row(representation, probe, budget, mean, deviation, len(draws), draws.shape[1]))
+    return rows
+
+
+def _accuracy(probe: str, train: FeatureSet, test: FeatureSet, chosen: Tensor, seed: int) -> float:
+    assert train.labels is not None and test.labels is not None
+    features, labels = train.features[chosen], train.labels[chosen]
+    if probe == "kNN":
+        predictions = knn(features, labels, test.features)
+    else:
+        predictions = linear_probe(features, labels, seed=seed).predict(test.features)
+    return (predictions == test.labels).double().mean().item()
+
+
+def pivot(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], dict[str, list[Row | None]]]:
+    """The columns (probe, budget) and, for each representation, its row in each column or None; in order of appearance."""
+    columns = list(dict.fromkeys((row.probe, row.budget) for row in rows))
+    found = {(row.representation, row.probe, row.budget): row for row in rows}
+    names = dict.fromkeys(row.representation for row in rows)
+    return columns, {name: [found.get((name, *column)) for column in columns] for name in names}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A markdown table of accuracies in %: a line for each representation, a column for each probe and budget."""
+    columns, body = pivot(rows)
+    lines = [
+        ["top-1 accuracy, %", *(f"{probe}, {budget}" for probe, budget in columns)],
+        ["---", *("---:" for _ in columns)],
+        *([name.replace("|", "\\|"), *(str(row) if row else "" for row in cells)] for name, cells in body.items()),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,24 @@
+"""Other libraries' checkpoints: key maps and config maps, as data."""
+
+from .folder import config_from_dict, read_config, read_weights, resolve, save_folder, unwrap
+from .rules import KeyMap, Rule, to_ours, to_theirs
+from .vit import AUTHORS_MAE, TRANSFORMERS_MAE, hub_names, timm_vit, transformers_vit, transformers_vit_config
+
+__all__ = [
+    "AUTHORS_MAE",
+    "TRANSFORMERS_MAE",
+    "KeyMap",
+    "Rule",
+    "config_from_dict",
+    "hub_names",
+    "read_config",
+    "read_weights",
+    "resolve",
+    "save_folder",
+    "timm_vit",
+    "to_ours",
+    "to_theirs",
+    "transformers_vit",
+    "transformers_vit_config",
+    "unwrap",
+]

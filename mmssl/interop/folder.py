@@ -1,0 +1,119 @@
+"""Folders of config.json and model.safetensors, and the files that others publish. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import UserError
+
+Config = TypeVar("Config")
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def config_from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
+    """A (nested) config dataclass from what `dataclasses.asdict` made of it and JSON gave back."""
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(names)):
+        raise UserError(f"{kind.__name__} has no setting {unknown[0]!r}: was it written by a newer version?")
+    return kind(**{name: _value(hints[name], data[name]) for name in names if name in data})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return config_from_dict(typing.cast(type, hint), value)
+    if isinstance(value, list):
+        element = next((h for h in _flat(hint) if typing.get_origin(h) is tuple), tuple[Any, ...])
+        return tuple(_value(typing.get_args(element)[0], item) for item in value)
+    return value
+
+
+def _flat(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the hint itself."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def save_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
+    """Write config.json and model.safetensors; each appears whole or not at all."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, path / f"{WEIGHTS}.part")
+    (path / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
+    for name in (WEIGHTS, CONFIG):
+        os.replace(path / f"{name}.part", path / name)
+    return path
+
+
+def resolve(path_or_hub_id: str | Path) -> Path:
+    """A folder on this machine, or a download from the Hugging Face hub of the files a model needs."""
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise UserError(f"{name}: no such folder; give a folder with {CONFIG} and {WEIGHTS}, or a hub id like org/model")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{name}: not a folder, and reading the hub needs `pip install huggingface_hub`") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"]))
+    except Exception as error:  # the hub's client raises many kinds; all mean that the model could not be had
+        raise UserError(f"{name}: not a folder here, and the hub did not give it ({type(error).__name__})") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: holds no {CONFIG}; is it a model's folder?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, a .safetensors file or an authors' .pth file.
+
+    A .pth may wrap them under "model", "module" or "state_dict" beside other values; it is read with
+    `weights_only=True`, and of all classes only `argparse.Namespace` is admitted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        shards = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        if not shards:
+            raise UserError(f"{path}: holds neither {WEIGHTS} nor pytorch_model.bin")
+        return {key: value for shard in shards for key, value in read_weights(shard).items()}
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever their reader met first
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    return unwrap(content, str(path))
+
+
+def unwrap(content: Mapping[str, Any], source: str = "the state dict") -> dict[str, Tensor]:
+    """The tensors themselves, from under "model", "module" or "state_dict" where they are wrapped."""
+    for key in ("model", "module", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{source}: holds no tensors")
+    return tensors

@@ -1,0 +1,102 @@
+"""Key maps as data: each rule ties our tensors to another library's, and is read in both directions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """ours and theirs: keys, `{i}` standing for a layer's number. kind says how the values differ:
+
+    "same": not at all. "shape": ours has another shape, theirs the one given. "rows": theirs are equal row chunks of ours.
+    "conv": our `[D, prod(patch) * C]` (channel fastest) is their convolution `[D, C, *patch]`.
+    "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. optional: the file may lack it.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    kind: Literal["same", "shape", "rows", "conv", "position"] = "same"
+    shape: tuple[int, ...] = ()
+    optional: bool = False
+
+    def to_ours(self, values: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+        if self.kind == "rows":
+            return [torch.cat(values)]
+        if self.kind == "conv":
+            return [values[0].flatten(2).transpose(1, 2).flatten(1)]
+        if self.kind == "position":
+            return list(values[0][0].split([len(tensor) for tensor in like]))
+        return [value.reshape(tensor.shape) for value, tensor in zip(values, like, strict=True)]
+
+    def to_theirs(self, values: list[Tensor], patch: tuple[int, ...]) -> list[Tensor]:
+        if self.kind == "rows":
+            return list(values[0].chunk(len(self.theirs)))
+        if self.kind == "conv":
+            return [values[0].unflatten(1, (math.prod(patch), -1)).transpose(1, 2).unflatten(2, patch)]
+        if self.kind == "position":
+            return [torch.cat(values)[None]]
+        return [value.reshape(self.shape) if self.kind == "shape" else value for value in values]
+
+
+KeyMap = tuple[Rule, ...]
+
+
+def _expanded(rules: KeyMap, side: Literal["ours", "theirs"], state: State) -> list[Rule]:
+    """The rules with `{i}` replaced by every layer that occurs in `state` on this side."""
+    out = []
+    for rule in rules:
+        first = getattr(rule, side)[0]
+        if "{i}" not in first:
+            out.append(rule)
+            continue
+        pattern = re.compile(re.escape(first).replace(r"\{i\}", r"(\d+)"))
+        layers = sorted(int(match[1]) for key in state if (match := pattern.fullmatch(key)))
+        for layer in layers:
+            ours, theirs = (tuple(k.replace("{i}", str(layer)) for k in keys) for keys in (rule.ours, rule.theirs))
+            out.append(Rule(ours, theirs, rule.kind, rule.shape, rule.optional))
+    return out
+
+
+def to_ours(theirs: State, rules: KeyMap, like: State, source: str) -> dict[str, Tensor]:
+    """Their state dict under our names, in the shapes of `like` (our model's own state dict).
+
+    Raises ValueError naming `source`, the keys and both shapes where a key is missing, unknown or of another shape.
+    """
+    out: dict[str, Tensor] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    for rule in _expanded(rules, "theirs", theirs):
+        if absent := [key for key in rule.theirs if key not in theirs]:
+            missing += [] if rule.optional else absent
+            continue
+        used.update(rule.theirs)
+        if all(key in like for key in rule.ours):
+            values = rule.to_ours([theirs[key] for key in rule.theirs], [like[key] for key in rule.ours])
+            out.update(zip(rule.ours, values, strict=True))
+    if missing or (unknown := sorted(set(theirs) - used)):
+        problem = f"lacks {missing[:4]}" if missing else f"holds keys that are not of this model: {unknown[:4]}"
+        raise ValueError(f"{source}: {problem}; is it a checkpoint of another architecture?")
+    for key, value in out.items():
+        if value.shape != like[key].shape:
+            raise ValueError(f"{source}: {key} has shape {tuple(value.shape)}, the model expects {tuple(like[key].shape)}")
+    return out
+
+
+def to_theirs(ours: State, rules: KeyMap, patch: tuple[int, ...]) -> dict[str, Tensor]:
+    """Our state dict under their names; what has no rule there is left out."""
+    out: dict[str, Tensor] = {}
+    for rule in _expanded(rules, "ours", ours):
+        if all(key in ours for key in rule.ours):
+            values = rule.to_theirs([ours[key] for key in rule.ours], patch)
+            out.update((key, value.contiguous()) for key, value in zip(rule.theirs, values, strict=True))
+    return out

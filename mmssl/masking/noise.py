@@ -1,0 +1,102 @@
+"""Counter-based noise: a pure function of (seed, stream, epoch, sample_id, draw, position).
+
+No generator state is carried, so a mask or a crop is the same on CPU and GPU, for any batch layout, worker count or
+world size, and a run resumes in the middle of an epoch without saving anything. The function is Threefry-2x32 with
+20 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), folded once per coordinate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Word = TypeVar("Word", int, Tensor)
+
+_MASK = 0xFFFFFFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+
+
+def threefry2x32(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, Word]:
+    """Two 32-bit words from a 64-bit key and a 64-bit counter, each word an int or an int64 tensor in [0, 2**32).
+
+    The words stay below 2**32 in int64, so additions never overflow and every device computes the same bits.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
+    x, y = (counter[0] + keys[0]) & _MASK, (counter[1] + keys[1]) & _MASK
+    for block in range(5):
+        for rotation in _ROTATIONS[block % 2]:
+            x = (x + y) & _MASK
+            y = ((y << rotation) & _MASK | y >> (32 - rotation)) ^ x
+        x = (x + keys[(block + 1) % 3]) & _MASK
+        y = (y + keys[(block + 2) % 3] + block + 1) & _MASK
+    return x, y
+
+
+def stream_key(seed: int, stream: str, epoch: int = 0, draw: int = 0) -> tuple[int, int]:
+    """The 64-bit key of one stream in one epoch; `stream` names purpose, modality and view ("mask/image", "crop/1")."""
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    root = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
+    return threefry2x32(root, (epoch & _MASK, draw & _MASK))
+
+
+def random_bits(
+    count: int,
+    *,
+    seed: int,
+    stream: str,
+    sample_id: Int64[Tensor, " batch"],
+    epoch: Int64[Tensor, " batch"] | int = 0,
+    draw: Int64[Tensor, " batch"] | int = 0,
+) -> Int64[Tensor, "batch {count}"]:
+    """`count` integers in [0, 2**62) a sample, uniform and independent across every coordinate.
+
+    `epoch` and `draw` are one value for the batch or one a sample.
+    """
+    device = sample_id.device
+    root = stream_key(seed, stream)
+    epoch = torch.as_tensor(epoch, dtype=torch.int64, device=device).expand_as(sample_id)
+    draw = torch.as_tensor(draw, dtype=torch.int64, device=device).expand_as(sample_id)
+    key = threefry2x32((torch.full_like(sample_id, root[0]), torch.full_like(sample_id, root[1])), (epoch, draw))
+    key = threefry2x32(key, (sample_id & _MASK, sample_id >> 32 & _MASK))
+    position = torch.arange(count, device=device).expand(len(sample_id), count)
+    high, low = threefry2x32((key[0][:, None], key[1][:, None]), (position, torch.zeros_like(position)))
+    return high << 30 | low >> 2
+
+
+def uniform(
+    count: int,
+    *,
+    seed: int,
+    stream: str,
+    sample_id: Int64[Tensor, " batch"],
+    epoch: Int64[Tensor, " batch"] | int = 0,
+    draw: Int64[Tensor, " batch"] | int = 0,
+) -> Float[Tensor, "batch {count}"]:
+    """`count` float32 numbers in [0, 1) a sample, multiples of 2**-24 (see `random_bits`)."""
+    bits = random_bits(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw)
+    return (bits >> 38).to(torch.float32) * 2.0**-24
+
+
+def permutation(count: int, *, seed: int, stream: str, epoch: int = 0) -> Int64[Tensor, " {count}"]:
+    """A uniformly random order of `count` items, the same everywhere: what a data loader visits in one epoch."""
+    anchor = torch.zeros(1, dtype=torch.int64)
+    return random_bits(count, seed=seed, stream=stream, sample_id=anchor, epoch=epoch)[0].argsort(stable=True)
+
+
+def batch_bits(batch: Mapping[str, Tensor], count: int, *, seed: int, stream: str) -> Int64[Tensor, "batch {count}"]:
+    """`random_bits` for the samples of a batch, by the coordinates the loader put into it.
+
+    A batch without `sample_id` (a user's own loop) draws from torch's generator instead: its masks are never frozen.
+    """
+    sample_id = batch.get("sample_id")
+    if sample_id is None:
+        values = next(iter(batch.values()))
+        return torch.randint(2**62, (len(values), count), device=values.device)
+    epoch, draw = batch.get("epoch", 0), batch.get("draw", 0)
+    return random_bits(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw)

@@ -1,0 +1,28 @@
+"""Masks over sequences of different lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Int64, Shaped
+from torch import Tensor
+
+from .mask import Mask, Positions
+
+
+def counted_mask(
+    noise: Shaped[Tensor, "batch positions"],
+    candidates: Bool[Tensor, "batch positions"],
+    counts: Int64[Tensor, " batch"],
+    sizes: Mapping[str, int],
+    valid: Bool[Tensor, "batch positions"],
+) -> Mask:
+    """BERT's choice: exactly `counts` of each sample's candidates become targets, and every valid position is read.
+
+    candidates: what may be chosen (no padding, no special token). Fewer candidates than asked for: all of them.
+    """
+    noise = noise.masked_fill(~candidates, torch.iinfo(torch.int64).max)
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
+    chosen = (rank < counts[:, None]) & candidates
+    return Mask(Positions.from_boolean(valid), (Positions.from_boolean(chosen),), sizes)

@@ -1,0 +1,59 @@
+"""What a kind of media is, as data: its axes, channels, patch and statistics.
+
+A new kind (thermal pictures, IMU windows) is a new `Modality`, not a new class: a picture is a one-frame clip and a
+spectrogram a one-channel picture, so one tokenizer reads them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A kind of media.
+
+    name: its key in a batch. axes: the names of the axes after batch and channels, in order.
+    channels: values at one place ("continuous") or the number of classes ("categorical": the batch holds ids).
+    patch: places along each axis that make one token; () for text, where each id is one.
+    mean, std: statistics of each channel of 0-1 values (uint8 is divided by 255 first); the tokenizer applies them.
+    embedding: width of the class embedding of a categorical modality with patches (MultiMAE: 64).
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    channels: int
+    patch: tuple[int, ...] = ()
+    kind: Literal["continuous", "categorical"] = "continuous"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    embedding: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patch and len(self.patch) != len(self.axes):
+            raise ValueError(f"modality {self.name!r} has axes {self.axes} but patch {self.patch}: one side an axis")
+        if self.kind == "continuous" and not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"modality {self.name!r} has {self.channels} channels, but {len(self.mean)} means and "
+                f"{len(self.std)} standard deviations: give one of each a channel"
+            )
+
+
+IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+VIDEO = Modality("video", ("time", "height", "width"), 3, (2, 16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# Audio-MAE divides by twice the standard deviation of AudioSet's log-mel values.
+AUDIO = Modality("audio", ("time", "mel"), 1, (16, 16), mean=(-4.2677393,), std=(2 * 4.5689974,))
+DEPTH = Modality("depth", ("height", "width"), 1, (16, 16), mean=(0.0,), std=(1.0,))
+SEMSEG = Modality("semseg", ("height", "width"), 133, (4, 4), kind="categorical", embedding=64)
+TEXT = Modality("text", ("position",), 30522, kind="categorical")
+
+
+def image(channels: int = 3, patch: tuple[int, int] = (16, 16)) -> Modality:
+    """Pictures of any number of channels: ImageNet's statistics for three, mean and deviation 0.5 for others."""
+    if channels == 3:
+        return replace(IMAGE, patch=patch)
+    half = (0.5,) * channels
+    return replace(IMAGE, channels=channels, patch=patch, mean=half, std=half)

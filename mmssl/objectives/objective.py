@@ -1,0 +1,65 @@
+"""What every method has in common: an encoder, a loss for a batch, and hooks around the optimizer's step."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from .. import interop
+from ..encoder import Encoder
+from ..errors import UserError
+from ..masking import Mask
+
+
+@dataclass(frozen=True)
+class Output:
+    """loss: scalar. parts: its named terms. prediction: for the hidden positions, in the order of `mask.hide`."""
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    prediction: Tensor | None = None
+    mask: Mask | None = None
+
+
+class Objective(nn.Module):
+    """A pretraining method: `objective(batch, mask=None)` gives an `Output`; `objective.encoder` is what users keep.
+
+    A method is made from one config dataclass, kept as `self.config`; `config_class` names its type.
+    """
+
+    config_class: ClassVar[type]
+    config: Any
+    encoder: Encoder
+
+    def before_step(self, progress: float) -> None:
+        """Called before the optimizer's step; progress runs from 0 to 1 over the whole training."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after it: where a teacher follows its student."""
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors, decoder included, for `from_pretrained`."""
+        config = {"mmssl": type(self).__name__, "config": dataclasses.asdict(self.config)}
+        return interop.save_folder(folder, config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> Self:
+        """From a folder that `save_pretrained` wrote, or a transformers folder of the same method."""
+        folder = interop.resolve(path_or_hub_id)
+        config, state = interop.read_config(folder), interop.read_weights(folder)
+        if "mmssl" not in config:
+            return cls.from_transformers(config, state, str(folder))
+        if config["mmssl"] != cls.__name__:
+            raise UserError(f"{folder}: holds a {config['mmssl']}, not a {cls.__name__}; load it with its own class")
+        objective = cls(interop.config_from_dict(cls.config_class, config["config"]))
+        objective.load_state_dict(state)
+        return objective
+
+    @classmethod
+    def from_transformers(cls, config: dict[str, Any], state: dict[str, Tensor], source: str) -> Self:
+        """From what a transformers folder holds. Methods that transformers has override it."""
+        raise UserError(f"{source}: not an mmssl folder, and transformers has no {cls.__name__}")

@@ -1,0 +1,77 @@
+"""Position tables: sin-cos in the layouts of the papers, and learned ones; both follow the grid of the input."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layout = Literal["sincos", "sincos_row_first", "sincos_interleaved", "learned"]
+
+
+def _sincos_axis(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n {dim}"]:
+    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angles = positions[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@lru_cache(maxsize=64)
+def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> Float[Tensor, "patches {dim}"]:
+    """The fixed table of `grid`, `[prod(grid), dim]` float32; callers must not change it in place.
+
+    "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
+    "sincos_row_first": the same with the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
+    each block takes ceil(dim / 6) * 2 channels and the whole is cut to dim.
+    "sincos_interleaved": the Transformer's table over the flattened index, sin and cos alternating (VideoMAE).
+    """
+    if layout == "sincos_interleaved":
+        index = torch.arange(math.prod(grid), dtype=torch.float64)
+        table = _sincos_axis(index, dim).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
+        return table.float()
+    width = -(-dim // (2 * len(grid))) * 2
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    blocks = [_sincos_axis(axis.flatten(), width) for axis in axes]
+    if layout == "sincos":
+        blocks.reverse()
+    return torch.cat(blocks, dim=1)[:, :dim].float()
+
+
+class Position(nn.Module):
+    """A table of positions for a base grid, given for any other grid on request.
+
+    A fixed table (`trainable=False` and a sin-cos layout) is computed anew for another grid; any other table is
+    interpolated (bicubic, as MAE's fine-tuning does).
+    """
+
+    def __init__(self, grid: tuple[int, ...], dim: int, layout: Layout = "sincos", trainable: bool | None = None):
+        super().__init__()
+        self.grid, self.dim, self.layout = grid, dim, layout
+        self.trainable = layout == "learned" if trainable is None else trainable
+        if layout == "learned":
+            table = nn.init.trunc_normal_(torch.empty(math.prod(grid), dim), std=0.02)
+        else:
+            table = sincos_table(grid, dim, layout).clone()
+        self.table = nn.Parameter(table, requires_grad=self.trainable)
+
+    def forward(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
+        if grid == self.grid:
+            return self.table
+        if len(grid) != len(self.grid):
+            raise ValueError(f"a position table for the grid {self.grid} cannot follow the grid {grid}")
+        if self.layout != "learned" and not self.trainable:
+            return sincos_table(grid, self.dim, self.layout).to(self.table)
+        return self._interpolated(grid)
+
+    def _interpolated(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
+        table = self.table.T.reshape(1, self.dim, *self.grid)
+        if len(grid) == 2:
+            table = F.interpolate(table, grid, mode="bicubic", align_corners=False)
+        else:
+            mode = "linear" if len(grid) == 1 else "trilinear"
+            table = F.interpolate(table, grid, mode=mode, align_corners=False)
+        return table.flatten(2)[0].T

@@ -1,0 +1,158 @@
+"""Line charts as inline SVG: no library, no script; the page's colours, light or dark, through CSS variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+Points = Sequence[tuple[float, float]]
+
+# What training writes in metrics.jsonl: title of the chart -> {key of the metric: name in the legend}.
+_CHARTS = {
+    "Loss": {"loss": "training", "heldout_loss": "held out"},
+    "Learning rate": {"lr": "learning rate"},
+    "Gradient norm": {"grad_norm": "gradient norm"},
+    "Effective rank of the features": {"effective_rank": "effective rank"},
+}
+_WIDTH, _HEIGHT = 460, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
+_MOST_POINTS = 600
+
+
+def curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An SVG chart each for loss (training and held-out), learning rate, gradient norm and effective rank over steps.
+
+    `metrics` are the rows of a run, each with its "step"; a row need not hold every metric, and None counts as not
+    finite. Charts of metrics that no row holds are left out.
+    """
+    charts = []
+    for title, names in _CHARTS.items():
+        series = {
+            legend: [(row["step"], math.nan if row[key] is None else row[key]) for row in metrics if key in row]
+            for key, legend in names.items()
+        }
+        if any(series.values()):
+            charts.append(chart({legend: points for legend, points in series.items() if points}, title=title))
+    return charts
+
+
+def chart(series: Mapping[str, Points], *, title: str, x_label: str = "step") -> str:
+    """One SVG line chart of named series of (x, y), each in ascending x; a legend where there is more than one.
+
+    A y that is not finite breaks its line; a point between two breaks is a dot. Long series are thinned to the lowest
+    and the highest point of equal stretches, so that no spike is lost.
+    """
+    finite = [(x, y) for points in series.values() for x, y in points if math.isfinite(y)]
+    parts = [f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>']
+    if finite:
+        x_range = _padded(min(x for x, _ in finite), max(x for x, _ in finite), 0.0)
+        y_range = _padded(min(y for _, y in finite), max(y for _, y in finite), 0.04)
+        parts += _axes(x_range, y_range, x_label)
+        for index, (name, points) in enumerate(series.items()):
+            parts += _line(points, x_range, y_range, index)
+        parts += _legend(list(series)) if len(series) > 1 else []
+    else:
+        middle = f'x="{_WIDTH / 2:g}" y="{_HEIGHT / 2:g}" text-anchor="middle"'
+        parts.append(f"<text {middle}>no finite value was recorded</text>")
+    label = escape(f"{title} over {x_label}", quote=True)
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    if low == high:
+        reach = abs(low) / 2 or 1.0
+        return low - reach, high + reach
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _x(value: float, bounds: tuple[float, float]) -> float:
+    return _LEFT + (value - bounds[0]) / (bounds[1] - bounds[0]) * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _y(value: float, bounds: tuple[float, float]) -> float:
+    return _HEIGHT - _BOTTOM - (value - bounds[0]) / (bounds[1] - bounds[0]) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _axes(x_range: tuple[float, float], y_range: tuple[float, float], x_label: str) -> Iterator[str]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for tick, text in _ticks(*y_range):
+        y = _y(tick, y_range)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
+        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    for tick, text in _ticks(*x_range):
+        x = _x(tick, x_range)
+        yield f'<path class="axis" d="M{x:.1f} {bottom}v5"/>'
+        yield f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
+    yield f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>'
+    yield f'<text x="{right}" y="{_HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>'
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Multiples of 1, 2 or 5 times a power of ten within the bounds, about five, and their texts."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5.5)
+    places = [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    largest = max(abs(low), abs(high))
+    if largest >= 1e4 and step >= 100:
+        digits = 0 if step >= 1e3 else 1
+        return [(place, f"{place / 1e3:.{digits}f}k" if place else "0") for place in places]
+    if largest < 1e-2:
+        exponent = math.floor(math.log10(largest))
+        digits = max(0, exponent - math.floor(math.log10(step)))
+        return [(place, f"{place / 10.0**exponent:.{digits}f}e{exponent}" if place else "0") for place in places]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(place, f"{place:.{digits}f}") for place in places]
+
+
+def _line(points: Points, x_range: tuple[float, float], y_range: tuple[float, float], index: int) -> Iterator[str]:
+    colour = f'style="--line:var(--series-{index % 4 + 1})"'
+    path = ""
+    for run in _runs(_thinned(points)):
+        places = [f"{_x(x, x_range):.1f} {_y(y, y_range):.1f}" for x, y in run]
+        if len(places) == 1:
+            x, y = places[0].split()
+            yield f'<circle class="dot" {colour} cx="{x}" cy="{y}" r="3"/>'
+        else:
+            path += "M" + "L".join(places)
+    if path:
+        yield f'<path class="line" {colour} d="{path}"/>'
+
+
+def _thinned(points: Points) -> Points:
+    if len(points) <= _MOST_POINTS:
+        return points
+    stretches = _MOST_POINTS // 2
+    edges = [round(index * len(points) / stretches) for index in range(stretches + 1)]
+    kept: list[tuple[float, float]] = []
+    for start, stop in pairwise(edges):
+        # A NaN compares false with everything; it must neither hide an extreme nor vanish.
+        broken = [point for point in points[start:stop] if not math.isfinite(point[1])][:1]
+        whole = [point for point in points[start:stop] if math.isfinite(point[1])]
+        extremes = {min(whole, key=lambda point: point[1]), max(whole, key=lambda point: point[1])} if whole else set()
+        kept += sorted([*extremes, *broken], key=lambda point: point[0])
+    return kept
+
+
+def _runs(points: Points) -> Iterator[list[tuple[float, float]]]:
+    run: list[tuple[float, float]] = []
+    for x, y in points:
+        if math.isfinite(y):
+            run.append((x, y))
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _legend(names: Sequence[str]) -> Iterator[str]:
+    # From the right edge inwards, with the width of a letter estimated: SVG cannot measure text without a script.
+    right = float(_WIDTH - _RIGHT)
+    for index, name in reversed(list(enumerate(names))):
+        left = right - 6.2 * len(name)
+        yield f'<text x="{left:.1f}" y="16">{escape(name)}</text>'
+        yield f'<path class="line" style="--line:var(--series-{index % 4 + 1})" d="M{left - 22:.1f} 12h16"/>'
+        right = left - 36

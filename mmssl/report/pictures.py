@@ -1,0 +1,139 @@
+"""Pictures of what a model does, as PNG bytes: reconstructions, principal components of patch features, attention.
+
+Every function takes plain tensors and lays out one tile a picture; gaps are transparent, so that the result sits well
+on a light page and on a dark one. Small pictures are enlarged by whole factors without smoothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Picture = UInt8[Tensor, "height width 3"]
+
+_TILE = 112
+_GAP = 6
+_HIDDEN = 0.5
+# Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
+_HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
+
+
+def reconstructions(
+    original: Float[Tensor, "pictures channels height width"],
+    hidden: Bool[Tensor, "pictures 1 height width"],
+    prediction: Float[Tensor, "pictures channels height width"],
+    *,
+    across: int = 3,
+) -> bytes:
+    """Triples of masked, reconstructed and original picture, `across` triples in a line. Values are 0-1.
+
+    `hidden` marks the pixels the model did not see: grey in the first picture, the prediction's in the second; the
+    second shows the original elsewhere, because nothing asks a masked autoencoder to predict what it sees.
+    Pictures with neither one nor at least three channels show their first channel; more than three, the first three.
+    """
+    shown = _rgb(original)
+    masked = torch.where(hidden, _HIDDEN, shown)
+    filled = torch.where(hidden, _rgb(prediction), shown)
+    return _png(_grid(list(zip(_tiles(masked), _tiles(filled), _tiles(shown), strict=True)), across))
+
+
+def patch_components(
+    original: Float[Tensor, "pictures channels height width"],
+    patches: Float[Tensor, "pictures rows columns dim"],
+    *,
+    across: int = 4,
+) -> bytes:
+    """Each picture beside its patch features' first three principal components as red, green and blue.
+
+    The components are those of all patches of all pictures given, so equal colours mean similar features across
+    pictures. Each is scaled to 0-1 between its 1st and 99th percentile, and signed so that its largest weight is
+    positive: the colours do not flip from run to run.
+    """
+    flat = patches.detach().flatten(0, 2).double().cpu()
+    centred = flat - flat.mean(dim=0)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:3]
+    axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+    scores = centred @ axes.T
+    low, high = scores.quantile(0.01, dim=0), scores.quantile(0.99, dim=0)
+    # Where a component has no spread there is nothing to show: the middle of the scale, not amplified rounding.
+    flatness = high - low <= 1e-6 * flat.abs().max()
+    scores = torch.where(flatness, 0.5, (scores - low) / torch.where(flatness, 1, high - low)).clamp(0, 1)
+    colours = torch.full((len(flat), 3), 0.5)
+    colours[:, : scores.shape[1]] = scores.float()
+    components = _enlarged(colours.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2), original)
+    return _png(_grid(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
+
+
+def attention_maps(
+    original: Float[Tensor, "pictures channels height width"],
+    attention: Float[Tensor, "pictures heads rows columns"],
+) -> bytes:
+    """A line a picture: the picture, then the attention of each head as heat over it.
+
+    `attention` holds non-negative weights of the patches, e.g. those of the class token; each map is scaled by its own
+    largest weight.
+    """
+    shown = _rgb(original)
+    weights = attention.detach().float().cpu()
+    weights = weights / weights.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+    overlays = [
+        _tiles(0.35 * shown.mean(dim=1, keepdim=True) + 0.65 * _heat(_enlarged(weights[:, head, None], original)))
+        for head in range(weights.shape[1])
+    ]
+    return _png(_grid(list(zip(_tiles(shown), *overlays, strict=True)), 1))
+
+
+def _rgb(pictures: Float[Tensor, "pictures channels height width"]) -> Float32[Tensor, "pictures 3 height width"]:
+    shown = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1)
+    return shown.detach().float().cpu().nan_to_num().clamp(0, 1)
+
+
+def _enlarged(
+    maps: Float[Tensor, "pictures channels rows columns"], original: Float[Tensor, "pictures _ height width"]
+) -> Float[Tensor, "pictures channels height width"]:
+    return interpolate(maps, size=original.shape[2:], mode="nearest-exact")
+
+
+def _heat(values: Float[Tensor, "pictures 1 height width"]) -> Float[Tensor, "pictures 3 height width"]:
+    stops = torch.tensor(_HEAT)
+    place = values[:, 0].clamp(0, 1) * (len(stops) - 1)
+    lower = place.long().clamp(max=len(stops) - 2)
+    share = (place - lower)[..., None]
+    return (stops[lower] * (1 - share) + stops[lower + 1] * share).permute(0, 3, 1, 2)
+
+
+def _tiles(pictures: Float[Tensor, "pictures 3 height width"]) -> list[Picture]:
+    factor = max(1, round(_TILE / max(pictures.shape[2:])))
+    large = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    return list((large * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+
+
+def _grid(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "height width 4"]:
+    """Groups of tiles in reading order, `across` groups in a line, on a transparent ground."""
+    if not groups:
+        raise ValueError("There is no picture to show; give at least one.")
+    height, width, _ = groups[0][0].shape
+    across = min(across, len(groups))
+    lines = -(-len(groups) // across)
+    group_width = len(groups[0]) * (width + _GAP) + 2 * _GAP
+    canvas = torch.zeros(lines * (height + _GAP) - _GAP, across * group_width - 3 * _GAP, 4, dtype=torch.uint8)
+    for index, group in enumerate(groups):
+        top = index // across * (height + _GAP)
+        for place, tile in enumerate(group):
+            left = index % across * group_width + place * (width + _GAP)
+            canvas[top : top + height, left : left + width, :3] = tile
+            canvas[top : top + height, left : left + width, 3] = 255
+    return canvas
+
+
+def _png(canvas: UInt8[Tensor, "height width 4"]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(canvas.numpy(), "RGBA").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""Raw values to tokens: patches of any grid (picture, clip, spectrogram, label map) and text.
+
+Tokenizers take raw values and apply the modality's statistics themselves; they embed only the positions asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from mmssl_kernels import gather_patches, grid_of, masked_patch_embed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .masking import Positions
+from .modality import Modality
+from .position import Layout, Position
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How one modality becomes tokens.
+
+    size: the axes the positions are made for, e.g. (224, 224), or (77,) for text. position: the table's layout.
+    trainable: whether it learns (None: only where the layout is "learned"). segments: segment ids of text (BERT: 2).
+    """
+
+    modality: Modality
+    size: tuple[int, ...]
+    position: Layout = "sincos"
+    trainable: bool | None = None
+    segments: int = 0
+
+
+class PatchTokenizer(nn.Module):
+    """Patches of a continuous or categorical grid: one linear projection of the flattened patch, plus its position.
+
+    The weight is `[dim, prod(patch) * channels]`, its columns in the order of `patchify` (channel fastest).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: TokenizerConfig, dim: int):
+        super().__init__()
+        modality = config.modality
+        self.config, self.modality, self.patch = config, modality, modality.patch
+        self.size_grid = grid_of((1, 1, *config.size), self.patch)
+        categorical = modality.kind == "categorical"
+        self.classes = nn.Embedding(modality.channels, modality.embedding) if categorical else None
+        values = math.prod(self.patch) * (modality.embedding if categorical else modality.channels)
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, values)))
+        # The authors' patch embedding is a convolution whose bias keeps PyTorch's default, not zero.
+        bound = values**-0.5
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+        self.position = Position(self.size_grid, dim, config.position, config.trainable)
+        self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(modality.std), persistent=False)
+
+    @property
+    def values(self) -> int:
+        """Numbers in one patch of the target: channels, or classes, times places."""
+        return math.prod(self.patch) * self.modality.channels
+
+    def grid(self, batch: Batch) -> tuple[int, ...]:
+        """Patches along each axis of this batch. Raises ValueError naming the modality, both shapes and the remedy."""
+        pixels, modality = batch[self.modality.name], self.modality
+        channels = () if self.classes is not None else (modality.channels,)
+        fits = pixels.ndim == 1 + len(channels) + len(self.patch) and tuple(pixels.shape[1:][: len(channels)]) == channels
+        axes = tuple(pixels.shape[1 + len(channels) :])
+        if not fits or any(size % side for size, side in zip(axes, self.patch, strict=True)):
+            expected = ("B", *channels, *(f"{side}*n" for side in self.patch))
+            raise ValueError(
+                f"{modality.name}: got shape {tuple(pixels.shape)}, expected ({', '.join(map(str, expected))}); "
+                f"resize or crop the input, or choose another patch than {self.patch}"
+            )
+        return grid_of((1, 1, *axes), self.patch)
+
+    def forward(self, batch: Batch, positions: Positions) -> Float[Tensor, "*kept dim"]:
+        """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones."""
+        pixels, table = batch[self.modality.name], self.position(self.grid(batch))
+        if self.classes is None:
+            return masked_patch_embed(
+                pixels,
+                self.weight,
+                self.bias,
+                table,
+                positions.index,
+                patch=self.patch,
+                mean=self.mean,
+                std=self.std,
+                rows=positions.rows,
+            )
+        ids = gather_patches(pixels[:, None], positions.index, self.patch, positions.rows)
+        return F.linear(self.classes(ids).flatten(-2), self.weight, self.bias) + F.embedding(positions.index, table)
+
+
+class TextTokenizer(nn.Module):
+    """Ids to tokens: word, position and, where there are any, segment embeddings.
+
+    The batch holds `text` ids `[B, N]`, `text.length` `[B]` where rows are padded, `text.segment` `[B, N]` (BERT).
+    `mmssl.data` turns strings into ids; N may be shorter than the table of positions.
+    """
+
+    def __init__(self, config: TokenizerConfig, dim: int):
+        super().__init__()
+        self.config, self.modality = config, config.modality
+        self.words = nn.Embedding(config.modality.channels, dim)
+        self.position = Position(config.size, dim, config.position, config.trainable)
+        self.segments = nn.Embedding(config.segments, dim) if config.segments else None
+        for table in (self.words, self.segments):
+            if table is not None:
+                nn.init.trunc_normal_(table.weight, std=0.02)
+
+    def grid(self, batch: Batch) -> tuple[int, ...]:
+        ids, name = batch[self.modality.name], self.modality.name
+        if ids.ndim != 2 or ids.shape[1] > self.config.size[0]:
+            raise ValueError(
+                f"{name}: got ids of shape {tuple(ids.shape)}, expected (B, at most {self.config.size[0]}); "
+                "truncate the text or give the tokenizer a longer table of positions"
+            )
+        return (ids.shape[1],)
+
+    def forward(self, batch: Batch, positions: Positions) -> Float[Tensor, "*kept dim"]:
+        """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones."""
+        index, rows = positions.index, positions.rows
+        if rows is None:
+            rows = torch.arange(len(index), device=index.device)[:, None]
+        tokens = self.words(batch[self.modality.name][rows, index]) + F.embedding(index, self.position.table)
+        if self.segments is not None:
+            tokens = tokens + self.segments(batch[f"{self.modality.name}.segment"][rows, index])
+        return tokens
+
+
+def build_tokenizer(config: TokenizerConfig, dim: int) -> PatchTokenizer | TextTokenizer:
+    """The tokenizer of a modality: patches where it has a patch, text where each id is a token."""
+    return (PatchTokenizer if config.modality.patch else TextTokenizer)(config, dim)

@@ -1,0 +1,254 @@
+"""The training loop: one function that reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.errors import UserError
+from mmssl.masking.noise import stream_key
+from mmssl.objectives.objective import Objective
+from mmssl.training import checkpoints, distributed
+from mmssl.training.journal import Journal
+from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups, set_learning_rate
+from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
+from mmssl.training.settings import TrainSettings, autocast_dtype, record
+
+
+class Interrupted(SystemExit):
+    """SIGTERM or SIGINT came; the step was finished and saved. Exit code 75 (EX_TEMPFAIL): run the command again."""
+
+    def __init__(self) -> None:
+        super().__init__(75)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`steps` finished in all, `resumed_from` of them by earlier processes, and the last row of metrics.
+
+    `metrics` is that of rank 0, empty on other ranks and when there was nothing left to do.
+    """
+
+    steps: int
+    resumed_from: int
+    metrics: dict[str, Any]
+
+
+def train(
+    objective: Objective,
+    loader: BatchSource,
+    settings: TrainSettings,
+    run_dir: Path,
+    *,
+    device: torch.device,
+    validate: Callable[[Objective, int], Mapping[str, float]] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train `objective` on `loader`, or go on with the newest whole checkpoint in `run_dir`.
+
+    `context` holds the caller's own settings (model, data): they are kept beside `settings` and compared on resume.
+    `validate(objective, step)` runs on rank 0, in eval mode and without gradients, and must not use collectives; its
+    numbers join the metrics. `on_log` gets each row of metrics. `objective.before_step(progress)` comes before the
+    forward pass and is the place for schedules, `after_step(progress)` after the optimizer and is the place for
+    teachers; `progress` is the share of steps already done.
+
+    Every random choice of a step follows from (seed, step, rank), torch's global generator included, which is seeded
+    anew each step; so a resumed run gives the same bits on a CPU. Raises UserError for settings that cannot be met, a
+    loss or gradient that is not finite (before the optimizer or a teacher changes), a full disk; Interrupted after
+    SIGTERM or SIGINT.
+    """
+    world, main = distributed.world_size(), distributed.rank() == 0
+    if loader.batch_size != settings.batch_size:
+        raise ValueError(f"the loader's batch_size is {loader.batch_size}, the settings' {settings.batch_size}.")
+    if settings.batch_size % (world * settings.accumulate):
+        raise UserError(
+            f"batch_size={settings.batch_size} does not divide into {world} ranks x accumulate={settings.accumulate}: "
+            "choose a multiple."
+        )
+    total = settings.total_steps(loader.steps_per_epoch)
+    warmup = settings.warmup_epochs * loader.steps_per_epoch
+    peak = learning_rate(settings.base_lr, settings.batch_size)
+    low_precision = autocast_dtype(settings.precision, device)
+    where = {"device": device.type, "world_size": world, "autocast": str(low_precision or "off")}
+    settled = record(settings, {**(context or {}), **where})
+
+    objective.to(device).train()
+    groups = parameter_groups(objective, settings.weight_decay)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = adamw(groups, settings.betas, device)
+    start, notes = resume(run_dir, objective, optimizer, loader, settled)
+    model: nn.Module = torch.compile(objective) if settings.compile else objective  # type: ignore[assignment]
+    if world > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    row: dict[str, Any] = {}
+    with ExitStack() as stack:
+        journal = stack.enter_context(closing(Journal(run_dir, start, total, settled, notes))) if main else None
+        stop = stack.enter_context(stop_request())
+        # closed on the way out, whatever the reason, so that the loader's workers end with the loop
+        batches = stack.enter_context(closing(cast(Generator[Batch, None, None], loader.batches(start, total))))
+        busy, busy_steps, clock = 0.0, 0, time.perf_counter()
+        for step, batch in enumerate(batches, start):
+            if len(batch["sample_id"]) * world != settings.batch_size:
+                raise ValueError(
+                    f"the loader gave {len(batch['sample_id'])} samples to each of {world} ranks, which is not "
+                    f"batch_size={settings.batch_size}: give it rank= and world_size=."
+                )
+            progress = step / total
+            rate = cosine_schedule(step, total=total, warmup=warmup, peak=peak, floor=settings.min_lr)
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad()
+            _seed(settings.seed, step)
+            objective.before_step(progress)
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            autocast = torch.autocast(device.type, low_precision, enabled=low_precision is not None)
+            loss, parts = _gradients(model, batch, settings.accumulate, autocast)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+            not_finite = ~(loss.isfinite() & norm.isfinite())
+            stopping = torch.tensor(stop.made, device=device)
+            any_not_finite, any_stopping = distributed.any_rank(torch.stack([not_finite, stopping]))
+            if any_not_finite:
+                raise _not_finite_error(run_dir, step, loader, batch, loss, norm)
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+            optimizer.step()
+            objective.after_step(progress)
+
+            done = step + 1
+            busy, busy_steps = busy + time.perf_counter() - clock, busy_steps + 1
+            if journal:
+                journal.advance(done)
+            if _due(settings.log_every, done, total) or _due(settings.validate_every, done, total) or done == total:
+                names = sorted(parts)
+                values = distributed.mean(torch.stack([loss, *(parts[name] for name in names)])).tolist()
+                ledger = ledger_totals(loader)
+                if journal:
+                    row = {
+                        "step": done,
+                        "epoch": done / loader.steps_per_epoch,
+                        "loss": values[0],
+                        "parts": dict(zip(names, values[1:], strict=True)),
+                        "lr": rate,
+                        "grad_norm": norm.item(),
+                        "pictures_per_second": busy_steps * settings.batch_size / busy,
+                        "seen": ledger["seen"],
+                        "skipped": len(ledger["skipped"]),
+                    }
+                    if validate and _due(settings.validate_every, done, total):
+                        row.update(_validation(validate, objective, done))
+                    journal.log(row, busy_steps / busy)
+                    journal.list_skipped(ledger["skipped"])
+                    if on_log:
+                        on_log(row)
+                busy, busy_steps = 0.0, 0
+            if any_stopping or done == total or _due(settings.save_every, done, total):
+                save(run_dir, done, objective, optimizer, loader, settled, settings.keep)
+            if any_stopping and done < total:
+                if journal:
+                    journal.say(f"stopped by a signal after step {done}, which is saved: run the same command again.")
+                raise Interrupted
+            clock = time.perf_counter()
+    if main and hasattr(objective, "save_pretrained"):
+        cast(Any, objective).save_pretrained(run_dir / "final")
+    distributed.barrier()
+    return TrainResult(max(start, total), start, row)
+
+
+@dataclass
+class StopRequest:
+    """Whether SIGTERM or SIGINT came."""
+
+    made: bool = False
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Note SIGTERM and SIGINT instead of dying of them.
+
+    A second Ctrl-C stops at once. A second SIGTERM does not: schedulers and torchrun both send one.
+    """
+    request = StopRequest()
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        request.made = True
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _due(every: int, done: int, total: int) -> bool:
+    return every > 0 and (done % every == 0 or done == total)
+
+
+def _seed(seed: int, step: int) -> None:
+    high, low = stream_key(seed, "train/torch", epoch=step, draw=distributed.rank())
+    torch.manual_seed(high << 32 | low)
+
+
+def _gradients(
+    model: nn.Module, batch: Batch, chunks: int, autocast: AbstractContextManager[Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of the mean loss over equal chunks of the batch; that loss and its parts, detached."""
+    size = len(batch["sample_id"])
+    losses, parts = [], []
+    for chunk in range(chunks):
+        rows = slice(chunk * size // chunks, (chunk + 1) * size // chunks)
+        share = {name: value[rows] if value.shape[:1] == (size,) else value for name, value in batch.items()}
+        is_last = chunk == chunks - 1
+        waits = isinstance(model, DistributedDataParallel) and not is_last
+        with cast(DistributedDataParallel, model).no_sync() if waits else nullcontext():
+            with autocast:
+                out = model(share)
+            (out.loss / chunks).backward()
+        losses.append(out.loss.detach().float())
+        parts.append({name: value.detach().float() for name, value in out.parts.items()})
+    return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def _validation(validate: Callable[[Objective, int], Mapping[str, float]], objective: Objective, step: int) -> Any:
+    objective.eval()
+    with torch.no_grad():
+        values = validate(objective, step)
+    objective.train()
+    return values
+
+
+def _not_finite_error(
+    run_dir: Path, step: int, loader: BatchSource, batch: Batch, loss: Tensor, norm: Tensor
+) -> UserError:
+    """Every rank calls this; rank 0 lists all samples of the ranks to blame in not_finite.json."""
+    reports = distributed.gather((bool(loss.isfinite()), bool(norm.isfinite()), batch["sample_id"].tolist()))
+    blamed = [rank for rank, (loss_is_finite, _, _) in enumerate(reports) if not loss_is_finite]
+    what = "loss" if blamed else "gradient norm"
+    blamed = blamed or [rank for rank, (_, norm_is_finite, _) in enumerate(reports) if not norm_is_finite]
+    name = getattr(getattr(loader, "source", None), "name", str)
+    samples = [name(sample) for rank in blamed for sample in reports[rank][2]]
+    listing = run_dir / "not_finite.json"
+    if distributed.rank() == 0:
+        checkpoints.replace_file(listing, json.dumps({"step": step + 1, "ranks": blamed, "samples": samples}).encode())
+    return UserError(
+        f"step {step + 1}: the {what} is not finite on rank {', '.join(map(str, blamed))}, with the samples "
+        f"{', '.join(samples[:8])}{f' and {len(samples) - 8} more, see {listing}' if len(samples) > 8 else ''}; "
+        "nothing was changed by this step: look at these samples, lower base_lr, or use precision fp32."
+    )

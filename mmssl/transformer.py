@@ -1,0 +1,191 @@
+"""The one transformer: ViT, BERT, CLIP's towers, VideoMAE, DINOv2 and the light decoders are settings of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from mmssl_kernels import attention, attention_qkvpacked
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The settings of a `Transformer`; the defaults are a ViT's.
+
+    dim: width of a token. hidden: width of the MLP, 4 * dim where None. norm_order: "pre" (ViT) or "post" (BERT).
+    qkv_bias: "query_value" leaves the key without one (VideoMAE, BEiT). activation: "swiglu" gates one half of its
+    hidden layer by the other (DINOv2). causal: a token sees itself and those before it (CLIP text). cross: every block
+    first attends to a context (decoders). layer_scale: initial value of a learned scale a channel behind each branch.
+    drop_path: probability of skipping a branch, growing linearly with depth. input_norm: a norm before the first block
+    (CLIP's ln_pre, BERT's embedding norm). final_norm: a norm after the last.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    hidden: int | None = None
+    norm_order: Literal["pre", "post"] = "pre"
+    norm_eps: float = 1e-6
+    qkv_bias: Literal["all", "query_value", "none"] = "all"
+    activation: Activation = "gelu"
+    causal: bool = False
+    cross: bool = False
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    input_norm: bool = False
+    final_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"width {self.dim} does not divide into {self.heads} heads")
+
+    @property
+    def mlp_width(self) -> int:
+        return self.hidden or 4 * self.dim
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over one packed query-key-value projection."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads, self.causal = config.heads, config.causal
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias == "all")
+        self.query_value_bias = nn.Parameter(torch.zeros(2 * dim)) if config.qkv_bias == "query_value" else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], lengths: Int64[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        bias = self.qkv.bias
+        if self.query_value_bias is not None:
+            query, value = self.query_value_bias.chunk(2)
+            bias = torch.cat([query, torch.zeros_like(query), value])
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        return self.proj(attention_qkvpacked(qkv, causal=self.causal, key_lengths=lengths).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from a sequence to a context of the same width."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim, bias = config.dim, config.qkv_bias == "all"
+        self.heads = config.heads
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        context: Float[Tensor, "batch context dim"],
+        lengths: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return self.proj(attention(q, k, v, key_lengths=lengths).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.activation = config.activation
+        gates = 2 if config.activation == "swiglu" else 1
+        self.fc1 = nn.Linear(config.dim, gates * config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.dim)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        x = self.fc1(x)
+        if self.activation == "swiglu":
+            gate, value = x.chunk(2, dim=-1)
+            return self.fc2(F.silu(gate) * value)
+        if self.activation == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+
+
+class Branch(nn.Module):
+    """A residual branch: norm, layer, scale and stochastic depth, in pre- or post-norm order."""
+
+    def __init__(self, layer: nn.Module, config: TransformerConfig, drop_path: float):
+        super().__init__()
+        self.layer, self.drop_path, self.post_norm = layer, drop_path, config.norm_order == "post"
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        scale = config.layer_scale
+        self.scale = None if scale is None else nn.Parameter(torch.full((config.dim,), scale))
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], *args: Tensor | None) -> Float[Tensor, "batch tokens dim"]:
+        out = self.layer(x if self.post_norm else self.norm(x), *args)
+        if self.scale is not None:
+            out = out * self.scale
+        if self.drop_path and self.training:
+            survives = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+            out = out * (survives / (1 - self.drop_path)).to(out.dtype)
+        return self.norm(x + out) if self.post_norm else x + out
+
+
+class Block(nn.Module):
+    """Attention to a context (decoders only), attention to itself, MLP: a residual branch each."""
+
+    def __init__(self, config: TransformerConfig, drop_path: float):
+        super().__init__()
+        self.cross = Branch(CrossAttention(config), config, drop_path) if config.cross else None
+        self.attn = Branch(Attention(config), config, drop_path)
+        self.mlp = Branch(MLP(config), config, drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        lengths: Int64[Tensor, " batch"] | None = None,
+        context: Float[Tensor, "batch context dim"] | None = None,
+        context_lengths: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        if self.cross is not None:
+            x = self.cross(x, context, context_lengths)
+        return self.mlp(self.attn(x, lengths))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks over a sequence of tokens.
+
+    lengths: valid tokens of each sample, padding behind them. context: what a decoder with `cross` attends to.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.input_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.final_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        lengths: Int64[Tensor, " batch"] | None = None,
+        context: Float[Tensor, "batch context dim"] | None = None,
+        context_lengths: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        x = self.input_norm(x)
+        for block in self.blocks:
+            x = block(x, lengths, context, context_lengths)
+        return self.final_norm(x)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """MAE's initialisation: linear layers Xavier-uniform with zero bias, norms one and zero (facebookresearch/mae)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,215 @@
+"""The loader: batches are a function of (seed, step) alone, nothing is lost, and what is broken is counted once."""
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmssl.data import ArraySource, BrokenSample, EvalView, Ledger, Loader, TrainView, evaluation_batches
+from mmssl.data import FolderSource as Folder
+from mmssl.errors import UserError
+
+
+class Holes:
+    """Numbered 8 x 8 pictures (picture i is filled with i) of which some are broken."""
+
+    channels, classes = 1, ["even", "odd"]
+
+    def __init__(self, count, broken=()):
+        self.count, self.broken, self.labels = count, set(broken), [i % 2 for i in range(count)]
+
+    def __len__(self):
+        return self.count
+
+    def name(self, index):
+        return f"picture {index}"
+
+    def read(self, index):
+        if index in self.broken:
+            raise BrokenSample("is truncated")
+        return {"image": torch.full((1, 8, 8), index % 256, dtype=torch.uint8)}
+
+
+def noise_source(count, side=12):
+    generator = torch.Generator().manual_seed(0)
+    return ArraySource(torch.randint(0, 256, (count, 1, side, side), generator=generator, dtype=torch.uint8))
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+def joined(parts):
+    """The batches of all ranks, put side by side."""
+    return [
+        {key: torch.cat([b[key] for b in step]) if key != "step" else step[0][key] for key in step[0]}
+        for step in zip(*parts)
+    ]
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 50), repeats=st.integers(1, 3), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_every_sample_comes_exactly_once_an_epoch_and_repeat(count, batch, repeats, seed):
+    loader = Loader(noise_source(count, 2), TrainView(2), batch_size=batch, seed=seed, repeats=repeats)
+    epochs = 3
+    steps = -(-epochs * count * repeats // batch)
+    seen = Counter()
+    for step, made in enumerate(loader.batches(0, steps)):
+        assert int(made["step"]) == step and len(made["image"]) == batch
+        seen.update(zip(made["epoch"].tolist(), made["sample_id"].tolist(), made["draw"].tolist()))
+    whole = [(e, i, d) for e in range(epochs) for i in range(count) for d in range(repeats)]
+    assert all(seen[key] == 1 for key in whole)
+    assert max(seen.values()) == 1
+    assert loader.ledger.seen == steps * batch
+    assert loader.steps_per_epoch == count * repeats / batch
+
+
+@pytest.mark.parametrize("broken", [(), (3, 8)])
+def test_workers_world_size_and_where_one_starts_change_nothing(broken):
+    """23 samples twice in batches of 6 over three epochs, so that most epochs end inside a batch."""
+    source, steps = Holes(23, broken), 20
+
+    def run(start=0, stop=steps, **changes):
+        options = {"batch_size": 6, "seed": 5, "repeats": 2, "ceiling": 1.0} | changes
+        return list(Loader(source, TrainView(8, views=2), **options).batches(start, stop))
+
+    whole = run()
+    assert whole[0].keys() == {"image", "image.1", "sample_id", "epoch", "draw", "step"}
+    assert whole[0]["image"].dtype == torch.uint8 and whole[0]["image"].shape == (6, 1, 8, 8)
+    assert {whole[0][key].dtype for key in ("sample_id", "epoch", "draw", "step")} == {torch.int64}
+    for workers in (1, 3):
+        assert_equal(whole, run(workers=workers))
+    for world_size in (2, 3):
+        assert_equal(whole, joined([run(rank=rank, world_size=world_size) for rank in range(world_size)]))
+    assert_equal(whole, run(0, 7) + run(7, 9, workers=2) + run(9))
+    different = run(seed=6)
+    assert any(not torch.equal(a["sample_id"], b["sample_id"]) for a, b in zip(whole, different))
+
+
+def test_epochs_are_shuffled_apart_and_shuffling_can_be_left_out():
+    source = noise_source(50)
+    first, second = (b["sample_id"].tolist() for b in Loader(source, TrainView(4), batch_size=50).batches(0, 2))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert len({tuple(first), tuple(second), tuple(range(50))}) == 3
+    (plain,) = Loader(source, TrainView(4), batch_size=50, shuffle=False).batches(1, 2)
+    assert plain["sample_id"].tolist() == list(range(50))
+
+
+def test_repeats_of_a_sample_are_decoded_once():
+    reads = []
+
+    class Counting(Holes):
+        def read(self, index):
+            reads.append(index)
+            return super().read(index)
+
+    list(Loader(Counting(10), TrainView(4), batch_size=20, repeats=4).batches(0, 2))
+    assert sorted(reads) == list(range(10))
+
+
+def test_a_broken_slot_gets_a_substitute_and_is_counted_once():
+    broken = {2, 5, 11}
+    loader = Loader(Holes(40, broken), TrainView(8), batch_size=10, ceiling=0.2, workers=2)
+    batches = loader.batches(0, 12)
+    for done in range(1, 13):
+        made = next(batches)
+        assert broken.isdisjoint(made["sample_id"].tolist())
+        assert torch.equal(made["image"][:, 0, 0, 0].long(), made["sample_id"])
+        assert loader.ledger.seen + len(loader.ledger.skipped) == done * 10
+    expected = Counter({(f"picture {index}", "is truncated"): 3 for index in broken})
+    assert Counter(loader.ledger.skipped) == expected
+
+
+def test_a_substitute_shares_no_key_with_the_sample_itself():
+    keys = Counter()
+    for made in Loader(Holes(8, {1, 2, 3}), TrainView(8), batch_size=8, repeats=2, ceiling=1.0).batches(0, 20):
+        keys.update(zip(made["epoch"].tolist(), made["sample_id"].tolist(), made["draw"].tolist()))
+    assert max(keys.values()) == 1
+
+
+def test_more_broken_than_the_ceiling_stops_the_run_as_soon_as_it_can_tell():
+    loader = Loader(Holes(1000, range(0, 1000, 4)), TrainView(4), batch_size=10, ceiling=0.02)
+    with pytest.raises(UserError, match=r"of 50 samples .* ceiling of 2.000%: picture \d+ is truncated"):
+        list(loader.batches(0, 100))
+    with pytest.raises(UserError, match="of 10 samples"):
+        list(Loader(Holes(10, {3}), TrainView(4), batch_size=10).batches(0, 1))
+    with pytest.raises(UserError, match="1 of 2 samples"):
+        list(Loader(Holes(10, {0}), TrainView(4), batch_size=2, ceiling=0.0, shuffle=False).batches(0, 5))
+    at_ceiling = Loader(Holes(10, {3}), TrainView(4), batch_size=10, ceiling=0.1)
+    assert len(list(at_ceiling.batches(0, 3))) == 3
+    assert len(at_ceiling.ledger.skipped) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_readable_is_one_sentence_from_any_process(workers):
+    source = Holes(5, range(5))
+    with pytest.raises(UserError, match=r"^64 samples tried in a row .* is truncated\.$"):
+        list(Loader(source, TrainView(4), batch_size=2, workers=workers).batches(0, 1))
+    with pytest.raises(UserError, match=r"^64 samples tried"):
+        list(evaluation_batches(source, EvalView(4), batch_size=2, workers=workers))
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(UserError, match="batch of 10 cannot be divided among 3 processes"):
+        Loader(noise_source(4), TrainView(4), batch_size=10, world_size=3)
+    with pytest.raises(UserError, match="source is empty"):
+        Loader(Holes(0), TrainView(4), batch_size=1)
+    with pytest.raises(ValueError, match="rank 2"):
+        Loader(noise_source(4), TrainView(4), batch_size=2, rank=2, world_size=2)
+
+
+def test_no_generator_is_touched_and_nothing_warns():
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for workers in (0, 2 * (os.cpu_count() or 1) + 1):
+            list(Loader(noise_source(8), TrainView(4), batch_size=4, workers=workers).batches(0, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_outlive_a_signal_to_the_process_group():
+    """A scheduler's SIGTERM reaches the workers too, and the main process still needs its batches to end the step."""
+    batches = Loader(noise_source(64), TrainView(4), batch_size=4, workers=2).batches(0, 40)
+    made = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    made += list(batches)
+    assert [int(batch["step"]) for batch in made] == list(range(40))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_visits_everything_once_in_order_and_leaves_broken_files_out(workers):
+    source, ledger = Holes(11, {0, 4, 8, 9, 10}), Ledger()
+    made = list(evaluation_batches(source, EvalView(8), batch_size=4, workers=workers, ledger=ledger))
+    assert [batch["sample_id"].tolist() for batch in made] == [[1, 2, 3], [5, 6, 7]]
+    assert [batch["label"].tolist() for batch in made] == [[1, 0, 1], [1, 0, 1]]
+    assert [batch["image"][:, 0, 0, 0].tolist() for batch in made] == [[1, 2, 3], [5, 6, 7]]
+    assert [int(batch["step"]) for batch in made] == [0, 1]
+    assert ledger == Ledger(6, [(f"picture {i}", "is truncated") for i in (0, 4, 8, 9, 10)])
+    unlabelled = list(evaluation_batches(noise_source(5), EvalView(12), batch_size=3))
+    assert [len(batch["image"]) for batch in unlabelled] == [3, 2]
+    assert "label" not in unlabelled[0]
+
+
+def test_a_real_folder_with_one_bad_file_trains_and_lists_it(tmp_path):
+    from PIL import Image
+
+    for number in range(9):
+        Image.new("RGB", (40 + number, 70 - number), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"")
+    loader = Loader(Folder(tmp_path), TrainView(16), batch_size=9, ceiling=0.5)
+    (made,) = loader.batches(0, 1)
+    assert made["image"].shape == (9, 3, 16, 16)
+    assert torch.equal(made["image"][:, 0, 0, 0].long(), made["sample_id"])
+    assert loader.ledger.skipped == [("4.png", "is empty (zero bytes)")]

@@ -1,0 +1,112 @@
+"""Two gloo processes do what one does: the same batches, the same losses, the same stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training_toy import Toy, ToyLoader, job, run_ranks, settings
+
+from mmssl.errors import UserError
+from mmssl.training import checkpoints, distributed, read_metrics, train
+
+PLAIN = {"toy": {"dropout": 0.0}}
+
+TOLERANCE = 1e-5
+"""Relative. A loss is the mean of 32 positive float32 numbers; summing them in another order moves it by at most
+31 * 2**-24 = 1.8e-6. Gradients are such sums too, so the weights inherit an error of that size from each of the twelve
+steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks train the jobs one after the other; a job's folder says how it ended."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("plain", "split", "poisoned", "signalled"):
+        (folder / name).mkdir()
+    (folder / "damaged" / "step-00000003").mkdir(parents=True)
+    jobs = [
+        job(folder / "plain", **PLAIN),
+        job(folder / "split", **PLAIN, settings={"accumulate": 2}),
+        job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
+        job(folder / "signalled", **PLAIN, loader={"kill_at": 4, "signal": 15}, signalled=1),
+        job(folder / "signalled", **PLAIN),
+        job(folder / "damaged", **PLAIN),
+    ]
+    assert run_ranks(2, jobs) == [0, 0]
+    return folder
+
+
+def outcome(folder: Path, rank: int) -> Any:
+    return json.loads((folder / f"outcome-{rank}.json").read_text())
+
+
+def test_two_ranks_see_the_global_batches_and_the_losses_of_one(runs: Path, tmp_path: Path) -> None:
+    loader = ToyLoader()
+    train(Toy(dropout=0.0), loader, settings(), tmp_path, device=torch.device("cpu"))
+    (_, first), (_, second) = outcome(runs / "plain", 0), outcome(runs / "plain", 1)
+    assert [one + other for one, other in zip(first, second, strict=True)] == loader.log
+    alone = read_metrics(tmp_path)
+    for run in ("plain", "split", "signalled"):
+        together = read_metrics(runs / run)
+        for name in ("loss", "grad_norm"):
+            assert [row[name] for row in together] == pytest.approx([row[name] for row in alone], rel=TOLERANCE)
+        for name in ("step", "seen", "skipped", "lr"):
+            assert [row[name] for row in together] == [row[name] for row in alone]
+        assert (runs / run / "final" / "config.json").exists()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_every_rank_with_one_message(runs: Path) -> None:
+    (message, first), (same, second) = outcome(runs / "poisoned", 0), outcome(runs / "poisoned", 1)
+    assert message == same
+    step, blamed = next(
+        (step, rank) for step in range(12) for rank, log in enumerate((first, second)) if 5 in log[step : step + 1][0]
+    )
+    assert message.startswith(f"step {step + 1}: the loss is not finite on rank {blamed}, with the samples picture-")
+    assert "picture-5.jpg" in message
+    assert len(first) == len(second) == step + 1
+
+
+def test_what_stops_the_first_rank_stops_every_rank_with_its_message(runs: Path) -> None:
+    (message, first), (same, second) = outcome(runs / "damaged", 0), outcome(runs / "damaged", 1)
+    assert message == same and "manifest.json is missing" in message
+    assert first == second == []
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_resumes(runs: Path) -> None:
+    for rank in (0, 1):
+        ended, log = outcome(runs / "signalled", rank)
+        assert (ended, len(log)) == ("", 7)
+    assert (runs / "signalled" / "step-00000005").exists()
+
+
+def test_a_run_of_two_ranks_resumes_on_one(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs / "signalled" / "step-00000005"
+    path.rename(tmp_path / path.name)
+    result = train(Toy(dropout=0.0), ToyLoader(), settings(), tmp_path, device=torch.device("cpu"))
+    assert (result.resumed_from, result.metrics["seen"] + result.metrics["skipped"]) == (5, 48)
+    assert "changed: world_size: 2 -> 1" in capsys.readouterr().out
+    alone, two = (checkpoints.load(run / "step-00000012").state["model"] for run in (tmp_path, runs / "plain"))
+    torch.testing.assert_close(alone, two, rtol=1e-4, atol=1e-6)
+
+
+def test_in_one_process_everything_is_a_no_op() -> None:
+    values = torch.tensor([1.0, 2.0])
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.mean(values) is values
+    assert distributed.any_rank(torch.tensor([True, False])) == [True, False]
+    assert distributed.gather("mine") == ["mine"]
+    assert distributed.on_first_rank(lambda: 3) == 3
+    distributed.barrier()
+    distributed.shutdown()
+    assert distributed.init("cpu") == torch.device("cpu")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.init() == torch.device("cpu")
+    with pytest.raises(UserError, match="device cuda was asked for, but torch sees no GPU"):
+        distributed.init("cuda")

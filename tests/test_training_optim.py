@@ -1,0 +1,88 @@
+"""Decay groups, layer-wise rates and the schedule against the rules written in methods.md 0.5."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmssl.training import adamw, cosine_schedule, learning_rate, parameter_groups
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_tokens = nn.Parameter(torch.zeros(1, 6))
+        self.mask_token = nn.Parameter(torch.zeros(6))
+        self.position = nn.Parameter(torch.zeros(4, 6), requires_grad=False)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.LayerNorm(6)])
+        self.table = nn.ParameterDict({"bias": nn.Parameter(torch.zeros(3, 3))})
+
+
+def named_groups(module: nn.Module, groups: list[dict]) -> dict[str, dict]:
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {names[parameter]: group for group in groups for parameter in group["params"]}
+
+
+def test_matrices_and_tokens_decay_vectors_and_biases_do_not_and_frozen_ones_are_left_out() -> None:
+    module = Small()
+    groups = named_groups(module, parameter_groups(module, 0.05))
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "class_tokens": 0.05,
+        "mask_token": 0.05,
+        "blocks.0.weight": 0.05,
+        "blocks.0.bias": 0.0,
+        "blocks.1.weight": 0.0,
+        "blocks.1.bias": 0.0,
+        "table.bias": 0.0,
+    }
+    assert all(group["lr_scale"] == 1.0 for group in groups.values())
+
+
+def test_layer_decay_gives_the_top_layer_the_full_rate() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = named_groups(module, parameter_groups(module, 0.05, 0.5, lambda name: int(name.split(".")[0])))
+    assert {name: group["lr_scale"] for name, group in groups.items() if name.endswith("weight")} == {
+        "0.weight": 0.25,
+        "1.weight": 0.5,
+        "2.weight": 1.0,
+    }
+    with pytest.raises(ValueError, match="belong together"):
+        parameter_groups(module, 0.05, 0.5)
+
+
+def test_the_schedule_warms_up_from_zero_and_falls_along_a_half_cosine() -> None:
+    def rate(step: int) -> float:
+        return cosine_schedule(step, total=100, warmup=20.0, peak=2.0, floor=0.5)
+
+    assert [rate(0), rate(5), rate(20), rate(60), rate(100)] == pytest.approx([0.0, 0.5, 2.0, 1.25, 0.5])
+    assert rate(80) == pytest.approx(0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * 0.75)))
+    assert cosine_schedule(0, total=10, warmup=0.0, peak=1.0, floor=0.0) == 1.0
+
+
+def test_the_peak_rate_scales_with_the_batch() -> None:
+    assert learning_rate(1.5e-4, 4096) == pytest.approx(2.4e-3)  # MAE's pretraining
+
+
+def test_fused_adamw_takes_the_same_step_as_the_plain_one() -> None:
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(5, 5), nn.Linear(5, 5)
+    plain.load_state_dict(ours.state_dict())
+    fused = adamw(parameter_groups(ours, 0.05), (0.9, 0.95), torch.device("cpu"))
+    assert fused.defaults["fused"]
+    for group in fused.param_groups:
+        group["lr"] = 0.1
+    reference = torch.optim.AdamW(
+        [{"params": [plain.weight], "weight_decay": 0.05}, {"params": [plain.bias], "weight_decay": 0.0}],
+        lr=0.1,
+        betas=(0.9, 0.95),
+        foreach=False,
+    )
+    for module, optimizer in ((ours, fused), (plain, reference)):
+        for scale in (1.0, 3.0):
+            optimizer.zero_grad()
+            (module(torch.ones(2, 5)) ** 2).mean().mul(scale).backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,156 @@
+"""A toy objective and a toy loader for the training tests, and processes that train them and may be killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import TCPStore
+
+from mmssl.errors import UserError
+from mmssl.masking.noise import permutation, uniform
+from mmssl.objectives.objective import Objective, Output
+from mmssl.training import Interrupted, TrainSettings, distributed, train
+
+SAMPLES, WIDTH, BATCH = 22, 8, 4
+
+
+class Toy(Objective):
+    """Predict a slow teacher's view of the input: dropout, a token, a teacher that moves after each step."""
+
+    def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last, self.dropout = nn.Linear(WIDTH, width), nn.Linear(width, WIDTH), nn.Dropout(dropout)
+        self.teacher = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.mask_token = nn.Parameter(torch.zeros(WIDTH))
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+
+    def before_step(self, progress: float) -> None:
+        self.momentum = 0.9 + 0.1 * progress
+
+    def after_step(self, progress: float) -> None:
+        with torch.no_grad():
+            self.teacher.weight.lerp_(self.last.weight @ self.first.weight, 1 - self.momentum)
+
+    def forward(self, batch: dict[str, Tensor], mask: None = None) -> Output:
+        x = batch["image"] + self.mask_token
+        error = (self.last(self.dropout(self.first(x).relu())) - self.teacher(batch["image"])) ** 2
+        return Output(error.mean(), {"first": error[:, 0].mean()})
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+
+
+@dataclass
+class Ledger:
+    seen: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class ToyLoader:
+    """The contract of mmssl.data.Loader over numbers made from noise; sample 3 counts as broken."""
+
+    batch_size: int = BATCH
+    rank: int = 0
+    world_size: int = 1
+    poison: int | None = None
+    kill_at: int | None = None
+    signal: int = signal.SIGKILL
+    ledger: Ledger = field(default_factory=Ledger)
+    log: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = SAMPLES / self.batch_size
+        self.source = SimpleNamespace(name=lambda sample: f"picture-{sample}.jpg")
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[dict[str, Tensor], None, None]:
+        for step in range(start_step, stop_step):
+            if step == self.kill_at:
+                os.kill(os.getpid(), self.signal)
+            local = self.batch_size // self.world_size
+            first = step * self.batch_size + self.rank * local
+            slots = range(first, first + local)
+            orders = [permutation(SAMPLES, seed=0, stream="order", epoch=slot // SAMPLES) for slot in slots]
+            samples = torch.stack([order[slot % SAMPLES] for slot, order in zip(slots, orders, strict=True)])
+            image = uniform(WIDTH, seed=0, stream="toy", sample_id=samples)
+            if self.poison is not None:
+                image[samples == self.poison] = torch.nan
+            broken = int((samples == 3).sum())
+            self.ledger.skipped += [("picture-3.jpg", "truncated")] * broken
+            self.ledger.seen += local - broken
+            self.log.append(samples.tolist())
+            epoch = torch.tensor([slot // SAMPLES for slot in slots])
+            yield {
+                "image": image,
+                "sample_id": samples,
+                "epoch": epoch,
+                "draw": torch.zeros_like(epoch),
+                "step": torch.tensor(step),
+            }
+
+
+def settings(**changes: Any) -> TrainSettings:
+    plain = {"steps": 12, "batch_size": BATCH, "base_lr": 0.5, "warmup_epochs": 0.5, "log_every": 1}
+    plain |= {"save_every": 3, "keep": 0}
+    return TrainSettings(**(plain | changes))
+
+
+def strip(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics without the one number that depends on the clock."""
+    return [{name: value for name, value in row.items() if name != "pictures_per_second"} for row in rows]
+
+
+def job(folder: Path, **options: Any) -> str:
+    """One training for `run_ranks`."""
+    return json.dumps({"folder": str(folder), **options})
+
+
+def run_ranks(count: int, jobs: list[str]) -> list[int | None]:
+    """Train each job in turn in `count` processes of their own, as torchrun would: their exit codes."""
+    server = multiprocessing.get_context("forkserver")  # imports torch once, then forks: many real kills in a moment
+    server.set_forkserver_preload(["torch.utils.tensorboard", "torch._dynamo"])
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs)) for rank in range(count)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return [process.exitcode for process in ranks]
+
+
+def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
+    """One process of `run_ranks`; how a job ended on this rank is left in the job's folder."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    torch.set_num_threads(1)
+    device = distributed.init("cpu")
+    outcome: str | BaseException = ""
+    for options in map(json.loads, jobs):
+        folder = Path(options["folder"])
+        loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
+        if rank != options.get("signalled", rank):
+            loader.kill_at = None
+        try:
+            train(Toy(**options.get("toy", {})), loader, settings(**options.get("settings", {})), folder, device=device)
+            outcome = ""
+        except UserError as error:
+            outcome = str(error)
+        except Interrupted as stop:
+            outcome = stop
+        (folder / f"outcome-{rank}.json").write_text(json.dumps([str(outcome), loader.log]))
+    distributed.shutdown()
+    if isinstance(outcome, Interrupted):
+        raise outcome
