@@ -83,7 +83,8 @@ def rate(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
 
 def report(rates: dict[str, list[float]], settings: argparse.Namespace) -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {name: statistics.median(o / t for o, t in zip(rates[OURS], values)) for name, values in rates.items()}
+    pairs = {name: zip(rates[OURS], values, strict=True) for name, values in rates.items()}
+    ratios = {name: statistics.median(ours / theirs for ours, theirs in pair) for name, pair in pairs.items()}
     print("| pipeline | pictures/s a worker (median) | range | ours is faster by |\n|---|---|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {medians[name]:.0f} | {min(values):.0f}-{max(values):.0f} | {ratios[name]:.2f}x |")
@@ -115,7 +116,7 @@ def write_pictures(root: Path, count: int = 512) -> Path:
     generator = np.random.default_rng(0)
     for number in range(count):
         blobs = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.BICUBIC
+            (500, 375), Image.Resampling.BICUBIC
         )
         grain = Image.fromarray(generator.integers(0, 256, (375, 500, 3), dtype=np.uint8))
         picture = Image.blend(blobs, grain.filter(ImageFilter.GaussianBlur(1.0)), 0.4)

@@ -10,10 +10,10 @@ from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoder import Tokens
-from .masking import Positions
-from .position import Layout, Position
-from .transformer import Transformer, TransformerConfig, xavier_init
+from mmssl.encoder import Tokens
+from mmssl.masking import Positions
+from mmssl.position import Layout, Position
+from mmssl.transformer import Transformer, TransformerConfig, xavier_init
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Decoder(nn.Module):
         return self.pred(decoded.gather(1, hide.index[..., None].expand(-1, -1, decoded.shape[-1])))
 
     def _predict_from_context(
-        self, x: Float[Tensor, "batch visible dim"], tokens: Tokens, hide: Positions, table: Float[Tensor, "patches dim"]
+        self,
+        x: Float[Tensor, "batch visible dim"],
+        tokens: Tokens,
+        hide: Positions,
+        table: Float[Tensor, "patches dim"],
     ) -> Float[Tensor, "*hidden values"]:
         queries = self.mask_token + F.embedding(hide.index, table)
         if hide.lengths is None:

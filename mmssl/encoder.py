@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from . import interop
-from .errors import UserError
-from .masking import Mask, Positions
-from .modality import IMAGE, Modality, image
-from .tokenizer import Batch, TokenizerConfig, build_tokenizer
-from .transformer import Transformer, TransformerConfig, xavier_init
+from mmssl import interop
+from mmssl.errors import UserError
+from mmssl.masking import Mask, Positions
+from mmssl.modality import IMAGE, Modality, image
+from mmssl.tokenizer import Batch, PatchTokenizer, TextTokenizer, TokenizerConfig, build_tokenizer
+from mmssl.transformer import Transformer, TransformerConfig, xavier_init
 
 # Width, depth and heads of the ViT family (Dosovitskiy et al. 2021; tiny and small from DeiT).
 SIZES = {
@@ -92,19 +92,23 @@ class Encoder(nn.Module):
         )
         self.prefix_tokens = nn.Parameter(torch.empty(config.prefix, self.dim).normal_(std=0.02))
         # MAE's table has a row of zeros for the class token; models with learned positions learn this one too.
-        learned = any(tokenizer.position.trainable for tokenizer in self.tokenizers.values())
+        learned = any(self.tokenizer(name).position.trainable for name in self.tokenizers)
         self.prefix_position = nn.Parameter(torch.zeros(config.prefix, self.dim), requires_grad=learned)
         self.transformer = Transformer(config.transformer)
         self.pool_norm = nn.LayerNorm(self.dim, eps=config.transformer.norm_eps) if config.pool_norm else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
+    def tokenizer(self, modality: str) -> PatchTokenizer | TextTokenizer:
+        """The tokenizer of a modality."""
+        return cast(PatchTokenizer | TextTokenizer, self.tokenizers[modality])
+
     def sizes(self, batch: Batch) -> dict[str, int]:
         """Positions of each modality that is in the batch, in the encoder's order."""
-        present = {name: t for name, t in self.tokenizers.items() if name in batch}
+        present = [name for name in self.tokenizers if name in batch]
         if not present:
             raise ValueError(f"the batch holds {sorted(batch)}, but this encoder reads {sorted(self.tokenizers)}")
-        return {name: math.prod(tokenizer.grid(batch)) for name, tokenizer in present.items()}
+        return {name: math.prod(self.tokenizer(name).grid(batch)) for name in present}
 
     def valid(self, batch: Batch) -> Bool[Tensor, "batch positions"] | None:
         """Which positions exist: not padding, not a missing modality. None where all do."""
@@ -143,15 +147,21 @@ class Encoder(nn.Module):
         tokens = torch.cat(parts)[torch.cat(slots).argsort()]
         return keep.padded(tokens) if keep.lengths is not None else tokens.unflatten(0, keep.index.shape)
 
-    def forward(self, batch: Batch, mask: Mask | None = None) -> Tokens:
-        """Encode the kept positions of each sample, or all of them."""
+    def sequence(
+        self, batch: Batch, mask: Mask | None = None
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Positions, Int64[Tensor, " batch"] | None]:
+        """What the transformer reads: prefix and kept tokens, their positions, and valid lengths where they differ."""
         keep = self.everything(batch) if mask is None else mask.keep
         tokens, prefix = self.embed(batch, keep), self.config.prefix
         if prefix:
             first = (self.prefix_tokens + self.prefix_position).to(tokens.dtype)
             tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
-        lengths = None if keep.lengths is None else keep.lengths + prefix
-        return Tokens(self.transformer(tokens, lengths), prefix, keep, lengths)
+        return tokens, keep, None if keep.lengths is None else keep.lengths + prefix
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Tokens:
+        """Encode the kept positions of each sample, or all of them."""
+        x, keep, lengths = self.sequence(batch, mask)
+        return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
     def features(self, batch: Batch, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
         """One vector a sample, from all its positions."""
@@ -180,7 +190,9 @@ class Encoder(nn.Module):
             data = config["config"] if kind == "Encoder" else config["config"]["encoder"]
             encoder = cls(interop.config_from_dict(EncoderConfig, data))
             if kind != "Encoder":
-                state = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+                state = {
+                    key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")
+                }
             encoder.load_state_dict(state)
             return encoder
         if model_type not in ("vit", "vit_mae"):
@@ -211,7 +223,9 @@ class Encoder(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads; its `last_hidden_state` equals our tokens."""
         config = {"architectures": ["ViTModel"], "model_type": "vit", **self.transformers_config()}
-        return interop.save_folder(folder, config, interop.to_theirs(self.state_dict(), interop.transformers_vit(), self._patch))
+        return interop.save_folder(
+            folder, config, interop.to_theirs(self.state_dict(), interop.transformers_vit(), self._patch)
+        )
 
     def transformers_config(self) -> dict[str, Any]:
         """The settings that ViTModel and ViTMAE share. Raises ValueError for an encoder they cannot express."""
@@ -234,13 +248,13 @@ class Encoder(nn.Module):
         )
 
     def to_timm(self) -> nn.Module:
-        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits where there is a head."""
+        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head."""
         from timm.models.vision_transformer import VisionTransformer
 
         t, tokenizer = self.config.transformer, self.config.tokenizers[0]
         model = VisionTransformer(
-            img_size=tokenizer.size,
-            patch_size=tokenizer.modality.patch,
+            img_size=(tokenizer.size[0], tokenizer.size[1]),
+            patch_size=(tokenizer.modality.patch[0], tokenizer.modality.patch[1]),
             in_chans=tokenizer.modality.channels,
             num_classes=self.config.classes,
             global_pool="avg",

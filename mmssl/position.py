@@ -22,7 +22,7 @@ def _sincos_axis(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n {
 
 @lru_cache(maxsize=64)
 def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> Float[Tensor, "patches {dim}"]:
-    """The fixed table of `grid`, `[prod(grid), dim]` float32; callers must not change it in place.
+    """The fixed table of `grid`, `[prod(grid), dim]` float32, shared by all callers.
 
     "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
     "sincos_row_first": the same with the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes

@@ -15,9 +15,9 @@ from mmssl_kernels import gather_patches, grid_of, masked_patch_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .masking import Positions
-from .modality import Modality
-from .position import Layout, Position
+from mmssl.masking import Positions
+from mmssl.modality import Modality
+from mmssl.position import Layout, Position
 
 Batch = Mapping[str, Tensor]
 
@@ -71,7 +71,9 @@ class PatchTokenizer(nn.Module):
         """Patches along each axis of this batch. Raises ValueError naming the modality, both shapes and the remedy."""
         pixels, modality = batch[self.modality.name], self.modality
         channels = () if self.classes is not None else (modality.channels,)
-        fits = pixels.ndim == 1 + len(channels) + len(self.patch) and tuple(pixels.shape[1:][: len(channels)]) == channels
+        fits = (
+            pixels.ndim == 1 + len(channels) + len(self.patch) and tuple(pixels.shape[1:][: len(channels)]) == channels
+        )
         axes = tuple(pixels.shape[1 + len(channels) :])
         if not fits or any(size % side for size, side in zip(axes, self.patch, strict=True)):
             expected = ("B", *channels, *(f"{side}*n" for side in self.patch))

@@ -61,15 +61,18 @@ class Attention(nn.Module):
         self.query_value_bias = nn.Parameter(torch.zeros(2 * dim)) if config.qkv_bias == "query_value" else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim"], lengths: Int64[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        bias = self.qkv.bias
+    def packed(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens 3 heads head_dim"]:
+        """Queries, keys and values of all heads."""
+        bias: Tensor | None = self.qkv.bias
         if self.query_value_bias is not None:
             query, value = self.query_value_bias.chunk(2)
             bias = torch.cat([query, torch.zeros_like(query), value])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        return self.proj(attention_qkvpacked(qkv, causal=self.causal, key_lengths=lengths).flatten(2))
+        return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], lengths: Int64[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, key_lengths=lengths).flatten(2))
 
 
 class CrossAttention(nn.Module):

@@ -80,7 +80,8 @@ def test_exif_orientation_is_applied(orientation):
     upright[:8, :8] = 255
     turns = {  # how a camera held that way stores the upright picture
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.swapaxes(0, 1), 6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1),
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
     }  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation

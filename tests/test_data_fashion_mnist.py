@@ -62,7 +62,7 @@ def test_every_place_serves(nowhere, monkeypatch, place):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*CONTENT, "classes.txt"])
     source = open_source(folder, "test")
     assert np.array_equal(source.images[:, 0], IMAGES)
-    assert source.classes[9] == "Ankle boot" and len(source.classes) == 10
+    assert (source.classes[9], len(source.classes)) == ("Ankle boot", 10)
 
 
 def test_a_complete_destination_is_used_at_once_and_an_incomplete_one_completed(nowhere, monkeypatch):
@@ -102,7 +102,7 @@ def test_where_nothing_is_reachable_everything_tried_is_listed(nowhere):
 
 def test_a_destination_that_cannot_be_written_is_named(nowhere):
     (nowhere / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written to .*file/data"):
+    with pytest.raises(UserError, match=r"cannot be written to .*file/data"):
         fetch_fashion_mnist(nowhere / "file" / "data", write(nowhere / "given"))
 
 
@@ -150,6 +150,6 @@ def test_apt_needs_neither_root_nor_package_lists(monkeypatch, tmp_path, lists):
 def test_the_digits_are_the_fallback():
     train, test = digits_source("train"), digits_source("test")
     assert (len(train), len(test)) == (1438, 359)
-    assert train.images.shape == (1438, 1, 8, 8) and int(train.images.max()) == 255
+    assert (train.images.shape, int(train.images.max())) == ((1438, 1, 8, 8), 255)
     assert set(train.labels) == set(test.labels) == set(range(10))
     assert train.classes == [str(digit) for digit in range(10)]

@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import warnings
 from collections import Counter
 
@@ -43,16 +44,20 @@ def noise_source(count, side=12):
 
 def assert_equal(first, second):
     assert len(first) == len(second)
-    for a, b in zip(first, second):
+    for a, b in zip(first, second, strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+def keys_of(batch):
+    return torch.stack([batch["epoch"], batch["sample_id"], batch["draw"]], 1).tolist()
 
 
 def joined(parts):
     """The batches of all ranks, put side by side."""
     return [
         {key: torch.cat([b[key] for b in step]) if key != "step" else step[0][key] for key in step[0]}
-        for step in zip(*parts)
+        for step in zip(*parts, strict=True)
     ]
 
 
@@ -64,8 +69,8 @@ def test_every_sample_comes_exactly_once_an_epoch_and_repeat(count, batch, repea
     steps = -(-epochs * count * repeats // batch)
     seen = Counter()
     for step, made in enumerate(loader.batches(0, steps)):
-        assert int(made["step"]) == step and len(made["image"]) == batch
-        seen.update(zip(made["epoch"].tolist(), made["sample_id"].tolist(), made["draw"].tolist()))
+        assert (int(made["step"]), len(made["image"])) == (step, batch)
+        seen.update(map(tuple, keys_of(made)))
     whole = [(e, i, d) for e in range(epochs) for i in range(count) for d in range(repeats)]
     assert all(seen[key] == 1 for key in whole)
     assert max(seen.values()) == 1
@@ -84,7 +89,7 @@ def test_workers_world_size_and_where_one_starts_change_nothing(broken):
 
     whole = run()
     assert whole[0].keys() == {"image", "image.1", "sample_id", "epoch", "draw", "step"}
-    assert whole[0]["image"].dtype == torch.uint8 and whole[0]["image"].shape == (6, 1, 8, 8)
+    assert (whole[0]["image"].dtype, whole[0]["image"].shape) == (torch.uint8, (6, 1, 8, 8))
     assert {whole[0][key].dtype for key in ("sample_id", "epoch", "draw", "step")} == {torch.int64}
     for workers in (1, 3):
         assert_equal(whole, run(workers=workers))
@@ -92,7 +97,7 @@ def test_workers_world_size_and_where_one_starts_change_nothing(broken):
         assert_equal(whole, joined([run(rank=rank, world_size=world_size) for rank in range(world_size)]))
     assert_equal(whole, run(0, 7) + run(7, 9, workers=2) + run(9))
     different = run(seed=6)
-    assert any(not torch.equal(a["sample_id"], b["sample_id"]) for a, b in zip(whole, different))
+    assert any(not torch.equal(a["sample_id"], b["sample_id"]) for a, b in zip(whole, different, strict=True))
 
 
 def test_epochs_are_shuffled_apart_and_shuffling_can_be_left_out():
@@ -132,7 +137,7 @@ def test_a_broken_slot_gets_a_substitute_and_is_counted_once():
 def test_a_substitute_shares_no_key_with_the_sample_itself():
     keys = Counter()
     for made in Loader(Holes(8, {1, 2, 3}), TrainView(8), batch_size=8, repeats=2, ceiling=1.0).batches(0, 20):
-        keys.update(zip(made["epoch"].tolist(), made["sample_id"].tolist(), made["draw"].tolist()))
+        keys.update(map(tuple, keys_of(made)))
     assert max(keys.values()) == 1
 
 
@@ -182,10 +187,22 @@ def test_workers_outlive_a_signal_to_the_process_group():
     made = [next(batches)]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
     made += list(batches)
     assert [int(batch["step"]) for batch in made] == list(range(40))
+
+
+def test_a_program_that_stops_in_the_middle_ends_at_once():
+    script = """
+import torch
+from mmssl.data import ArraySource, Loader, TrainView
+
+source = ArraySource(torch.zeros(64, 1, 8, 8, dtype=torch.uint8))
+batches = Loader(source, TrainView(8), batch_size=4, workers=2).batches(0, 1000)
+print(int(next(batches)["step"]))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

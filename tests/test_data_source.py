@@ -109,7 +109,7 @@ def test_idx_files(tmp_path):
 def test_damaged_idx_files_are_named(tmp_path, damage):
     write_idx(tmp_path, "train", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damage)
-    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz cannot be read"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
         open_source(tmp_path)
 
 

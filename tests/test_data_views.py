@@ -36,7 +36,7 @@ def test_boxes_follow_torchvisions_distribution(height, width):
     )
     noise = np.random.default_rng(0).random((count, 22))
     ours = np.stack(random_boxes(noise, height, width, scale, ratio), 1)
-    assert (ours[:, :2] >= 0).all() and (ours[:, 2:] >= 1).all()
+    assert (ours >= (0, 0, 1, 1)).all()
     assert (ours[:, :2] + ours[:, 2:] <= (height, width)).all()
 
     def statistics(boxes):
@@ -65,7 +65,7 @@ def test_a_view_is_torchvisions_resized_crop(side):
     batch = view(samples, noise_keys)["image"]
     noise = draw_numbers("view/0", noise_keys)
     boxes = np.stack(random_boxes(noise[:, :22], side, side + 8, view.scale, view.ratio), 1).tolist()
-    crops = [functional.crop(sample["image"], *box) for box, sample in zip(boxes, samples)]
+    crops = [functional.crop(sample["image"], *box) for box, sample in zip(boxes, samples, strict=True)]
     torchs = torch.cat([interpolate(crop[None], (24, 24), mode="bicubic", antialias=True) for crop in crops])
     pillows = [
         functional.pil_to_tensor(functional.resize(functional.to_pil_image(crop), [24, 24], InterpolationMode.BICUBIC))
@@ -124,7 +124,8 @@ def test_uint8_stays_uint8_floats_stay_floats_and_a_mixture_becomes_floats():
         assert (bytes_out.dtype, floats_out.dtype, mixed.dtype) == (torch.uint8, torch.float32, torch.float32)
         assert torch.equal(mixed, torch.stack([bytes_out[0] / 255, floats_out[1]]))
         assert (floats_out.clamp(0, 1) * 255 - bytes_out).abs().max() < 2
-        assert bytes_out.is_contiguous() and floats_out.is_contiguous()
+        assert bytes_out.is_contiguous()
+        assert floats_out.is_contiguous()
 
 
 def test_any_number_of_channels():

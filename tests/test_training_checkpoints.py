@@ -58,7 +58,8 @@ def test_contents_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert (loaded.step, loaded.meta) == (7, {"rate": 0.1, "names": ["ä"]})
     for name, tensor in special.items():
         back = loaded.state["model"][name]
-        assert back.dtype == tensor.dtype and back.shape == tensor.shape
+        assert back.dtype == tensor.dtype
+        assert back.shape == tensor.shape
         assert torch.equal(*(one.contiguous().reshape(-1).view(torch.uint8) for one in (back, tensor)))
 
 
@@ -92,7 +93,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     damage(save(tmp_path, 2))
     path, problems = checkpoints.newest(tmp_path)
     assert path == tmp_path / "step-00000001"
-    assert len(problems) == 1 and "step-00000002 is damaged" in problems[0] and reason in problems[0]
+    assert len(problems) == 1
+    assert "step-00000002 is damaged" in problems[0]
+    assert reason in problems[0]
     assert newest_step(tmp_path) == 1
     save(tmp_path, 2)
     assert newest_step(tmp_path) == 2
@@ -115,7 +118,8 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
 def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path: Path) -> None:
     save(tmp_path, 3).rename(tmp_path / "step-00000009")
     path, problems = checkpoints.newest(tmp_path)
-    assert path is None and "that of step 3" in problems[0]
+    assert path is None
+    assert "that of step 3" in problems[0]
 
 
 def test_killed_at_any_stage_of_a_save_leaves_a_whole_checkpoint(
@@ -169,7 +173,8 @@ def test_killed_at_any_stage_of_a_save_leaves_a_whole_checkpoint(
             save(run_dir, 4, keep=1)
             assert newest_step(run_dir) == 4
             assert [path.name for path in run_dir.iterdir()] == ["step-00000004"]
-    assert len(outcomes) > 16 and set(outcomes) == {1, 3}
+    assert len(outcomes) > 16
+    assert set(outcomes) == {1, 3}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -237,7 +242,7 @@ def test_optimizer_state_goes_by_parameter_name_and_comes_back_exactly(tmp_path:
     assert all(
         torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype for name, tensor in tensors.items()
     )
-    with pytest.raises(ValueError, match="optimizer state for 5.weight"):
+    with pytest.raises(ValueError, match=r"optimizer state for 5\.weight"):
         checkpoints.load_optimizer_state(other, fresh, {"5.weight/step": torch.tensor(1.0)})
 
 

@@ -72,7 +72,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_every_rank_with_one_message
 
 def test_what_stops_the_first_rank_stops_every_rank_with_its_message(runs: Path) -> None:
     (message, first), (same, second) = outcome(runs / "damaged", 0), outcome(runs / "damaged", 1)
-    assert message == same and "manifest.json is missing" in message
+    assert message == same
+    assert "manifest.json is missing" in message
     assert first == second == []
 
 

@@ -1,4 +1,4 @@
-"""What a run computes and writes: metrics, accumulation, compile, bf16, and the stop before a value that is not finite."""
+"""What a run computes and writes: metrics, accumulation, compile, bf16, the stop at a value that is not finite."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_metrics_tell_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     seen_by_hook: list[dict[str, Any]] = []
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
-        assert not objective.training and not torch.is_grad_enabled()
+        assert not objective.training
+        assert not torch.is_grad_enabled()
         return {"heldout_loss": step / 2, "effective_rank": float("nan")}
 
     result = train(
@@ -50,13 +51,17 @@ def test_metrics_tell_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert row["seen"] + row["skipped"] == row["step"] * BATCH
         peak, warmup = 0.5 * BATCH / 256, 0.5 * SAMPLES / BATCH
         assert row["lr"] == cosine_schedule(row["step"] - 1, total=12, warmup=warmup, peak=peak, floor=1e-3)
-        assert row["grad_norm"] > 0 and row["pictures_per_second"] > 0 and row["parts"].keys() == {"first"}
+        assert row["grad_norm"] > 0
+        assert row["pictures_per_second"] > 0
+        assert row["parts"].keys() == {"first"}
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert skipped == [{"name": "picture-3.jpg", "reason": "truncated"}] * rows[-1]["skipped"] != []
     assert json.loads((tmp_path / "settings.json").read_text())["model.width"] == 16
     assert (tmp_path / "final" / "config.json").exists()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[0].startswith("step 4/12: loss ") and "steps/s" in lines[0]
+    assert len(lines) == 4
+    assert lines[0].startswith("step 4/12: loss ")
+    assert "steps/s" in lines[0]
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
@@ -79,7 +84,9 @@ def test_a_terminal_gets_a_bar(
     monkeypatch.setenv("TERM", "xterm")
     train(Toy(), ToyLoader(), settings(steps=6), tmp_path, device=CPU)
     shown = capsys.readouterr().out
-    assert "6/6" in shown and "steps/s" in shown and "step 6/6:" not in shown
+    assert "6/6" in shown
+    assert "steps/s" in shown
+    assert "step 6/6:" not in shown
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
@@ -159,7 +166,8 @@ def test_a_value_that_is_not_finite_stops_the_run_before_anything_moves(tmp_path
         train(objective, loader, settings(batch_size=BATCH), tmp_path, device=CPU)
     poisoned = next(step for step, samples in enumerate(loader.log) if 5 in samples)
     message = str(caught.value)
-    assert message.startswith(f"step {poisoned + 1}: the {where}") and "is not finite on rank 0" in message
+    assert message.startswith(f"step {poisoned + 1}: the {where}")
+    assert "is not finite on rank 0" in message
     assert all(f"picture-{sample}.jpg" in message for sample in loader.log[poisoned])
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     listed = json.loads((tmp_path / "not_finite.json").read_text())

@@ -67,12 +67,12 @@ def test_a_signal_in_every_step_is_answered_when_the_step_is_done(
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
-    with stop_request() as stop, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+    with stop_request() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
         assert stop.made
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_training_works_beside_the_main_thread(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ class Toy(Objective):
         error = (self.last(self.dropout(self.first(x).relu())) - self.teacher(batch["image"])) ** 2
         return Output(error.mean(), {"first": error[:, 0].mean()})
 
-    def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text("{}")
+    def save_pretrained(self, folder: str | Path) -> Path:
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "config.json").write_text("{}")
+        return Path(folder)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Masked-patch, attention and contrastive kernels for PyTorch; needs nothing but torch."""
 
-from .attention import attention, attention_qkvpacked
-from .contrastive import info_nce
-from .masked_patch import masked_patch_embed, masked_patch_mse, normalized_patches, restore_tokens
-from .patches import gather_patches, grid_of, patch_view, patchify, unpatchify
+from mmssl_kernels.attention import attention, attention_qkvpacked
+from mmssl_kernels.contrastive import info_nce
+from mmssl_kernels.masked_patch import masked_patch_embed, masked_patch_mse, normalized_patches, restore_tokens
+from mmssl_kernels.patches import gather_patches, grid_of, patch_view, patchify, unpatchify
 
 __all__ = [
     "attention",

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from .patches import Patch, gather_patches
+from mmssl_kernels.patches import Patch, gather_patches
 
 TargetNorm = Literal["none", "patch", "channel"]
 

@@ -78,7 +78,7 @@ def fetch_fashion_mnist(destination: str | Path, given: str | Path | None = None
 
 
 def digits_source(split: str = "train") -> ArraySource:
-    """scikit-learn's 1 797 handwritten digits, uint8 [N, 1, 8, 8], a fixed fifth of them as "test", the rest "train"."""
+    """scikit-learn's 1 797 handwritten digits, uint8 [N, 1, 8, 8]; a fixed fifth is "test", the rest "train"."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

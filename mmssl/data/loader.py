@@ -1,11 +1,14 @@
-"""Batches as a pure function of (seed, step): the same for any number of workers, and for any world size when joined."""
+"""Batches as a pure function of (seed, step): the same for any number of workers and, joined, for any world size."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -45,9 +48,8 @@ class Ledger:
 
 
 class Plan(NamedTuple):
-    """One batch to make: its step, its slots' places in their epoch, and the keys of the samples planned there."""
+    """What one batch is to be made of: its slots' places in their epoch, and the keys of the samples planned there."""
 
-    step: int
     position: Int64[Tensor, " batch"]
     keys: Keys
 
@@ -61,23 +63,24 @@ class Reading(NamedTuple):
 
 
 class Reader(Dataset):
-    """Reads planned batches. A broken sample's row is filled by substitutes that the noise names, whoever asks.
+    """The batch of every step, as `plan` says. A broken sample's row is filled by a substitute that the noise names.
 
     The row's view is drawn with the planned sample's keys. A substitute's `draw` lies beyond all repeats and is its
     slot's own, so it shares no mask with the same sample elsewhere in the epoch.
     """
 
-    def __init__(self, source: Source, view: View, repeats: int = 1) -> None:
-        self.source, self.view, self.repeats = source, view, repeats
+    def __init__(self, source: Source, view: View, plan: Callable[[int], Plan], repeats: int = 1) -> None:
+        self.source, self.view, self.plan, self.repeats = source, view, plan, repeats
 
-    def __getitem__(self, plan: Plan) -> Reading:
+    def __getitem__(self, step: int) -> Reading:
+        plan = self.plan(step)
         sample_id, draw = plan.keys.sample_id.clone(), plan.keys.draw.clone()
         broken: list[tuple[int, str, str]] = []
         try:
             batch = self.view(self._samples(plan, sample_id, draw, broken), plan.keys)
         except UserError as error:  # as a value: a worker's exceptions arrive wrapped in their traceback
             return Reading({}, broken, str(error))
-        batch |= {"sample_id": sample_id, "epoch": plan.keys.epoch, "draw": draw, "step": torch.tensor(plan.step)}
+        batch |= {"sample_id": sample_id, "epoch": plan.keys.epoch, "draw": draw, "step": torch.tensor(step)}
         return Reading(batch, broken)
 
     def _samples(
@@ -140,11 +143,10 @@ class Loader:
             raise UserError(f"A batch of {batch_size} cannot be divided among {world_size} processes; use a multiple.")
         if not 0 <= rank < world_size or workers < 0 or repeats < 1:
             raise ValueError(f"rank {rank}, world_size {world_size}, workers {workers} or repeats {repeats} is wrong.")
-        self.source, self.batch_size, self.seed, self.workers = source, batch_size, seed, workers
+        self.source, self.view, self.batch_size, self.seed, self.workers = source, view, batch_size, seed, workers
         self.rank, self.world_size, self.repeats, self.shuffle = rank, world_size, repeats, shuffle
         self.ceiling = ceiling
         self.ledger = Ledger()
-        self._reader = Reader(source, view, repeats)
         self._orders: dict[int, Tensor] = {}
 
     @property
@@ -157,8 +159,8 @@ class Loader:
 
         Raises UserError when too much is broken: at a batch, or at the end for runs too short to tell before.
         """
-        plans = (self.plan(step) for step in range(start_step, stop_step))
-        for batch, broken, _ in read_ahead(self._reader, plans, self.workers):
+        reader = Reader(self.source, self.view, self.plan, self.repeats)
+        for batch, broken, _ in read_ahead(reader, range(start_step, stop_step), self.workers):
             self.ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
             self.ledger.judge(self.ceiling)
             yield batch
@@ -175,7 +177,7 @@ class Loader:
         for number in epoch.unique().tolist():
             inside = epoch == number
             sample_id[inside] = self._order(number)[position[inside] // self.repeats]
-        return Plan(step, position, Keys(self.seed, sample_id, epoch, position % self.repeats))
+        return Plan(position, Keys(self.seed, sample_id, epoch, position % self.repeats))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -195,12 +197,8 @@ def evaluation_batches(
     """
     ledger = Ledger() if ledger is None else ledger
     labels = None if source.labels is None else torch.tensor(source.labels)
-    numbers = torch.arange(len(source))
-    plans = (
-        Plan(step, rows, Keys(0, rows, torch.zeros_like(rows), torch.zeros_like(rows)))
-        for step, rows in enumerate(numbers.split(batch_size))
-    )
-    for batch, broken, _ in read_ahead(Reader(source, view), plans, workers):
+    reader = Reader(source, view, partial(_plan_in_order, len(source), batch_size))
+    for batch, broken, _ in read_ahead(reader, range(-(-len(source) // batch_size)), workers):
         ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
         if labels is not None:
             batch["label"] = labels[batch["sample_id"]]
@@ -212,15 +210,20 @@ def evaluation_batches(
             yield batch
 
 
-def read_ahead(reader: Reader, plans: Iterable[Plan], workers: int) -> Iterator[Reading]:
-    """The plans' readings in their order, made by `workers` processes ahead of time, or here when there are none."""
+def _plan_in_order(count: int, batch_size: int, step: int) -> Plan:
+    rows = torch.arange(step * batch_size, min((step + 1) * batch_size, count))
+    return Plan(rows, Keys(0, rows, torch.zeros_like(rows), torch.zeros_like(rows)))
+
+
+def read_ahead(reader: Reader, steps: Sequence[int], workers: int) -> Iterator[Reading]:
+    """The steps' readings in their order, made by `workers` processes ahead of time, or here when there are none."""
     with warnings.catch_warnings():  # more workers than cores are the caller's choice; forking is torch's
         warnings.simplefilter("ignore")
         readings = iter(
             DataLoader(
                 reader,
                 batch_size=None,
-                sampler=plans,
+                sampler=steps,
                 num_workers=workers,
                 collate_fn=_unchanged,
                 worker_init_fn=_outlive_sigterm,
@@ -239,5 +242,15 @@ def _unchanged(reading: Any) -> Any:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    # A scheduler signals the whole process group; the main process still wants its batches to end the step and save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A scheduler signals every process, but the main one needs its batches to end the step and save: in a worker
+    only the parent's SIGTERM, by which it is taken down when the program exits, counts."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -96,7 +96,7 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvalView:
-    """The shorter side resized to `resize` pixels (bicubic, antialiased; size / 0.875 by default), then the central square.
+    """The shorter side resized to `resize` pixels (bicubic, antialiased; by default size / 0.875), then its centre.
 
     Rounds as torchvision's Resize and CenterCrop do. A picture more than four times as long as wide is first cut to
     that ratio round its centre, which moves the result by less than a pixel and keeps the memory bounded.
@@ -115,7 +115,7 @@ class EvalView:
     def _cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
         shorter = min(height, width)
         box = [min(side, LONGEST * shorter) for side in (height, width)]
-        start = [(side - kept) // 2 for side, kept in zip((height, width), box)]
+        start = [(side - kept) // 2 for side, kept in zip((height, width), box, strict=True)]
         target = int(self.size / 0.875) if self.resize is None else self.resize
         resized = [target * side // shorter for side in box]
         window = [round((side - self.size) / 2) for side in resized]
@@ -174,12 +174,12 @@ def render(
         if picture.dtype == torch.uint8 and max(*picture.shape[1:], size) <= SMALL:
             small[picture.shape].append((row, picture))
             continue
-        for made, cut in zip(pieces, cuts):
+        for made, cut in zip(pieces, cuts, strict=True):
             made.append((slice(row, count), _resample(picture, size, cut([row], *picture.shape[1:]))))
     for shape, members in small.items():
         rows = [row for row, _ in members]
         stack = torch.stack([picture for _, picture in members])
-        for made, cut in zip(pieces, cuts):
+        for made, cut in zip(pieces, cuts, strict=True):
             made.append((rows, _resample_stack(stack, size, cut(rows, *shape[1:]))))
     return [_assemble(made, count) for made in pieces]
 
@@ -211,8 +211,8 @@ def _resample_stack(stack: Tensor, size: int, cut: Cut) -> Tensor:
     no reduced-precision setting.
     """
     height, width = stack.shape[2:]
-    down = zip(cut.top.tolist(), cut.height.tolist(), cut.new_height.tolist(), cut.window_top.tolist())
-    across = zip(cut.left.tolist(), cut.width.tolist(), cut.new_width.tolist(), cut.window_left.tolist())
+    down = np.stack([cut.top, cut.height, cut.new_height, cut.window_top], 1).tolist()
+    across = np.stack([cut.left, cut.width, cut.new_width, cut.window_left], 1).tolist()
     rows = np.concatenate([axis_weights(height, *where, size) for where in down]).reshape(-1, 1, size, height)
     columns = np.concatenate([axis_weights(width, *where, size) for where in across]).reshape(-1, 1, size, width)
     values = _to_bytes(stack.numpy().astype(np.float32) @ columns.swapaxes(2, 3))

@@ -18,7 +18,7 @@ Batch = Mapping[str, Tensor]
 
 @runtime_checkable
 class FeatureEncoder(Protocol):
-    """What is asked of an encoder: a torch module whose `features` gives float [batch, dim] for a batch of raw media."""
+    """What is asked of an encoder: a torch module whose `features` gives float [batch, dim] for raw media."""
 
     def features(self, batch: Any, pool: Any = ...) -> Tensor: ...
 
@@ -64,7 +64,7 @@ def extract(
     names: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> FeatureSet:
-    """The encoder's pooled features of every sample in `batches`, nothing hidden, in evaluation mode, without gradients.
+    """The pooled features of every sample in `batches`: nothing hidden, evaluation mode, no gradients.
 
     The encoder is moved to `device`; its modules' training modes are put back afterwards. `precision` "bf16" runs the
     encoder under autocast, the features are float32 in either case. `names` are the source's, indexed by the batches'

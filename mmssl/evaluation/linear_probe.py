@@ -52,7 +52,7 @@ def linear_probe(
 
     It departs from the protocol of He et al. 2022 (appendix A.1: LARS, 90 epochs of SGD over augmented pictures, no
     weight decay): features are computed once and without augmentation, and the convex problem is solved by full-batch
-    L-BFGS until a step gains less than 3e-5, so the result depends on no learning rate; l2 stands in for stopping early.
+    L-BFGS until a step gains less than 3e-5, so the result depends on no learning rate; l2 replaces early stopping.
 
     Raises ValueError for fewer than 5 samples or a single class.
     """

@@ -15,10 +15,7 @@ from mmssl.evaluation.knn import knn
 from mmssl.evaluation.linear_probe import linear_probe
 from mmssl.masking.noise import permutation
 
-Budgets = Mapping[str, Int64[Tensor, "draws chosen"]]
-
 _DRAWS = 5
-_PROBES = ("kNN", "linear")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Row:
 
 
 def label_budgets(labels: Int64[Tensor, " samples"], seed: int = 0) -> dict[str, Int64[Tensor, "draws chosen"]]:
-    """Which samples may show their label: "10 a class" and "1 %" (of each class, at least one), 5 draws each, and "all".
+    """Which samples may show their label: "10 a class", "1 %" (of each class, at least one), 5 draws each, and "all".
 
     A row of the value holds a draw's sample indices in ascending order. Draws follow from `seed` by noise; they are
     disjoint for every class with enough samples. A budget is left out where it makes no sense: "10 a class" where
@@ -69,17 +66,17 @@ def label_budgets(labels: Int64[Tensor, " samples"], seed: int = 0) -> dict[str,
 
 def _draw(members: Sequence[Tensor], counts: Sequence[int]) -> Int64[Tensor, "draws chosen"]:
     """Consecutive runs of each class's shuffled members, from the start again where they are used up."""
-    draws = [
-        torch.cat([member[torch.arange(i * n, (i + 1) * n) % len(member)] for member, n in zip(members, counts)])
-        for i in range(_DRAWS)
+    runs = [
+        member[torch.arange(_DRAWS * count).reshape(_DRAWS, count) % len(member)]
+        for member, count in zip(members, counts, strict=True)
     ]
-    return torch.stack(draws).sort(dim=1).values
+    return torch.cat(runs, dim=1).sort(dim=1).values
 
 
 def evaluate(
     train: FeatureSet,
     test: FeatureSet,
-    budgets: Budgets,
+    budgets: Mapping[str, Int64[Tensor, "draws chosen"]],
     *,
     representation: str,
     seed: int = 0,
@@ -88,42 +85,45 @@ def evaluate(
     """Accuracy on all of `test` for each probe and budget, in the order of `budgets`, kNN first.
 
     `budgets` index `train` (see `label_budgets`). `representation` names the rows; `seed` is the linear probe's;
-    `progress` is called before each measurement with its name. The deviation is the sample's (n - 1), None for one draw.
+    `progress` is called before each measurement with its name. Deviations divide by draws - 1; None for one draw.
 
     Raises UserError where `train` or `test` has no labels or no sample, or their dimensions differ.
     """
-    for name, features in (("training", train), ("test", test)):
-        if features.labels is None or not len(features):
-            raise UserError(f"The {name} features of {representation} have no labels; evaluate on a labelled source.")
+    labels = _labels(train, f"training features of {representation}")
+    answers = _labels(test, f"test features of {representation}")
     if train.features.shape[1] != test.features.shape[1]:
         raise UserError(
             f"The training features of {representation} are {tuple(train.features.shape)}, the test features "
             f"{tuple(test.features.shape)}; extract both with the same encoder."
         )
+
+    def predictions(probe: str, chosen: Int64[Tensor, " chosen"]) -> Int64[Tensor, " tests"]:
+        if probe == "kNN":
+            return knn(train.features[chosen], labels[chosen], test.features)
+        return linear_probe(train.features[chosen], labels[chosen], seed=seed).predict(test.features)
+
     rows = []
-    for probe in _PROBES:
+    for probe in ("kNN", "linear"):
         for budget, draws in budgets.items():
             if progress is not None:
                 progress(f"{representation}: {probe}, {budget}")
-            accuracies = torch.tensor([_accuracy(probe, train, test, chosen, seed) for chosen in draws])
+            right = torch.stack([predictions(probe, chosen) == answers for chosen in draws])
+            accuracies = right.double().mean(dim=1)
             deviation = accuracies.std().item() if len(draws) > 1 else None
-            mean = accuracies.mean().item()
-            rows.append(Row(representation, probe, budget, mean, deviation, len(draws), draws.shape[1]))
+            rows.append(
+                Row(representation, probe, budget, accuracies.mean().item(), deviation, len(draws), draws.shape[1])
+            )
     return rows
 
 
-def _accuracy(probe: str, train: FeatureSet, test: FeatureSet, chosen: Tensor, seed: int) -> float:
-    assert train.labels is not None and test.labels is not None
-    features, labels = train.features[chosen], train.labels[chosen]
-    if probe == "kNN":
-        predictions = knn(features, labels, test.features)
-    else:
-        predictions = linear_probe(features, labels, seed=seed).predict(test.features)
-    return (predictions == test.labels).double().mean().item()
+def _labels(features: FeatureSet, name: str) -> Int64[Tensor, " samples"]:
+    if features.labels is None or not len(features):
+        raise UserError(f"The {name} have no labels; evaluate on a labelled source.")
+    return features.labels
 
 
 def pivot(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], dict[str, list[Row | None]]]:
-    """The columns (probe, budget) and, for each representation, its row in each column or None; in order of appearance."""
+    """The columns (probe, budget), and each representation's row or None in every column; in order of appearance."""
     columns = list(dict.fromkeys((row.probe, row.budget) for row in rows))
     found = {(row.representation, row.probe, row.budget): row for row in rows}
     names = dict.fromkeys(row.representation for row in rows)

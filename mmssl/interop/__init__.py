@@ -1,8 +1,15 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from .folder import config_from_dict, read_config, read_weights, resolve, save_folder, unwrap
-from .rules import KeyMap, Rule, to_ours, to_theirs
-from .vit import AUTHORS_MAE, TRANSFORMERS_MAE, hub_names, timm_vit, transformers_vit, transformers_vit_config
+from mmssl.interop.folder import config_from_dict, read_config, read_weights, resolve, save_folder, unwrap
+from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
+from mmssl.interop.vit import (
+    AUTHORS_MAE,
+    TRANSFORMERS_MAE,
+    hub_names,
+    timm_vit,
+    transformers_vit,
+    transformers_vit_config,
+)
 
 __all__ = [
     "AUTHORS_MAE",

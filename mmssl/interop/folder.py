@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..errors import UserError
+from mmssl.errors import UserError
 
 Config = TypeVar("Config")
 
@@ -50,7 +50,8 @@ def save_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[st
     """Write config.json and model.safetensors; each appears whole or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, path / f"{WEIGHTS}.part")
+    # save_file would make a file that only its owner can read.
+    (path / f"{WEIGHTS}.part").write_bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
     (path / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
     for name in (WEIGHTS, CONFIG):
         os.replace(path / f"{name}.part", path / name)
@@ -64,7 +65,9 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
-        raise UserError(f"{name}: no such folder; give a folder with {CONFIG} and {WEIGHTS}, or a hub id like org/model")
+        raise UserError(
+            f"{name}: no such folder; give a folder with {CONFIG} and {WEIGHTS}, or a hub id like org/model"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -18,7 +18,7 @@ State = Mapping[str, Tensor]
 class Rule:
     """ours and theirs: keys, `{i}` standing for a layer's number. kind says how the values differ:
 
-    "same": not at all. "shape": ours has another shape, theirs the one given. "rows": theirs are equal row chunks of ours.
+    "same": not at all. "shape": theirs has the one given. "rows": theirs are equal row chunks of ours.
     "conv": our `[D, prod(patch) * C]` (channel fastest) is their convolution `[D, C, *patch]`.
     "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. optional: the file may lack it.
     """
@@ -88,7 +88,9 @@ def to_ours(theirs: State, rules: KeyMap, like: State, source: str) -> dict[str,
         raise ValueError(f"{source}: {problem}; is it a checkpoint of another architecture?")
     for key, value in out.items():
         if value.shape != like[key].shape:
-            raise ValueError(f"{source}: {key} has shape {tuple(value.shape)}, the model expects {tuple(like[key].shape)}")
+            raise ValueError(
+                f"{source}: {key} has shape {tuple(value.shape)}, the model expects {tuple(like[key].shape)}"
+            )
     return out
 
 

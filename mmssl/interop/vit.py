@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .rules import KeyMap, Rule
+from mmssl.interop.rules import KeyMap, Rule
 
 
 def _layer(ours: str, theirs: str) -> KeyMap:
@@ -129,7 +129,7 @@ def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for key, value in state.items():
         for pattern, replacement in _HUB_NAMES:
-            key = re.sub(pattern, replacement, key)  # type: ignore[arg-type]
+            key = re.sub(pattern, replacement, key)
         out[key] = value
     return out
 

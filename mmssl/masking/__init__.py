@@ -1,10 +1,10 @@
 """Which tokens are hidden: masks, the noise they are drawn from, and the strategies of the papers."""
 
-from .grid import block, random_mask, tube_mask
-from .joint import dirichlet_shares, joint_mask
-from .mask import Mask, Positions
-from .noise import batch_bits, permutation, random_bits, uniform
-from .sequence import counted_mask
+from mmssl.masking.grid import block, random_mask, tube_mask
+from mmssl.masking.joint import dirichlet_shares, joint_mask
+from mmssl.masking.mask import Mask, Positions
+from mmssl.masking.noise import batch_bits, permutation, random_bits, uniform
+from mmssl.masking.sequence import counted_mask
 
 __all__ = [
     "Mask",

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .grid import lowest
-from .mask import Mask, Positions
+from mmssl.masking.grid import lowest
+from mmssl.masking.mask import Mask, Positions
 
 
 def dirichlet_shares(uniform: Float64[Tensor, "batch modalities"]) -> Float64[Tensor, "batch modalities"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
-from .mask import Mask, Positions
+from mmssl.masking.mask import Mask, Positions
 
 
 def counted_mask(

@@ -1,6 +1,6 @@
 """One file a method."""
 
-from .mae import MAE, MAEConfig
-from .objective import Objective, Output
+from mmssl.objectives.mae import MAE, MAEConfig
+from mmssl.objectives.objective import Objective, Output
 
 __all__ = ["MAE", "MAEConfig", "Objective", "Output"]

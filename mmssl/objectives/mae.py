@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2021, arXiv 2111.06377): see a quarter of the patches, predict the pixels of the rest."""
+"""Masked autoencoder (He et al. 2021, arXiv 2111.06377): see a quarter of the patches, predict the rest."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from mmssl_kernels import masked_patch_mse, normalized_patches, unpatchify
 from torch import Tensor
 
-from .. import interop
-from ..decoder import Decoder, DecoderConfig, mae_decoder_config
-from ..encoder import (
+from mmssl import interop
+from mmssl.decoder import Decoder, DecoderConfig, mae_decoder_config
+from mmssl.encoder import (
     Encoder,
     EncoderConfig,
     encoder_config_from_official,
@@ -25,10 +25,12 @@ from ..encoder import (
     single_modality,
     vit_config,
 )
-from ..errors import UserError
-from ..masking import Mask, batch_bits, random_mask
-from ..tokenizer import Batch, PatchTokenizer
-from .objective import Objective, Output
+from mmssl.errors import UserError
+from mmssl.masking import Mask, batch_bits, random_mask
+from mmssl.objectives.objective import Objective, Output
+from mmssl.tokenizer import Batch, PatchTokenizer
+
+M = TypeVar("M", bound="MAE")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MAE(Objective):
     @property
     def tokenizer(self) -> PatchTokenizer:
         """The encoder's tokenizer; it holds the statistics that the target is normalised by."""
-        tokenizer = self.encoder.tokenizers[self.modality.name]
+        tokenizer = self.encoder.tokenizer(self.modality.name)
         if not isinstance(tokenizer, PatchTokenizer):
             raise ValueError(f"MAE predicts pixels; {self.modality.name} has none")
         return tokenizer
@@ -116,14 +118,14 @@ class MAE(Objective):
 
     @classmethod
     def from_official(
-        cls,
+        cls: type[M],
         source: str | Path | Mapping[str, Any],
         *,
         heads: int | None = None,
         decoder_heads: int = 16,
         mask_ratio: float = 0.75,
         norm_pix: bool | None = None,
-    ) -> Self:
+    ) -> M:
         """From the authors' files or state dicts (facebookresearch/mae): full, encoder only, or fine-tuned.
 
         Sizes are read off the shapes; heads are the paper's for the width. norm_pix: the released encoders and `_full`
@@ -147,7 +149,7 @@ class MAE(Objective):
         return mae
 
     @classmethod
-    def from_transformers(cls, config: dict[str, Any], state: dict[str, Tensor], source: str) -> Self:
+    def from_transformers(cls: type[M], config: dict[str, Any], state: dict[str, Tensor], source: str) -> M:
         if config.get("model_type") != "vit_mae":
             raise UserError(f"{source}: model type {config.get('model_type')!r} is not transformers' vit_mae")
         decoder = mae_decoder_config(
@@ -168,7 +170,9 @@ class MAE(Objective):
         """Write a folder that transformers' `ViTMAEForPreTraining` reads."""
         encoder, decoder = self.config.encoder.transformer, self.config.decoder.transformer
         if encoder.norm_eps != decoder.norm_eps:
-            raise ValueError(f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ")
+            raise ValueError(
+                f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
+            )
         config = {
             "architectures": ["ViTMAEForPreTraining"],
             "model_type": "vit_mae",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from .. import interop
-from ..encoder import Encoder
-from ..errors import UserError
-from ..masking import Mask
+from mmssl import interop
+from mmssl.encoder import Encoder
+from mmssl.errors import UserError
+from mmssl.masking import Mask
+
+O = TypeVar("O", bound="Objective")  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Objective(nn.Module):
     encoder: Encoder
 
     def before_step(self, progress: float) -> None:
-        """Called before the optimizer's step; progress runs from 0 to 1 over the whole training."""
+        """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
 
     def after_step(self, progress: float) -> None:
-        """Called after it: where a teacher follows its student."""
+        """Called after the optimizer's step: where a teacher follows its student."""
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors, decoder included, for `from_pretrained`."""
@@ -47,7 +49,7 @@ class Objective(nn.Module):
         return interop.save_folder(folder, config, self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> Self:
+    def from_pretrained(cls: type[O], path_or_hub_id: str | Path) -> O:
         """From a folder that `save_pretrained` wrote, or a transformers folder of the same method."""
         folder = interop.resolve(path_or_hub_id)
         config, state = interop.read_config(folder), interop.read_weights(folder)
@@ -60,6 +62,6 @@ class Objective(nn.Module):
         return objective
 
     @classmethod
-    def from_transformers(cls, config: dict[str, Any], state: dict[str, Tensor], source: str) -> Self:
+    def from_transformers(cls: type[O], config: dict[str, Any], state: dict[str, Tensor], source: str) -> O:
         """From what a transformers folder holds. Methods that transformers has override it."""
         raise UserError(f"{source}: not an mmssl folder, and transformers has no {cls.__name__}")

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-Points = Sequence[tuple[float, float]]
+Point = tuple[float, float]
 
 # What training writes in metrics.jsonl: title of the chart -> {key of the metric: name in the legend}.
 _CHARTS = {
@@ -39,19 +39,20 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return charts
 
 
-def chart(series: Mapping[str, Points], *, title: str, x_label: str = "step") -> str:
+def chart(series: Mapping[str, Sequence[tuple[int | float, int | float]]], *, title: str, x_label: str = "step") -> str:
     """One SVG line chart of named series of (x, y), each in ascending x; a legend where there is more than one.
 
     A y that is not finite breaks its line; a point between two breaks is a dot. Long series are thinned to the lowest
     and the highest point of equal stretches, so that no spike is lost.
     """
-    finite = [(x, y) for points in series.values() for x, y in points if math.isfinite(y)]
+    lines = [[(float(x), float(y)) for x, y in points] for points in series.values()]
+    finite = [(x, y) for points in lines for x, y in points if math.isfinite(y)]
     parts = [f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>']
     if finite:
         x_range = _padded(min(x for x, _ in finite), max(x for x, _ in finite), 0.0)
         y_range = _padded(min(y for _, y in finite), max(y for _, y in finite), 0.04)
         parts += _axes(x_range, y_range, x_label)
-        for index, (name, points) in enumerate(series.items()):
+        for index, points in enumerate(lines):
             parts += _line(points, x_range, y_range, index)
         parts += _legend(list(series)) if len(series) > 1 else []
     else:
@@ -107,7 +108,9 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(place, f"{place:.{digits}f}") for place in places]
 
 
-def _line(points: Points, x_range: tuple[float, float], y_range: tuple[float, float], index: int) -> Iterator[str]:
+def _line(
+    points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[float, float], index: int
+) -> Iterator[str]:
     colour = f'style="--line:var(--series-{index % 4 + 1})"'
     path = ""
     for run in _runs(_thinned(points)):
@@ -121,12 +124,12 @@ def _line(points: Points, x_range: tuple[float, float], y_range: tuple[float, fl
         yield f'<path class="line" {colour} d="{path}"/>'
 
 
-def _thinned(points: Points) -> Points:
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     if len(points) <= _MOST_POINTS:
         return points
     stretches = _MOST_POINTS // 2
     edges = [round(index * len(points) / stretches) for index in range(stretches + 1)]
-    kept: list[tuple[float, float]] = []
+    kept: list[Point] = []
     for start, stop in pairwise(edges):
         # A NaN compares false with everything; it must neither hide an extreme nor vanish.
         broken = [point for point in points[start:stop] if not math.isfinite(point[1])][:1]
@@ -136,8 +139,8 @@ def _thinned(points: Points) -> Points:
     return kept
 
 
-def _runs(points: Points) -> Iterator[list[tuple[float, float]]]:
-    run: list[tuple[float, float]] = []
+def _runs(points: Sequence[Point]) -> Iterator[list[Point]]:
+    run: list[Point] = []
     for x, y in points:
         if math.isfinite(y):
             run.append((x, y))

@@ -45,7 +45,8 @@ figcaption, .note { color: var(--soft); font-size: 0.875rem; line-height: 1.45; 
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
   margin: 1.25rem 0; }
 .chart { width: 100%; height: auto; background: var(--panel); border-radius: 8px; padding: 0.5rem; }
-.chart text { font-size: 12px; fill: var(--soft); } .chart .title { font-size: 13px; font-weight: 600; fill: var(--ink); }
+.chart text { font-size: 12px; fill: var(--soft); }
+.chart .title { font-size: 13px; font-weight: 600; fill: var(--ink); }
 .chart .grid { stroke: var(--faint); } .chart .axis { stroke: var(--soft); fill: none; }
 .chart .line { stroke: var(--line); fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .chart .dot { fill: var(--line); }
@@ -76,7 +77,7 @@ class Report:
         self._sections += [f"<p>{escape(paragraph)}</p>" for paragraph in re.split(r"\n\s*\n", text.strip())]
 
     def accuracies(self, rows: Sequence[Row]) -> None:
-        """Top-1 accuracies in %: a line a representation, a column a probe and budget, the best of each column marked."""
+        """Top-1 accuracies in %: a line a representation, a column a probe and budget, the best of each marked."""
         columns, body = pivot(rows)
         best = {column: max(_rounded(line[i]) for line in body.values()) for i, column in enumerate(columns)}
         probes = [(probe, len(list(group))) for probe, group in groupby(probe for probe, _ in columns)]

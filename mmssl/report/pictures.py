@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-Picture = UInt8[Tensor, "height width 3"]
+Picture = UInt8[Tensor, "tile_height tile_width 3"]
 
 _TILE = 112
 _GAP = 6

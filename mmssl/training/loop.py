@@ -161,8 +161,8 @@ def train(
                     journal.say(f"stopped by a signal after step {done}, which is saved: run the same command again.")
                 raise Interrupted
             clock = time.perf_counter()
-    if main and hasattr(objective, "save_pretrained"):
-        cast(Any, objective).save_pretrained(run_dir / "final")
+    if main:
+        objective.save_pretrained(run_dir / "final")
     distributed.barrier()
     return TrainResult(max(start, total), start, row)
 

@@ -1,0 +1,110 @@
+"""What the commands of the command line do with a trained encoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from mmssl.data import EvalView, Ledger, Source, evaluation_batches, hold_out, open_source
+from mmssl.encoder import Encoder, single_modality
+from mmssl.errors import UserError
+from mmssl.evaluation import FeatureSet, extract, label_budgets, table
+from mmssl.evaluation import evaluate as measure
+from mmssl.objectives import MAE
+from mmssl.report.run import ACCURACIES
+from mmssl.training import distributed
+
+Pool = Literal["mean", "class"]
+
+
+def features_of(
+    encoder: Encoder, source: Source, pool: Pool, batch_size: int, workers: int, device: torch.device
+) -> FeatureSet:
+    """Features of every readable picture, with a progress bar; unreadable ones are listed and left out."""
+    from rich.progress import Progress
+
+    ledger, size = Ledger(), encoder.config.tokenizers[0].size[0]
+    names = [source.name(index) for index in range(len(source))]
+    with Progress(transient=True) as bar:
+        task = bar.add_task("features", total=len(source))
+        batches = evaluation_batches(source, EvalView(size), batch_size=batch_size, workers=workers, ledger=ledger)
+        features = extract(
+            encoder,
+            batches,
+            pool=pool,
+            device=device,
+            names=names,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    for name, reason in ledger.skipped:
+        print(f"skipped {name}: {reason}")
+    if ledger.skipped:
+        print(f"{ledger.seen} pictures read, {len(ledger.skipped)} skipped")
+    return features
+
+
+def _pictures(encoder: Encoder, data: Path, split: str | None = None) -> Source:
+    return open_source(data, split, single_modality(encoder).channels)
+
+
+def embed(model: Path, data: Path, out: Path, pool: Pool, batch_size: int, workers: int, device: str) -> None:
+    """Write the features of a folder as .parquet or .npz."""
+    if out.suffix not in (".parquet", ".npz"):
+        raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
+    encoder = Encoder.from_pretrained(model)
+    source = _pictures(encoder, data)
+    found = features_of(encoder, source, pool, batch_size, workers, distributed.init(device))
+    assert found.names is not None
+    columns: dict[str, Any] = {"name": found.names}
+    if found.labels is not None:
+        columns["label"] = [source.classes[label] for label in found.labels.tolist()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        arrays: dict[str, Any] = {f"{key}s": np.array(value) for key, value in columns.items()}
+        np.savez(out, features=found.features.numpy(), **arrays)
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        flat = pa.array(found.features.flatten().numpy())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1])
+        parquet.write_table(pa.table({**columns, "feature": vectors}), out)
+    print(f"{len(found)} features of {found.features.shape[1]} numbers: {out}")
+
+
+def evaluate(model: Path, data: Path, out: Path | None, pool: Pool, batch_size: int, workers: int, device: str) -> None:
+    """Print, and write where asked, kNN and linear-probe accuracies."""
+    encoder = Encoder.from_pretrained(model)
+    train_source: Source = _pictures(encoder, data, "train")
+    try:
+        test_source: Source = _pictures(encoder, data, "test")
+    except UserError:
+        train_source, test_source = hold_out(train_source, 0.2)
+    if train_source.labels is None:
+        raise UserError(f"{data}: no labels; evaluation needs a folder of class folders, at least two")
+    where = distributed.init(device)
+    train, test = (features_of(encoder, part, pool, batch_size, workers, where) for part in (train_source, test_source))
+    assert train.labels is not None
+    rows = measure(train, test, label_budgets(train.labels), representation=model.name)
+    print(table(rows))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def export(model: Path, out: Path, to: Literal["vit_mae", "vit", "timm"]) -> None:
+    """Write a model for another library."""
+    if to == "vit_mae":
+        MAE.from_pretrained(model).to_transformers(out)
+    elif to == "vit":
+        Encoder.from_pretrained(model).to_transformers(out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(Encoder.from_pretrained(model).to_timm().state_dict(), out / "model.safetensors")
+    print(out)

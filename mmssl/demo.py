@@ -1,0 +1,119 @@
+"""`mmssl demo`: pretrain a small masked autoencoder on real pictures, evaluate it, show what it learned."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from mmssl.data import EvalView, Source, TrainView, digits_source, evaluation_batches, fetch_fashion_mnist, open_source
+from mmssl.decoder import DecoderConfig
+from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.errors import UserError
+from mmssl.evaluation import FeatureSet, Row, evaluate, extract, label_budgets, pivot, pixels
+from mmssl.modality import Modality
+from mmssl.objectives import MAE, MAEConfig
+from mmssl.report.run import ACCURACIES, write_report
+from mmssl.tokenizer import TokenizerConfig
+from mmssl.training import TrainSettings
+from mmssl.transformer import TransformerConfig
+from mmssl.workflow import pretrain
+
+# Mean and deviation of Fashion-MNIST's training pixels.
+_MEAN, _STD = (0.286,), (0.353,)
+
+
+def demo_config(size: int) -> MAEConfig:
+    """The demo's departures from the paper, chosen by the experiment in benchmarks/demo.md: a wide and shallow encoder
+    (a few minutes are not enough for depth to pay), large patches, a small decoder."""
+    patch = size // 4
+    modality = Modality("image", ("height", "width"), 1, (patch, patch), mean=_MEAN, std=_STD)
+    encoder = EncoderConfig((TokenizerConfig(modality, (size, size)),), TransformerConfig(192, 2, 4))
+    return MAEConfig(encoder, DecoderConfig(TransformerConfig(64, 1, 4)), mask_ratio=0.75)
+
+
+def demo_settings(epochs: float) -> TrainSettings:
+    return TrainSettings(
+        epochs=epochs,
+        warmup_epochs=epochs / 12,
+        batch_size=256,
+        base_lr=3e-3,
+        log_every=20,
+        save_every=500,
+        validate_every=100,
+    )
+
+
+def demo(data: Path | None, out: Path) -> None:
+    """Data, pretraining, evaluation, report; every step says what it does."""
+    console, start = Console(), time.perf_counter()
+    train, test, epochs = _sources(data, console)
+    size = train.read(0)["image"].shape[-1]
+    console.print(f"Pretraining a masked autoencoder on {len(train):,} unlabelled pictures into {out} ...")
+    torch.manual_seed(0)
+    mae = MAE(demo_config(size))
+    untrained = Encoder(mae.config.encoder)
+    view = TrainView(size, scale=(0.6, 1.0))
+    pretrain(mae, train, test, demo_settings(epochs), out, view=view, device=torch.device("cpu"))
+
+    rows = compare(train, test, {"random initialisation": untrained, "pretrained": mae.encoder}, size)
+    (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    console.print(accuracy_table(rows))
+    console.print(f"{time.perf_counter() - start:.0f} s; everything is in {out}, the pictures in {write_report(out)}")
+
+
+def compare(train: Source, test: Source, encoders: dict[str, Encoder], size: int) -> list[Row]:
+    """Rows for raw pixels and each encoder, with a progress bar."""
+    view, sets = EvalView(size, resize=size), (train, test)
+    found: dict[str, list[FeatureSet]] = {}
+    with Progress(transient=True) as bar:
+        task = bar.add_task("features", total=len(encoders) * sum(map(len, sets)))
+        found["raw pixels"] = [pixels(evaluation_batches(part, view, batch_size=500)) for part in sets]
+        for name, encoder in encoders.items():
+            found[name] = []
+            for part in sets:
+                base = bar.tasks[task].completed
+                batches = evaluation_batches(part, view, batch_size=500)
+                found[name].append(extract(encoder, batches, progress=partial(_advance, bar, task, base)))
+        labels = found["raw pixels"][0].labels
+        assert labels is not None
+        budgets = label_budgets(labels)
+        probes = bar.add_task("probes", total=2 * len(budgets) * len(found))
+        rows = []
+        for name, (shown, asked) in found.items():
+            rows += evaluate(shown, asked, budgets, representation=name, progress=lambda _: bar.advance(probes))
+    return rows
+
+
+def _advance(bar: Progress, task: TaskID, base: float, done: int) -> None:
+    bar.update(task, completed=base + done)
+
+
+def accuracy_table(rows: list[Row]) -> Table:
+    """Accuracies in %, a line a representation."""
+    columns, lines = pivot(rows)
+    shown = Table("top-1 accuracy, %", title="What the features are worth")
+    for probe, budget in columns:
+        shown.add_column(f"{probe}\n{budget}", justify="right")
+    for name, cells in lines.items():
+        shown.add_row(name, *(str(cell or "") for cell in cells))
+    return shown
+
+
+def _sources(data: Path | None, console: Console) -> tuple[Source, Source, float]:
+    """Training and test pictures, and how many epochs suit them."""
+    try:
+        folder = fetch_fashion_mnist(Path("runs/data/fashion-mnist"), data)
+    except UserError as error:
+        if data is not None:
+            raise
+        console.print(f"Fashion-MNIST cannot be had here, so scikit-learn's digits stand in for it: {error}")
+        return digits_source("train"), digits_source("test"), 200
+    return open_source(folder, "train"), open_source(folder, "test"), 8

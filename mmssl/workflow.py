@@ -1,0 +1,93 @@
+"""From a source of pictures to a run folder: what recipes and the demo share above the rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mmssl.data import EvalView, Loader, Source, TrainView, evaluation_batches, hold_out, open_source, subset
+from mmssl.errors import UserError
+from mmssl.evaluation import effective_rank, extract
+from mmssl.objectives import Objective
+from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
+
+PICTURES = "pictures.safetensors"
+_HELD_OUT_SHARE, _HELD_OUT_MOST, _SHOWN = 0.05, 1024, 12
+
+
+def open_pictures(data: Path, channels: int | None = None, seed: int = 0) -> tuple[Source, Source]:
+    """Pictures to train on and pictures held out.
+
+    Held out are `val` or `test` where `data` has such a folder (or IDX files), else a twentieth, drawn by `seed`.
+    """
+    train_source = open_source(data, "train", channels)
+    try:
+        held_out: Source = open_source(data, "test", channels)
+    except UserError:
+        return hold_out(train_source, _HELD_OUT_SHARE, seed)
+    return train_source, held_out
+
+
+def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
+    """Into how many equal chunks a rank's batch is split so that none is larger than `at_once`."""
+    local = batch_size // world_size
+    return next(chunks for chunks in range(1, local + 1) if local % chunks == 0 and local // chunks <= at_once)
+
+
+def pretrain(
+    objective: Objective,
+    pictures: Source,
+    held_out: Source,
+    settings: TrainSettings,
+    run_dir: Path,
+    *,
+    view: TrainView,
+    device: torch.device,
+    workers: int = 0,
+    ceiling: float = 0.001,
+    context: Mapping[str, Any] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train on `pictures`, watching loss and effective rank on `held_out`; the run folder gets all a report needs."""
+    loader = Loader(
+        pictures,
+        view,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        ceiling=ceiling,
+    )
+    chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _HELD_OUT_MOST)).long().unique().tolist()
+    watched = list(evaluation_batches(subset(held_out, chosen), EvalView(view.size), batch_size=64))
+    if distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_file({"image": torch.cat([batch["image"] for batch in watched])[:_SHOWN].contiguous()}, run_dir / PICTURES)
+    low_precision = autocast_dtype(settings.precision, device)
+
+    def validate(objective: Objective, step: int) -> dict[str, float]:
+        losses, counts = [], []
+        for batch in watched:
+            moved = {name: value.to(device) for name, value in batch.items()}
+            with torch.autocast(device.type, low_precision, enabled=low_precision is not None):
+                losses.append(float(objective(moved).loss))
+            counts.append(len(batch["sample_id"]))
+        mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        features = extract(objective.encoder, watched, device=device).features
+        return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
+
+    return train(
+        objective,
+        loader,
+        settings,
+        run_dir,
+        device=device,
+        validate=validate,
+        on_log=on_log,
+        context={**(context or {}), "view": str(view)},
+    )
