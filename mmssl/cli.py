@@ -27,7 +27,7 @@ def run(command: Callable[[], None]) -> int:
 
 @dataclass(frozen=True)
 class Demo:
-    """Pretrain a small masked autoencoder on Fashion-MNIST, evaluate it and write a report: a few minutes on a laptop."""
+    """Pretrain a small masked autoencoder on Fashion-MNIST, evaluate it, report: a few minutes on a laptop."""
 
     data: Path | None = None
     """Folder with the four Fashion-MNIST files; found or fetched where not given."""

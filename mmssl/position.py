@@ -25,7 +25,7 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
     """The fixed table of `grid`, `[prod(grid), dim]` float32, shared by all callers.
 
     "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
-    "sincos_row_first": the same with the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
+    "sincos_row_first": the same, the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
     each block takes ceil(dim / 6) * 2 channels and the whole is cut to dim.
     "sincos_interleaved": the Transformer's table over the flattened index, sin and cos alternating (VideoMAE).
     """

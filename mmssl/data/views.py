@@ -210,15 +210,19 @@ def _resample_stack(stack: Tensor, size: int, cut: Cut) -> Tensor:
     float32, so the order in which a BLAS adds cannot change a pixel. NumPy, because its products heed no autocast and
     no reduced-precision setting.
     """
-    height, width = stack.shape[2:]
+    count, channels, height, width = stack.shape
     down = np.stack([cut.top, cut.height, cut.new_height, cut.window_top], 1).tolist()
     across = np.stack([cut.left, cut.width, cut.new_width, cut.window_left], 1).tolist()
-    rows = np.concatenate([axis_weights(height, *where, size) for where in down]).reshape(-1, 1, size, height)
-    columns = np.concatenate([axis_weights(width, *where, size) for where in across]).reshape(-1, 1, size, width)
-    values = _to_bytes(stack.numpy().astype(np.float32) @ columns.swapaxes(2, 3))
-    values = _to_bytes(rows @ values).astype(np.uint8)
-    values[cut.flip] = values[cut.flip][..., ::-1]
-    return torch.from_numpy(values)
+    batch = np.empty((count, channels, size, size), np.uint8)
+    at_once = max(1, SMALL**2 * 6 // (channels * max(height, width, size) ** 2))
+    for first in range(0, count, at_once):  # few enough to stay in the cache, and below what malloc maps anew each time
+        part = slice(first, first + at_once)
+        rows = np.concatenate([axis_weights(height, *where, size) for where in down[part]])
+        columns = np.concatenate([axis_weights(width, *where, size) for where in across[part]])
+        values = stack[part].numpy().astype(np.float32) @ columns.reshape(-1, 1, size, width).swapaxes(2, 3)
+        batch[part] = _to_bytes(rows.reshape(-1, 1, size, height) @ _to_bytes(values))
+    batch[cut.flip] = batch[cut.flip][..., ::-1]
+    return torch.from_numpy(batch)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

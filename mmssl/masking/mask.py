@@ -91,14 +91,11 @@ class Mask:
     def __post_init__(self) -> None:
         for name, positions in (("keep", self.keep), *(("hide", target) for target in self.targets)):
             index = positions.index
-            if (
-                index.device.type == "cpu"
-                and index.numel()
-                and not 0 <= int(index.min()) <= int(index.max()) < self.count
-            ):
-                raise ValueError(
-                    f"mask.{name} holds positions {int(index.min())} to {int(index.max())}, but the grid has {self.count}"
-                )
+            if index.device.type != "cpu" or not index.numel():
+                continue
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= self.count:
+                raise ValueError(f"mask.{name} holds positions {low} to {high}, but the grid has {self.count}")
 
     @property
     def count(self) -> int:
