@@ -22,6 +22,12 @@ from mmssl.position import Layout, Position
 Batch = Mapping[str, Tensor]
 
 
+def view(batch: Batch, number: int) -> dict[str, Tensor]:
+    """The batch with its `number`-th views (`image.1`, ...) under the plain names (`image`)."""
+    ending = f".{number}"
+    return {**batch, **{key.removesuffix(ending): value for key, value in batch.items() if key.endswith(ending)}}
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How one modality becomes tokens.

@@ -78,7 +78,7 @@ def test_counted_mask_hides_exact_counts_of_candidates():
 @given(keep=st.integers(1, 40), seed=st.integers(0, 100))
 def test_joint_masks_keep_an_exact_total(keep, seed):
     sizes = {"image": 16, "depth": 16, "semseg": 9}
-    shares = dirichlet_shares(torch.rand(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    shares = dirichlet_shares(bits(6, 3, seed))
     mask = joint_mask(bits(6, 41, seed), shares, keep, sizes)
     assert mask.keep.index.shape == (6, keep)
     both = torch.cat([mask.keep.index, mask.hide.index], dim=1).sort(dim=1).values
@@ -86,7 +86,7 @@ def test_joint_masks_keep_an_exact_total(keep, seed):
 
 
 def test_dirichlet_shares_have_the_papers_moments():
-    shares = dirichlet_shares(torch.rand(200000, 3, dtype=torch.float64))
+    shares = dirichlet_shares(bits(200000, 3))
     assert torch.allclose(shares.mean(dim=0), torch.full((3,), 1 / 3, dtype=torch.float64), atol=3e-3)
     assert torch.allclose(shares.var(dim=0), torch.full((3,), 1 / 18, dtype=torch.float64), atol=1e-3)
 

@@ -12,12 +12,12 @@ from mmssl.masking.grid import lowest
 from mmssl.masking.mask import Mask, Positions
 
 
-def dirichlet_shares(uniform: Float64[Tensor, "batch modalities"]) -> Float64[Tensor, "batch modalities"]:
-    """Shares uniform on the simplex, Dirichlet(1, ..., 1), from uniform numbers: normalised exponentials.
+def dirichlet_shares(noise: Int64[Tensor, "batch modalities"]) -> Float64[Tensor, "batch modalities"]:
+    """Shares uniform on the simplex, Dirichlet(1, ..., 1), from `noise.random_bits`: normalised exponentials.
 
     On the CPU in float64, so that the counts made of them are the same on every machine.
     """
-    exponential = -torch.log1p(-uniform)
+    exponential = -torch.log1p(-noise.cpu().double() / 2**62)
     return exponential / exponential.sum(dim=1, keepdim=True)
 
 

@@ -1,0 +1,79 @@
+"""Two modalities, one budget of visible tokens split by Dirichlet shares, a decoder each."""
+
+import dataclasses
+
+import torch
+from mmssl_kernels import masked_patch_mse
+from torch import nn
+
+from mmssl.decoder import Decoder, DecoderConfig
+from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.masking import batch_bits, dirichlet_shares, joint_mask
+from mmssl.modality import DEPTH, image
+from mmssl.objectives import Objective, Output
+from mmssl.tokenizer import TokenizerConfig
+from mmssl.transformer import TransformerConfig
+from tests.contracts import keys, pictures, train
+
+KEEP, SIZE = 10, (16, 16)
+
+
+class TwoModalities(Objective):
+    def __init__(self):
+        super().__init__()
+        modalities = (image(3, (4, 4)), dataclasses.replace(DEPTH, patch=(4, 4)))
+        tokenizers = tuple(TokenizerConfig(modality, SIZE, "sincos_row_first") for modality in modalities)
+        self.encoder = Encoder(EncoderConfig(tokenizers, TransformerConfig(32, 2, 4)))
+        light = DecoderConfig(TransformerConfig(24, 1, 4, cross=True), "sincos_row_first")
+        self.decoders = nn.ModuleDict(
+            {m.name: Decoder(light, 32, (4, 4), 1, self.encoder.tokenizer(m.name).values) for m in modalities}
+        )
+
+    def hide(self, batch):
+        sizes = self.encoder.sizes(batch)
+        shares = dirichlet_shares(batch_bits(batch, len(sizes), seed=0, stream="shares"))
+        return joint_mask(batch_bits(batch, sum(sizes.values()), seed=0, stream="mask"), shares, KEEP, sizes)
+
+    def forward(self, batch, mask=None):
+        mask = self.hide(batch) if mask is None else mask
+        tokens = self.encoder(batch, mask)
+        parts = {}
+        for name, decoder in self.decoders.items():
+            hide, _ = mask.hide.within(*mask.span(name))
+            tokenizer = self.encoder.tokenizer(name)
+            prediction = decoder(tokens, hide, tokenizer.grid(batch))
+            statistics = {"mean": tokenizer.mean, "std": tokenizer.std, "patch": tokenizer.patch}
+            parts[name] = masked_patch_mse(prediction, batch[name], hide.index, rows=hide.rows, **statistics)
+        return Output(sum(parts.values()), parts, mask=mask)
+
+
+def make_batch(step):
+    return {"image": pictures(6, 3, seed=step), "depth": pictures(6, 1, seed=step).float() / 255, **keys(6, step)}
+
+
+def test_it_learns_with_ragged_counts_and_a_constant_total():
+    method, batches = TwoModalities(), [make_batch(step) for step in range(3)]
+    mask = method.hide(batches[0])
+    counts = mask.keep.within(*mask.span("depth"))[0].lengths
+    assert mask.keep.index.shape == (6, KEEP)
+    assert counts.unique().numel() > 1
+    losses = train(method, batches, steps=40)
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_the_decoders_see_no_hidden_pixel():
+    method, batch = TwoModalities().eval(), make_batch(0)
+    mask = method.hide(batch)
+    hidden = mask.hide.within(*mask.span("depth"))[0].boolean(16)
+    hidden = hidden.unflatten(1, (1, 4, 4)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    changed = {**batch, "depth": batch["depth"].masked_fill(hidden, torch.nan)}
+    assert torch.equal(method.encoder(batch, mask).x, method.encoder(changed, mask).x)
+
+
+def test_a_sample_without_a_modality_has_none_of_its_tokens():
+    method, batch = TwoModalities(), make_batch(0)
+    present = torch.tensor([True, False] * 3)
+    tokens = method.encoder({**batch, "depth.present": present})
+    assert tokens.lengths.tolist() == [33, 17] * 3
+    alone = method.encoder({"image": batch["image"][1:2]})
+    assert torch.allclose(tokens.x[1, :17], alone.x[0], atol=1e-5)
