@@ -17,7 +17,7 @@ def run(command: Callable[[], None]) -> int:
     """Run a command for a person: bad input gives one sentence and exit code 2, Ctrl-C exit code 130."""
     try:
         command()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"mmssl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmssl.data import EvalView, Ledger, Source, evaluation_batches, hold_out, open_source
+from mmssl.data import EvalView, Ledger, NoTestPart, Source, evaluation_batches, hold_out, open_source
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
 from mmssl.evaluation import FeatureSet, extract, label_budgets, table
@@ -84,7 +84,7 @@ def evaluate(model: Path, data: Path, out: Path | None, pool: Pool, batch_size: 
     train_source: Source = _pictures(encoder, data, "train")
     try:
         test_source: Source = _pictures(encoder, data, "test")
-    except UserError:
+    except NoTestPart:
         train_source, test_source = hold_out(train_source, 0.2)
     if train_source.labels is None:
         raise UserError(f"{data}: no labels; evaluation needs a folder of class folders, at least two")

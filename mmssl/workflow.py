@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mmssl.data import EvalView, Loader, Source, TrainView, evaluation_batches, hold_out, open_source, subset
+from mmssl.data import (
+    EvalView,
+    Loader,
+    NoTestPart,
+    Source,
+    TrainView,
+    evaluation_batches,
+    hold_out,
+    open_source,
+    subset,
+)
 from mmssl.errors import UserError
 from mmssl.evaluation import effective_rank, extract
 from mmssl.objectives import Objective
+from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
 
-PICTURES = "pictures.safetensors"
 _HELD_OUT_SHARE, _HELD_OUT_MOST, _SHOWN = 0.05, 1024, 12
 
 
@@ -27,14 +37,22 @@ def open_pictures(data: Path, channels: int | None = None, seed: int = 0) -> tup
     train_source = open_source(data, "train", channels)
     try:
         held_out: Source = open_source(data, "test", channels)
-    except UserError:
+    except NoTestPart:
         return hold_out(train_source, _HELD_OUT_SHARE, seed)
     return train_source, held_out
 
 
 def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
-    """Into how many equal chunks a rank's batch is split so that none is larger than `at_once`."""
+    """Into how many equal chunks a rank's batch is split so that none is larger than `at_once`.
+
+    Raises UserError for a batch that does not divide among the processes, or none at all.
+    """
     local = batch_size // world_size
+    if local < 1 or batch_size % world_size or at_once < 1:
+        raise UserError(
+            f"a batch of {batch_size}, {at_once} at once, does not divide among {world_size} processes: "
+            "choose a positive multiple"
+        )
     return next(chunks for chunks in range(1, local + 1) if local % chunks == 0 and local // chunks <= at_once)
 
 
@@ -46,6 +64,7 @@ def pretrain(
     run_dir: Path,
     *,
     view: TrainView,
+    held_out_view: EvalView,
     device: torch.device,
     workers: int = 0,
     ceiling: float = 0.001,
@@ -64,7 +83,7 @@ def pretrain(
         ceiling=ceiling,
     )
     chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _HELD_OUT_MOST)).long().unique().tolist()
-    watched = list(evaluation_batches(subset(held_out, chosen), EvalView(view.size), batch_size=64))
+    watched = list(evaluation_batches(subset(held_out, chosen), held_out_view, batch_size=64))
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_file({"image": torch.cat([batch["image"] for batch in watched])[:_SHOWN].contiguous()}, run_dir / PICTURES)

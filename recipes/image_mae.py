@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from mmssl.cli import run
-from mmssl.data import TrainView
+from mmssl.data import EvalView, TrainView
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
@@ -56,8 +57,9 @@ class ImageMAE:
     """A twentieth of the epochs where not given: 40 of 800."""
     batch_size: int = 4096
     """Pictures of one optimizer step, over all processes."""
-    at_once: int = 256
-    """Pictures a process holds at once; a larger share of the batch is split (gradient accumulation)."""
+    at_once: int | None = None
+    """Pictures a process holds at once; a larger share of the batch is split (gradient accumulation). 64 on a CPU, 256
+    on a GPU where not given."""
     base_lr: float = 1.5e-4
     weight_decay: float = 0.05
     drop_path: float = 0.0
@@ -86,13 +88,14 @@ class ImageMAE:
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size), drop_path=self.drop_path)
         return MAEConfig(encoder, mae_decoder_config(), self.mask_ratio, self.norm_pix, self.seed)
 
-    def training(self, world_size: int) -> TrainSettings:
+    def training(self, world_size: int, device: torch.device) -> TrainSettings:
         """The settings of the training loop."""
+        at_once = (64 if device.type == "cpu" else 256) if self.at_once is None else self.at_once
         return TrainSettings(
             epochs=self.epochs,
             warmup_epochs=self.epochs / 20 if self.warmup_epochs is None else self.warmup_epochs,
             batch_size=self.batch_size,
-            accumulate=accumulation(self.batch_size, world_size, self.at_once),
+            accumulate=accumulation(self.batch_size, world_size, at_once),
             base_lr=self.base_lr,
             weight_decay=self.weight_decay,
             precision=self.precision,
@@ -113,9 +116,10 @@ def main() -> None:
             MAE(config.method()),
             pictures,
             held_out,
-            config.training(distributed.world_size()),
+            config.training(distributed.world_size(), device),
             config.out,
             view=TrainView(config.size, scale=config.crop_scale),
+            held_out_view=EvalView(config.size),
             device=device,
             workers=config.workers,
             ceiling=config.max_skipped,

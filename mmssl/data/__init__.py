@@ -7,7 +7,7 @@
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.source import ArraySource, FolderSource, Source, Subset, hold_out, open_source, subset
+from mmssl.data.source import ArraySource, FolderSource, NoTestPart, Source, Subset, hold_out, open_source, subset
 from mmssl.data.views import EvalView, Keys, TrainView, View
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Keys",
     "Ledger",
     "Loader",
+    "NoTestPart",
     "Source",
     "Subset",
     "TrainView",

@@ -179,6 +179,10 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Su
     return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
 
 
+class NoTestPart(UserError):
+    """The data has no test part of its own; `hold_out` makes one."""
+
+
 def open_source(path: str | Path, split: str | None = None, channels: int | None = None) -> Source:
     """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits, or a plain folder.
 
@@ -199,7 +203,7 @@ def open_source(path: str | Path, split: str | None = None, channels: int | None
     if None not in folders.values():
         return FolderSource(folders[split or "train"] or root, channels or 3)
     if split == "test":
-        raise UserError(f"{root} has no test part: make the sub-folders train and val, or hold pictures out of it.")
+        raise NoTestPart(f"{root} has no test part: make the sub-folders train and val, or hold pictures out of it.")
     return FolderSource(root, channels or 3)
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.masking.mask import Mask, Positions
 
 
@@ -22,11 +23,11 @@ def lowest(
 def random_mask(noise: Shaped[Tensor, "batch positions"], keep: int, sizes: Mapping[str, int]) -> Mask:
     """MAE's mask: keep the `keep` positions of lowest noise, hide the rest (arXiv 2111.06377, section 3).
 
-    Raises ValueError where nothing or everything would be hidden.
+    Raises UserError where nothing or everything would be hidden.
     """
     count = noise.shape[1]
     if not 0 < keep < count:
-        raise ValueError(
+        raise UserError(
             f"keeping {keep} of {count} patches hides {'nothing' if keep >= count else 'everything'}: "
             f"choose a mask ratio that keeps between 1 and {count - 1}"
         )

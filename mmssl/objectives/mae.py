@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,17 @@ class MAEConfig:
     seed: int = 0
 
 
+def visible_count(count: int, mask_ratio: float) -> int:
+    """int(count * (1 - mask_ratio)), as the authors round. Raises UserError where nothing or everything is hidden."""
+    keep = int(count * (1 - mask_ratio))
+    if not 0 < keep < count:
+        raise UserError(
+            f"mask ratio {mask_ratio} keeps {keep} of {count} patches, which hides "
+            f"{'everything' if keep <= 0 else 'nothing'}: choose a ratio that keeps between 1 and {count - 1}"
+        )
+    return keep
+
+
 class MAE(Objective):
     """Hide most patches, encode the visible ones, decode the rest, compare pixels.
 
@@ -62,6 +74,7 @@ class MAE(Objective):
         self.encoder = Encoder(config.encoder)
         self.modality = single_modality(self.encoder)
         tokenizer = self.tokenizer
+        visible_count(math.prod(tokenizer.size_grid), config.mask_ratio)
         self.decoder = Decoder(
             config.decoder, self.encoder.dim, tokenizer.size_grid, config.encoder.prefix, tokenizer.values
         )
@@ -79,7 +92,7 @@ class MAE(Objective):
         sizes = self.encoder.sizes(batch)
         count = sizes[self.modality.name]
         noise = batch_bits(batch, count, seed=self.config.seed, stream=f"mask/{self.modality.name}")
-        return random_mask(noise, int(count * (1 - self.config.mask_ratio)), sizes)
+        return random_mask(noise, visible_count(count, self.config.mask_ratio), sizes)
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask

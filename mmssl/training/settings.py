@@ -48,6 +48,17 @@ class TrainSettings:
     validate_every: int = 0
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        positive = {"epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size, "base_lr": self.base_lr}
+        for name, value in positive.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}={value} must be above 0.")
+        if self.warmup_epochs < 0 or self.weight_decay < 0 or self.accumulate < 1:
+            raise UserError(
+                f"warmup_epochs={self.warmup_epochs} and weight_decay={self.weight_decay} must not be negative, "
+                f"accumulate={self.accumulate} not below 1."
+            )
+
     def total_steps(self, steps_per_epoch: float) -> int:
         """The optimizer steps of the whole run. Raises UserError when the settings leave none after the warm-up."""
         if self.epochs is not None and self.steps is None:

@@ -1,0 +1,171 @@
+"""One training step of MAE against transformers' ViTMAEForPreTraining: same weights, data, mask ratio and optimizer.
+
+    python -m benchmarks.step                                          # the demo's model, ViT-S and ViT-B at 224, fp32
+    python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
+
+Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
+backward and fused AdamW. Peak memory is measured in a fresh process a side (growth of the resident set over the built
+model and its data on a CPU, allocator peak on a GPU). "of product rate" is the step's FLOP, counted by torch, over its
+time, against a large matrix product of the same type measured just before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import device_name, markdown, product_rate, seconds, write
+from mmssl import MAE
+from mmssl.demo import demo_config
+from mmssl.encoder import vit_config
+from mmssl.objectives import MAEConfig
+from mmssl.training import adamw, parameter_groups
+
+BATCH = {"demo": 256, "small": 16, "base": 16}
+
+
+def config_of(model: str) -> MAEConfig:
+    return demo_config(28) if model == "demo" else MAEConfig(vit_config(model), norm_pix=True)
+
+
+def sides(model: str, device: torch.device) -> dict[str, tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]]:
+    """Both models with the same weights, and what gives each one's loss on the same pictures."""
+    from transformers import ViTMAEForPreTraining
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    ours, batch = MAE(config_of(model)), BATCH[model]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = ViTMAEForPreTraining.from_pretrained(ours.to_transformers(folder)).train()
+    size, channels = ours.config.encoder.tokenizers[0].size, ours.modality.channels
+    pixels = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8).to(device)
+    ours, theirs = ours.to(device), cast(nn.Module, theirs).to(device)
+    values = {"image": pixels, "sample_id": torch.arange(batch, device=device)}
+    mean, std = (tensor[:, None, None] for tensor in (ours.tokenizer.mean, ours.tokenizer.std))
+    normalised = (pixels / 255 - mean) / std
+    return {"mmssl": (ours, lambda m: m(values).loss), "transformers": (theirs, lambda m: m(normalised).loss)}
+
+
+def stepper(
+    model: nn.Module, loss_of: Callable[[nn.Module], torch.Tensor], precision: str, mode: str, device: torch.device
+) -> Callable[[], None]:
+    optimizer = adamw(parameter_groups(model, 0.05), (0.9, 0.95), device)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    run = cast(nn.Module, torch.compile(model)) if mode == "compiled" else model
+    low = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with low:
+            loss = loss_of(run)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure_memory(model: str, side: str, precision: str, device_type: str, result: Any) -> None:
+    """Peak memory of two steps, for a process of its own."""
+    device = torch.device(device_type)
+    step = stepper(*sides(model, device)[side], precision, "eager", device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # building the models peaks too: start the high-water mark anew
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_peak()
+    step()
+    step()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
+    result.put(peak - before)
+
+
+def resident_peak() -> int:
+    """The high-water mark of this process's resident set, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def memory(model: str, side: str, precision: str, device: torch.device) -> int:
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=measure_memory, args=(model, side, precision, device.type, result))
+    process.start()
+    peak = result.get()
+    process.join()
+    return peak
+
+
+def compare(model: str, precision: str, mode: str, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    rate = product_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    both = sides(model, device)
+    steps = {side: stepper(*pair, precision, mode, device) for side, pair in both.items()}
+    flop: dict[str, int] = {}
+    for side, pair in both.items():
+        with FlopCounterMode(display=False) as counter:
+            stepper(*pair, precision, "eager", device)()
+        flop[side] = counter.get_total_flops()
+        steps[side]()
+    times: dict[str, list[float]] = {side: [] for side in steps}
+    for index in range(rounds):
+        order = list(steps) if index % 2 else list(steps)[::-1]
+        for side in order:
+            times[side].append(seconds(steps[side], device))
+    faster = statistics.median(b / a for a, b in zip(times["mmssl"], times["transformers"], strict=True))
+    rows = []
+    for side, measured in times.items():
+        median = statistics.median(measured)
+        rows.append(
+            {
+                "model": f"{model}, batch {BATCH[model]}, {precision}, {mode}",
+                "side": side,
+                "ms a step": round(1e3 * median, 1),
+                "range": f"{1e3 * min(measured):.0f}-{1e3 * max(measured):.0f}",
+                "faster": f"{faster:.2f}x" if side == "mmssl" else "",
+                "of product rate": f"{flop[side] / median / rate:.0%}",
+                "GFLOP a step": round(flop[side] / 1e9, 1),
+                "peak MiB": round(memory(model, side, precision, device) / 2**20),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(BATCH), choices=list(BATCH))
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, help="pictures a step, in place of the model's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--name", default="step", help="of the file under results/")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    device, rows = torch.device(options.device), []
+    if options.batch:
+        BATCH.update(dict.fromkeys(BATCH, options.batch))
+    for model in options.models:
+        for precision in options.precisions:
+            for mode in options.modes:
+                rows += compare(model, precision, mode, options.rounds, device)
+                print(markdown(rows[-2:]), flush=True)
+    print(f"\n{device_name(device)}\n\n{markdown(rows)}\n\n{write(options.name, device, {'rows': rows})}")
+
+
+if __name__ == "__main__":
+    main()

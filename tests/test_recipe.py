@@ -1,0 +1,238 @@
+"""The recipe as a user runs it: a folder in, an encoder and a report out; bad input gets one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmssl import MAE, Encoder
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--workers", "0", "--log-every", "1"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Two classes of small pictures, in several formats, one folder deeper here and there."""
+    root, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label, channel in (("red", 0), ("blue", 2)):
+        for i in range(16):
+            values = generator.integers(0, 80, (4, 5, 3), dtype=np.uint8)
+            values[..., channel] += 150
+            folder = root / label / ("deep" if i % 3 == 0 else ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            size = tuple(generator.integers(18, 40, 2).tolist())
+            Image.fromarray(values).resize(size).save(folder / f"{i}.{('jpg', 'png', 'webp', 'tiff')[i % 4]}")
+    return root
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **more}
+
+
+def recipe(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300)
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from mmssl.cli import main; main()"
+    call = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, env=environment(), timeout=300)
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = recipe("--data", pictures, "--out", run, "--epochs", 2, "--validate-every", 2, "--norm-pix", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_folder_becomes_an_encoder_and_a_report(finished):
+    encoder = Encoder.from_pretrained(finished / "final")
+    assert encoder.features({"image": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}).shape == (1, 192)
+    page = (finished / "report.html").read_text()
+    assert "data:image/png;base64" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert {path.stem for path in (finished / "pictures").iterdir()} == {"reconstructions", "features", "attention"}
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "heldout_loss", "lr", "grad_norm", "pictures_per_second", "effective_rank"} <= rows[-1].keys()
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_defaults_are_the_papers(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from image_mae import ImageMAE
+
+    config = ImageMAE(data=Path("pictures"))
+    method, settings = config.method(), config.training(1, torch.device("cpu"))
+    assert (settings.batch_size, settings.base_lr, settings.betas) == (4096, 1.5e-4, (0.9, 0.95))
+    assert (settings.epochs, settings.warmup_epochs, settings.weight_decay) == (800, 40, 0.05)
+    assert (settings.min_lr, settings.clip_norm) == (0.0, None)
+    assert (method.mask_ratio, method.norm_pix, config.crop_scale) == (0.75, False, (0.2, 1.0))
+    decoder, encoder = method.decoder.transformer, method.encoder.transformer
+    assert (decoder.dim, decoder.depth, decoder.heads, encoder.dim) == (512, 8, 16, 768)
+    assert ImageMAE(data=Path("pictures"), model="huge").method().encoder.tokenizers[0].modality.patch == (14, 14)
+
+
+def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
+    model = ["--model", finished / "final", "--data", pictures, "--workers", 0]
+    for name in ("features.parquet", "features.npz"):
+        done = command("embed", *model, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    arrays = np.load(tmp_path / "features.npz")
+    assert arrays["features"].shape == (32, 192)
+    assert set(arrays["labels"]) == {"red", "blue"}
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "features.parquet").to_pydict()
+    assert np.allclose(np.array(table["feature"]), arrays["features"])
+    assert table["name"] == arrays["names"].tolist()
+    done = command("evaluate", *model, "--out", tmp_path / "evaluation")
+    assert done.returncode == 0, done.stderr
+    assert "| top-1 accuracy, % |" in done.stdout
+    assert json.loads((tmp_path / "evaluation" / "accuracies.json").read_text())
+    before = (finished / "report.html").read_bytes()
+    assert command("report", finished).returncode == 0
+    assert (finished / "report.html").read_bytes() == before
+
+
+def test_exports_are_read_by_the_other_libraries(finished, tmp_path):
+    import transformers
+
+    for kind, cls in (("vit_mae", transformers.ViTMAEForPreTraining), ("vit", transformers.ViTModel)):
+        done = command("export", "--model", finished / "final", "--out", tmp_path / kind, "--to", kind)
+        assert done.returncode == 0, done.stderr
+        assert cls.from_pretrained(tmp_path / kind).config.hidden_size == 192
+    assert command("export", "--model", finished / "final", "--out", tmp_path / "timm", "--to", "timm").returncode == 0
+    assert "blocks.0.attn.qkv.weight" in load_file(tmp_path / "timm" / "model.safetensors")
+
+
+def test_two_processes_give_the_losses_of_one(pictures, tmp_path):
+    """Global batches and masks are identical; sums over ranks differ in float32's last digits."""
+    arguments = ["--data", str(pictures), "--epochs", "2", "--device", "cpu", *SMALL]
+    alone = recipe(*arguments, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(ROOT / "recipes" / "image_mae.py"), *arguments, "--out", str(tmp_path / "two")]
+    together = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment(), timeout=300)
+    assert together.returncode == 0, together.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(pictures, tmp_path):
+    arguments = ["--data", str(pictures), "--epochs", "3", "--save-every", "2", "--drop-path", "0.2", *SMALL]
+    assert recipe(*arguments, "--out", tmp_path / "whole").returncode == 0
+    script = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *arguments, "--out", str(tmp_path / "killed")]
+    for saved in (2, 6):
+        process = subprocess.Popen(script, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "killed" / f"step-{saved:08d}").is_dir():
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    # another number of workers changes nothing
+    last = recipe(*arguments[:-4], "--workers", 1, "--log-every", 1, "--out", tmp_path / "killed")
+    assert last.returncode == 0, last.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    states = [load_file(tmp_path / run / "final" / "model.safetensors") for run in ("whole", "killed")]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_sigterm_saves_and_exits_with_75(pictures, tmp_path):
+    arguments = ["--data", str(pictures), "--epochs", "200", "--save-every", "1000", *SMALL, "--out", str(tmp_path)]
+    script = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *arguments]
+    process = subprocess.Popen(script, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not (tmp_path / "metrics.jsonl").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert list(tmp_path.glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--mask-ratio", "1.0"], "mask ratio 1.0 keeps 0 of 4 patches, which hides everything"),
+        (["--mask-ratio", "0"], "mask ratio 0.0 keeps 4 of 4 patches, which hides nothing"),
+        (["--patch", "7"], "patch 7 does not divide pictures of 16 pixels"),
+        (["--batch-size", "0"], "choose a positive multiple"),
+        (["--epochs", "-1"], "epochs=-1.0 must be above 0"),
+        (["--base-lr", "1e30"], "is not finite"),
+        (["--device", "cuda:99"], "no GPU"),
+    ],
+)
+def test_settings_that_cannot_work_get_one_sentence(pictures, tmp_path, arguments, sentence):
+    done = recipe("--data", pictures, "--out", tmp_path / "run", "--epochs", 2, *SMALL, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_changed_settings_are_named_on_resume(finished, pictures):
+    again = ["--data", pictures, "--out", finished, "--epochs", 2, "--validate-every", 2, *SMALL]
+    done = recipe(*again, "--norm-pix", "--base-lr", 1)
+    assert done.returncode == 2
+    assert "base_lr: 0.00015 -> 1.0" in done.stderr
+    done = recipe(*again)
+    assert done.returncode == 2
+    assert "method.norm_pix: true -> false" in done.stderr
+
+
+def test_unknown_flags_get_the_nearest_spelling(pictures):
+    done = recipe("--data", pictures, "--mask-ration", "0.5")
+    assert done.returncode == 2
+    assert "--mask-ratio" in done.stdout + done.stderr
+
+
+def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jpg").write_text("not a picture")
+    for name in ("missing", "empty", "text"):
+        done = recipe("--data", tmp_path / name, "--out", tmp_path / "run", *SMALL)
+        assert done.returncode == 2, name
+        assert str(tmp_path / name) in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_broken_files_are_skipped_counted_and_listed(pictures, tmp_path):
+    mixed = tmp_path / "mixed"
+    for i, path in enumerate(sorted(path for path in pictures.rglob("*") if path.is_file())):
+        (mixed / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (mixed / path.parent.name / f"{i}{path.suffix}").write_bytes(path.read_bytes())
+    (mixed / "broken").mkdir()
+    for i in range(2):
+        (mixed / "broken" / f"{i}.png").write_bytes(b"")
+    arguments = ["--data", mixed, "--epochs", 1, *SMALL]
+    refused = recipe(*arguments, "--out", tmp_path / "strict")
+    assert refused.returncode == 2
+    assert "above the ceiling of 0.100%" in refused.stderr
+    done = recipe(*arguments, "--max-skipped", 0.5, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["skipped"] > 0
+    assert rows[-1]["seen"] + rows[-1]["skipped"] == 8 * rows[-1]["step"]
+    assert "broken/" in (tmp_path / "run" / "skipped.jsonl").read_text()
+
+
+def test_pictures_of_many_channels_train(tmp_path):
+    for i in range(6):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).random((20, 20, 5), dtype=np.float32))
+    done = recipe("--data", tmp_path, "--channels", 5, "--epochs", 1, "--out", tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert MAE.from_pretrained(tmp_path / "run" / "final").modality.channels == 5
