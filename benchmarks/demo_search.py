@@ -69,7 +69,7 @@ def replaced(config: Any, path: list[str], value: Any) -> Any:
 
 def run(name: str, seconds: float, data: Path) -> dict[str, Any]:
     pictures, test = open_source(data, "train"), open_source(data, "test")
-    variant = Variant(demo_config(28), demo_settings(1), CROPS)
+    variant = Variant(demo_config(28), demo_settings(1.0), CROPS)
     for path, value in VARIANTS[name].items():
         variant = replaced(variant, path.split("."), value)
     plan = variant.settings

@@ -119,5 +119,5 @@ def _sources(data: Path | None, console: Console) -> tuple[Source, Source, float
         if data is not None:
             raise
         console.print(f"Fashion-MNIST cannot be had here, so scikit-learn's digits stand in for it: {error}")
-        return digits_source("train"), digits_source("test"), 150
-    return open_source(folder, "train"), open_source(folder, "test"), 5
+        return digits_source("train"), digits_source("test"), 150.0
+    return open_source(folder, "train"), open_source(folder, "test"), 5.0

@@ -52,7 +52,7 @@ class ImageMAE:
     mask_ratio: float = 0.75
     norm_pix: bool = False
     """Standardise each target patch, as the authors' released encoders were trained."""
-    epochs: float = 800
+    epochs: float = 800.0
     warmup_epochs: float | None = None
     """A twentieth of the epochs where not given: 40 of 800."""
     batch_size: int = 4096
@@ -110,6 +110,7 @@ class ImageMAE:
 def main() -> None:
     config = tyro.cli(ImageMAE, description=__doc__)
     device = distributed.init(config.device)
+    torch.manual_seed(config.seed)
     try:
         pictures, held_out = open_pictures(config.data, config.channels, config.seed)
         pretrain(

@@ -95,8 +95,8 @@ def train(
 
     row: dict[str, Any] = {}
     with ExitStack() as stack:
-        journal = stack.enter_context(closing(Journal(run_dir, start, total, settled, notes))) if main else None
         stop = stack.enter_context(stop_request())
+        journal = stack.enter_context(closing(Journal(run_dir, start, total, settled, notes))) if main else None
         # closed on the way out, whatever the reason, so that the loader's workers end with the loop
         batches = stack.enter_context(closing(cast(Generator[Batch, None, None], loader.batches(start, total))))
         busy, busy_steps, clock = 0.0, 0, time.perf_counter()
