@@ -1,6 +1,6 @@
 """The input pipeline against torchvision's ImageFolder with the same transforms, on one machine's CPU.
 
-    python benchmarks/pipeline.py [--data DIR] [--workers 1] [--rounds 5] [--size 224]
+    python -m benchmarks.pipeline [--data DIR] [--workers 1] [--rounds 5] [--size 224]
 
 Both read the same folder of pictures (about 500 JPEGs of 500 x 375 are made when none is given), crop with
 RandomResizedCrop(size, scale (0.2, 1), bicubic) and mirror half of them, with the same number of workers and the same
@@ -12,9 +12,6 @@ alike; medians over the rounds and their ratios are printed as a table and writt
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,11 +25,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from benchmarks.machine import markdown, write
 from mmssl.data import FolderSource, Loader, TrainView
 
 BATCH = 64
 OURS = "mmssl, uint8"
-RESULTS = Path(__file__).parent / "results" / "pipeline.json"
 
 
 def main() -> None:
@@ -82,33 +79,20 @@ def rate(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
 
 
 def report(rates: dict[str, list[float]], settings: argparse.Namespace) -> None:
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    pairs = {name: zip(rates[OURS], values, strict=True) for name, values in rates.items()}
-    ratios = {name: statistics.median(ours / theirs for ours, theirs in pair) for name, pair in pairs.items()}
-    print("| pipeline | pictures/s a worker (median) | range | ours is faster by |\n|---|---|---|---|")
+    rows = []
     for name, values in rates.items():
-        print(f"| {name} | {medians[name]:.0f} | {min(values):.0f}-{max(values):.0f} | {ratios[name]:.2f}x |")
-    RESULTS.parent.mkdir(exist_ok=True)
-    record = {
-        "device": f"CPU: {processor()}, {os.cpu_count()} cores",
-        "versions": {"torch": torch.__version__, "pillow": Image.__version__},
-        "settings": {
-            "workers": settings.workers,
-            "size": settings.size,
-            "batch": BATCH,
-            "own data": bool(settings.data),
-        },
-        "pictures_per_second_per_worker": rates,
-        "median": medians,
-        "ours_over_theirs": ratios,
-    }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True))
+        rows.append(
+            {
+                "pipeline": name,
+                "pictures/s a worker": round(statistics.median(values)),
+                "range": f"{min(values):.0f}-{max(values):.0f}",
+                "mmssl is faster by": "" if name == OURS else f"{ratio:.2f}x",
+            }
+        )
+    chosen = {"workers": settings.workers, "size": settings.size, "batch": BATCH, "own data": bool(settings.data)}
+    path = write("pipeline", torch.device("cpu"), {"settings": chosen, "rows": rows})
+    print(f"{markdown(rows)}\n\n{path}")
 
 
 def write_pictures(root: Path, count: int = 512) -> Path:

@@ -1,0 +1,50 @@
+"""Fill the README's tables from the JSON under results/, so that no number in it is typed by hand.
+
+    python -m benchmarks.readme                     # from the results that are there
+    python -m benchmarks.readme --demo runs/demo    # after taking over a demo's accuracies and picture
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is the result file's without its ending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import RESULTS, markdown, write
+from mmssl.evaluation import Row, table
+from mmssl.report.run import ACCURACIES
+
+README = RESULTS.parent.parent / "README.md"
+PICTURE = RESULTS / "demo.png"
+
+
+def filled(text: str) -> str:
+    """The README's text with every marked table written anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        content = json.loads((RESULTS / f"{match[1]}.json").read_text())
+        rows = content["rows"]
+        body = table([Row(**row) for row in rows]) if "probe" in rows[0] else markdown(rows)
+        return f"<!-- {match[1]} -->\n{content['device']}, torch {content['torch']}:\n\n{body}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w.-]+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="run folder of a demo")
+    options = parser.parse_args()
+    if options.demo:
+        write("demo", torch.device("cpu"), {"rows": json.loads((options.demo / ACCURACIES).read_text())})
+        shutil.copyfile(options.demo / "pictures" / "reconstructions.png", PICTURE)
+    README.write_text(filled(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

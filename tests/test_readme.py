@@ -1,0 +1,26 @@
+"""The README's numbers are those of the result files, and its Python runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import README, filled
+
+
+def test_the_tables_are_those_of_the_result_files():
+    assert filled(README.read_text()) == README.read_text()
+
+
+def test_the_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["features"].shape == (2, 768)
+    assert Path("mae_hf/config.json").is_file()
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()))
+def test_what_it_links_to_exists(link):
+    assert (README.parent / link).is_file()
