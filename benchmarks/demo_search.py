@@ -107,12 +107,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows, device = [], torch.device("cpu")
     for name in options.variants:
         rows.append(run(name, options.seconds, options.data))
         print(rows[-1], flush=True)
-    device = torch.device("cpu")
-    path = write("demo-search", device, {"seconds": options.seconds, "rows": rows})
+        # after each: an interrupted search keeps what it has found
+        path = write("demo-search", device, {"seconds": options.seconds, "rows": rows})
     print(f"\n{device_name(device)}, {options.seconds:g} s a variant\n\n{markdown(rows)}\n\n{path}")
 
 

@@ -91,7 +91,8 @@ class Mask:
     def __post_init__(self) -> None:
         for name, positions in (("keep", self.keep), *(("hide", target) for target in self.targets)):
             index = positions.index
-            if index.device.type != "cpu" or not index.numel():
+            # reading values would break a compiled graph, and on a GPU wait for it
+            if torch.compiler.is_compiling() or index.device.type != "cpu" or not index.numel():
                 continue
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.count:

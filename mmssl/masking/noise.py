@@ -38,11 +38,15 @@ def threefry2x32(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Wo
     return x, y
 
 
+@torch.compiler.assume_constant_result  # hashing has no graph
+def _stream_root(seed: int, stream: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
 def stream_key(seed: int, stream: str, epoch: int = 0, draw: int = 0) -> tuple[int, int]:
     """The 64-bit key of one stream in one epoch; `stream` names purpose, modality and view ("mask/image", "crop/1")."""
-    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
-    root = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
-    return threefry2x32(root, (epoch & _MASK, draw & _MASK))
+    return threefry2x32(_stream_root(seed, stream), (epoch & _MASK, draw & _MASK))
 
 
 def random_bits(
