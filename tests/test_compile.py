@@ -1,4 +1,4 @@
-"""The method compiles to one graph. In a process of its own: the shape checks of the tests are not traceable."""
+"""Compiled methods and runs. In processes of their own: the shape checks of the tests are not traceable."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = """
+ONE_GRAPH = """
 import torch
 from mmssl import MAE
 from mmssl.decoder import mae_decoder_config
@@ -31,8 +31,35 @@ for got, parameter in zip(gradients, (p for p in mae.parameters() if p.requires_
     torch.testing.assert_close(got, parameter.grad, rtol=1e-4, atol=1e-6)
 """
 
+PLAIN_NAMES = """
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmssl.training import checkpoints, train
+from tests.training_toy import Toy, ToyLoader, settings
+
+folder, cpu = Path(sys.argv[1]), torch.device("cpu")
+torch.compile = partial(torch.compile, backend="aot_eager")
+for name in ("plain", "compiled"):
+    train(Toy(), ToyLoader(), settings(steps=3, compile=name == "compiled"), folder / name, device=cpu)
+plain, compiled = (checkpoints.load(folder / name / "step-00000003").state for name in ("plain", "compiled"))
+for group in plain:
+    torch.testing.assert_close(compiled[group], plain[group])
+"""
+
+
+def run(program: str, *arguments: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    call = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
 
 def test_mae_compiles_to_one_graph():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(ONE_GRAPH)
+
+
+def test_a_compiled_run_saves_the_plain_names_and_values(tmp_path):
+    run(PLAIN_NAMES, str(tmp_path))

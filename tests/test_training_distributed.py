@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_toy import Toy, ToyLoader, job, run_ranks, settings
 
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed, read_metrics, train
+from tests.training_toy import Toy, ToyLoader, job, run_ranks, settings
 
 PLAIN = {"toy": {"dropout": 0.0}}
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_training_toy import BATCH, SAMPLES, Toy, ToyLoader, settings
 from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.objectives.objective import Objective, Output
-from mmssl.training import TrainSettings, autocast_dtype, checkpoints, loop, read_metrics, train
+from mmssl.training import TrainSettings, autocast_dtype, loop, read_metrics, train
 from mmssl.training.optim import cosine_schedule
+from tests.training_toy import BATCH, SAMPLES, Toy, ToyLoader, settings
 
 CPU = torch.device("cpu")
 
@@ -119,15 +118,6 @@ def test_gradients_are_clipped_and_logged_as_they_were(tmp_path: Path) -> None:
     train(Watch(), ToyLoader(), settings(steps=4, clip_norm=0.01), tmp_path, device=CPU)
     assert norms == pytest.approx([0.01] * 4, rel=1e-3)
     assert all(row["grad_norm"] > 0.02 for row in read_metrics(tmp_path))
-
-
-def test_compiling_keeps_the_plain_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    train(Toy(), ToyLoader(), settings(steps=3, compile=True), tmp_path / "compiled", device=CPU)
-    train(Toy(), ToyLoader(), settings(steps=3), tmp_path / "plain", device=CPU)
-    compiled, plain = (checkpoints.load(tmp_path / run / "step-00000003").state for run in ("compiled", "plain"))
-    for group in ("model", "optimizer"):
-        torch.testing.assert_close(compiled[group], plain[group])
 
 
 def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

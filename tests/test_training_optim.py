@@ -38,19 +38,6 @@ def test_matrices_and_tokens_decay_vectors_and_biases_do_not_and_frozen_ones_are
         "blocks.1.bias": 0.0,
         "table.bias": 0.0,
     }
-    assert all(group["lr_scale"] == 1.0 for group in groups.values())
-
-
-def test_layer_decay_gives_the_top_layer_the_full_rate() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-    groups = named_groups(module, parameter_groups(module, 0.05, 0.5, lambda name: int(name.split(".")[0])))
-    assert {name: group["lr_scale"] for name, group in groups.items() if name.endswith("weight")} == {
-        "0.weight": 0.25,
-        "1.weight": 0.5,
-        "2.weight": 1.0,
-    }
-    with pytest.raises(ValueError, match="belong together"):
-        parameter_groups(module, 0.05, 0.5)
 
 
 def test_the_schedule_warms_up_from_zero_and_falls_along_a_half_cosine() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_toy import Toy, ToyLoader, job, run_ranks, settings, strip
 
 from mmssl.errors import UserError
 from mmssl.training import Interrupted, checkpoints, read_metrics, train
 from mmssl.training.loop import stop_request
+from tests.training_toy import Toy, ToyLoader, job, run_ranks, settings, strip
 
 CPU = torch.device("cpu")
 

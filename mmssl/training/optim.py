@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,36 +11,22 @@ from torch import nn
 ParameterGroup = dict[str, Any]
 
 
-def parameter_groups(
-    module: nn.Module,
-    weight_decay: float,
-    layer_decay: float | None = None,
-    layer_of: Callable[[str], int] | None = None,
-) -> list[ParameterGroup]:
-    """Groups for an optimizer: `params`, `weight_decay` and `lr_scale`, a factor on the learning rate (1 by default).
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+    """Two groups for an optimizer, one that decays and one that does not; frozen parameters are left out.
 
     Parameters of at most one axis and those whose name ends in `.bias` do not decay, except that names ending in
     `_token` or `_tokens` do: the authors of MAE keep class and mask tokens as 1 x 1 x D, so theirs decay in
-    pretraining (facebookresearch/mae with add_weight_decay of timm 0.3.2). Frozen parameters are left out.
-
-    With `layer_decay`, `layer_of(name)` counts layers from the input (0) upward; a layer's `lr_scale` is
-    `layer_decay ** (top - layer)`, `top` being the highest layer met, so a head on top learns at the full rate
-    (fine-tuning in MAE, after BEiT).
+    pretraining (facebookresearch/mae with add_weight_decay of timm 0.3.2).
     """
-    if (layer_decay is None) != (layer_of is None):
-        raise ValueError("layer_decay and layer_of belong together: give both or neither.")
-    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    layers = {name: layer_of(name) if layer_of else 0 for name, _ in trained}
-    top = max(layers.values(), default=0)
-    groups: dict[tuple[int, float], ParameterGroup] = {}
-    for name, parameter in trained:
-        is_token = name.endswith(("_token", "_tokens"))
-        decays = is_token or (parameter.ndim > 1 and not name.endswith(".bias"))
-        key = (layers[name], weight_decay if decays else 0.0)
-        scale = 1.0 if layer_decay is None else layer_decay ** (top - layers[name])
-        group = groups.setdefault(key, {"params": [], "weight_decay": key[1], "lr_scale": scale})
-        group["params"].append(parameter)
-    return list(groups.values())
+    decaying: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_token = name.endswith(("_token", "_tokens"))
+            decays = is_token or (parameter.ndim > 1 and not name.endswith(".bias"))
+            (decaying if decays else free).append(parameter)
+    groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 def adamw(groups: list[ParameterGroup], betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
@@ -53,9 +38,9 @@ def adamw(groups: list[ParameterGroup], betas: tuple[float, float], device: torc
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group `rate` times its `lr_scale`."""
+    """Give every group the learning rate `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate
 
 
 def learning_rate(base_lr: float, batch_size: int) -> float:
