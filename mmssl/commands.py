@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmssl.data import EvalView, Ledger, NoTestPart, Source, evaluation_batches, hold_out, open_source
+from mmssl.data import EvalView, Ledger, NoTestPart, Source, evaluation_batches, hold_out, open_source, subset
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
 from mmssl.evaluation import FeatureSet, extract, label_budgets, table
@@ -49,6 +49,18 @@ def features_of(
     return features
 
 
+def same_classes(test: Source, train: Source) -> Source:
+    """The test pictures under the training classes' numbers: each part's folders are numbered on their own."""
+    if test.labels is None:
+        raise UserError("the test part has no labels: give it the class folders of the training part")
+    if unknown := sorted(set(test.classes) - set(train.classes)):
+        raise UserError(f"the test part has the class {unknown[0]!r}, which the training part has not")
+    numbers = [train.classes.index(name) for name in test.classes]
+    renamed = subset(test, range(len(test)))
+    renamed.labels, renamed.classes = [numbers[label] for label in test.labels], train.classes
+    return renamed
+
+
 def _pictures(encoder: Encoder, data: Path, split: str | None = None) -> Source:
     return open_source(data, split, single_modality(encoder).channels)
 
@@ -61,7 +73,8 @@ def embed(model: Path, data: Path, out: Path, pool: Pool, batch_size: int, worke
     source = _pictures(encoder, data)
     found = features_of(encoder, source, pool, batch_size, workers, distributed.init(device))
     assert found.names is not None
-    columns: dict[str, Any] = {"name": found.names}
+    # file names need not be text that Parquet can hold
+    columns: dict[str, Any] = {"name": [n.encode("utf-8", "backslashreplace").decode() for n in found.names]}
     if found.labels is not None:
         columns["label"] = [source.classes[label] for label in found.labels.tolist()]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +101,7 @@ def evaluate(model: Path, data: Path, out: Path | None, pool: Pool, batch_size: 
         train_source, test_source = hold_out(train_source, 0.2)
     if train_source.labels is None:
         raise UserError(f"{data}: no labels; evaluation needs a folder of class folders, at least two")
+    test_source = same_classes(test_source, train_source)
     where = distributed.init(device)
     train, test = (features_of(encoder, part, pool, batch_size, workers, where) for part in (train_source, test_source))
     assert train.labels is not None

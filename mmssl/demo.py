@@ -65,7 +65,9 @@ def demo(data: Path | None, out: Path) -> None:
     whole = EvalView(size, resize=size)
     view = TrainView(size, scale=CROPS)
     cpu = torch.device("cpu")
-    pretrain(mae, train, test, demo_settings(epochs), out, view=view, held_out_view=whole, device=cpu)
+    told = {"method": asdict(mae.config)}
+    settings = demo_settings(epochs)
+    pretrain(mae, train, test, settings, out, view=view, held_out_view=whole, device=cpu, context=told)
 
     console.print(f"Evaluating the frozen features of {len(train) + len(test):,} pictures ...")
     rows = compare(train, test, {"random init": untrained, "pretrained": mae.encoder}, whole)

@@ -50,7 +50,7 @@ def vit_config(
 ) -> EncoderConfig:
     """A plain ViT of the family's sizes on one modality, with MAE's fixed sin-cos positions."""
     if size not in SIZES:
-        raise ValueError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
+        raise UserError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
     dim, depth, heads = SIZES[size]
     transformer = TransformerConfig(dim, depth, heads, drop_path=drop_path)
     return EncoderConfig((TokenizerConfig(modality, input_size),), transformer)
@@ -185,23 +185,26 @@ class Encoder(nn.Module):
         """From a folder of ours (an encoder's or a whole objective's) or a transformers ViT or ViTMAE folder."""
         folder = interop.resolve(path_or_hub_id)
         config, state = interop.read_config(folder), interop.read_weights(folder)
-        kind, model_type = config.get("mmssl"), config.get("model_type")
-        if kind is not None:
-            data = config["config"] if kind == "Encoder" else config["config"]["encoder"]
-            encoder = cls(interop.config_from_dict(EncoderConfig, data))
-            if kind != "Encoder":
-                state = {
-                    key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")
-                }
-            encoder.load_state_dict(state)
+        with interop.loading(folder):
+            if (kind := config.get("mmssl")) is None:
+                return cls._from_transformers(config, state, folder)
+            own = kind == "Encoder"
+            encoder = cls(
+                interop.config_from_dict(EncoderConfig, config["config"] if own else config["config"]["encoder"])
+            )
+            part = "" if own else "encoder."
+            encoder.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
             return encoder
+
+    @classmethod
+    def _from_transformers(cls, config: dict[str, Any], state: dict[str, Tensor], folder: Path) -> Encoder:
+        model_type = config.get("model_type")
         if model_type not in ("vit", "vit_mae"):
-            raise UserError(f"{folder}: model type {model_type!r} is not a ViT; mmssl reads vit and vit_mae folders")
+            raise UserError(f"{folder}: model type {model_type!r} is not a ViT; mmssl reads vit and vit_mae")
         encoder = cls(encoder_config_from_transformers(config))
-        prefix = "vit." if model_type == "vit_mae" or any(key.startswith("vit.") for key in state) else ""
+        prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
         # Pooler, classifier and decoder are heads of other tasks.
-        names = {k: v for k, v in interop.hub_names(state).items() if k.startswith(prefix)}
-        names = {k: v for k, v in names.items() if "pooler." not in k}
+        names = {k: v for k, v in interop.hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
         rules = interop.transformers_vit("", prefix)
         encoder.load_state_dict(interop.to_ours(names, rules, encoder.state_dict(), str(folder)))
         return encoder
@@ -228,14 +231,12 @@ class Encoder(nn.Module):
         )
 
     def transformers_config(self) -> dict[str, Any]:
-        """The settings that ViTModel and ViTMAE share. Raises ValueError for an encoder they cannot express."""
+        """The settings that ViTModel and ViTMAE share. Raises UserError for an encoder they cannot express."""
         t, tokenizers = self.config.transformer, self.config.tokenizers
-        plain = (t.norm_order, t.qkv_bias, t.activation, t.causal, t.layer_scale, t.input_norm, t.final_norm)
         modality, size = tokenizers[0].modality, tokenizers[0].size
         square = len(size) == 2 and size[0] == size[1] and modality.patch[0] == modality.patch[1]
-        vit = plain == ("pre", "all", "gelu", False, None, False, True) and self.config.prefix == 1
-        if len(tokenizers) != 1 or not square or not vit or self.config.pool_norm:
-            raise ValueError(f"transformers' ViT is a plain square one-picture encoder; this one is {self.config}")
+        if not self._is_plain_vit or not square or self.config.pool_norm:
+            raise UserError(f"transformers' ViT is a plain encoder of square pictures; this one is {self.config}")
         return interop.transformers_vit_config(
             dim=t.dim,
             depth=t.depth,
@@ -251,6 +252,8 @@ class Encoder(nn.Module):
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head."""
         from timm.models.vision_transformer import VisionTransformer
 
+        if not self._is_plain_vit:
+            raise UserError(f"timm's ViT is a plain encoder of pictures; this one is {self.config}")
         t, tokenizer = self.config.transformer, self.config.tokenizers[0]
         model = VisionTransformer(
             img_size=(tokenizer.size[0], tokenizer.size[1]),
@@ -267,6 +270,14 @@ class Encoder(nn.Module):
         )
         model.load_state_dict(interop.to_theirs(self.state_dict(), interop.timm_vit(), self._patch))
         return model
+
+    @property
+    def _is_plain_vit(self) -> bool:
+        """One modality of pictures, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
+        t, tokenizers = self.config.transformer, self.config.tokenizers
+        block = (t.norm_order, t.qkv_bias, t.activation, t.causal, t.layer_scale, t.input_norm)
+        plain = block == ("pre", "all", "gelu", False, None, False) and t.final_norm != self.config.pool_norm
+        return plain and self.config.prefix == 1 and [c.modality.name for c in tokenizers] == ["image"]
 
     @property
     def _patch(self) -> tuple[int, ...]:

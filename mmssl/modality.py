@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mmssl.errors import UserError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -55,5 +57,7 @@ def image(channels: int = 3, patch: tuple[int, int] = (16, 16)) -> Modality:
     """Pictures of any number of channels: ImageNet's statistics for three, mean and deviation 0.5 for others."""
     if channels == 3:
         return replace(IMAGE, patch=patch)
+    if channels < 1:
+        raise UserError(f"pictures of {channels} channels do not exist")
     half = (0.5,) * channels
     return replace(IMAGE, channels=channels, patch=patch, mean=half, std=half)

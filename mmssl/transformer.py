@@ -11,6 +11,8 @@ from mmssl_kernels import attention, attention_qkvpacked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmssl.errors import UserError
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
 
 
@@ -42,8 +44,10 @@ class TransformerConfig:
     final_norm: bool = True
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads:
-            raise ValueError(f"width {self.dim} does not divide into {self.heads} heads")
+        if self.heads < 1 or self.dim % self.heads:
+            raise UserError(f"width {self.dim} does not divide into {self.heads} heads")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path {self.drop_path} is a probability below 1")
 
     @property
     def mlp_width(self) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor
 
 from mmssl.data import (
     EvalView,
+    Ledger,
     Loader,
     NoTestPart,
     Source,
@@ -25,6 +28,7 @@ from mmssl.evaluation import effective_rank, extract
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
+from mmssl.training.checkpoints import replace_file
 
 _HELD_OUT_SHARE, _HELD_OUT_MOST, _SHOWN = 0.05, 1024, 12
 
@@ -53,7 +57,13 @@ def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
             f"a batch of {batch_size}, {at_once} at once, does not divide among {world_size} processes: "
             "choose a positive multiple"
         )
-    return next(chunks for chunks in range(1, local + 1) if local % chunks == 0 and local // chunks <= at_once)
+    chunks = next(chunks for chunks in range(1, local + 1) if local % chunks == 0 and local // chunks <= at_once)
+    if chunks > 1 and 4 * (local // chunks) < at_once:
+        raise UserError(
+            f"a batch of {batch_size} over {world_size} processes splits into chunks of {local // chunks} at most, far "
+            f"below {at_once} at once: choose a batch with more divisors, such as a power of two"
+        )
+    return chunks
 
 
 def pretrain(
@@ -82,11 +92,7 @@ def pretrain(
         world_size=distributed.world_size(),
         ceiling=ceiling,
     )
-    chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _HELD_OUT_MOST)).long().unique().tolist()
-    watched = list(evaluation_batches(subset(held_out, chosen), held_out_view, batch_size=64))
-    if distributed.rank() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_file({"image": torch.cat([batch["image"] for batch in watched])[:_SHOWN].contiguous()}, run_dir / PICTURES)
+    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, ceiling))
     low_precision = autocast_dtype(settings.precision, device)
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
@@ -100,7 +106,7 @@ def pretrain(
         features = extract(objective.encoder, watched, device=device).features
         return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
 
-    return train(
+    result = train(
         objective,
         loader,
         settings,
@@ -108,5 +114,28 @@ def pretrain(
         device=device,
         validate=validate,
         on_log=on_log,
-        context={**(context or {}), "view": str(view)},
+        context={**(context or {}), "view": str(view), "pictures": fingerprint(pictures)},
     )
+    if distributed.rank() == 0:
+        shown = torch.cat([batch["image"] for batch in watched])[:_SHOWN].contiguous()
+        replace_file(run_dir / PICTURES, save({"image": shown}))
+    return result
+
+
+def _watched(held_out: Source, view: EvalView, ceiling: float) -> list[dict[str, Tensor]]:
+    """Batches of the held-out pictures that are watched; those that cannot be read are named."""
+    chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _HELD_OUT_MOST)).long().unique().tolist()
+    ledger = Ledger()
+    batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=64, ledger=ledger))
+    for name, reason in ledger.skipped:
+        print(f"held-out picture skipped: {name} {reason}")
+    ledger.judge(ceiling, final=True)
+    return batches
+
+
+def fingerprint(source: Source) -> str:
+    """How many samples, and a hash of their names: what a resumed run must find unchanged, wherever it lies."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return f"{len(source)} samples, {digest.hexdigest()}"

@@ -79,10 +79,11 @@ class ImageMAE:
 
     def method(self) -> MAEConfig:
         """The settings of the masked autoencoder."""
-        patch = self.patch or (14 if self.model == "huge" else 16)
-        if self.size % patch:
+        patch = (14 if self.model == "huge" else 16) if self.patch is None else self.patch
+        if min(patch, self.size, self.channels) < 1 or self.size % patch:
             raise UserError(
-                f"patch {patch} does not divide pictures of {self.size} pixels: choose another --size or --patch"
+                f"patch {patch} does not divide pictures of {self.size} pixels and {self.channels} channels: "
+                "choose another --size or --patch, all of them above 0"
             )
         modality = image(self.channels, (patch, patch))
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size), drop_path=self.drop_path)
@@ -124,7 +125,7 @@ def main() -> None:
             device=device,
             workers=config.workers,
             ceiling=config.max_skipped,
-            context={"data": str(config.data), "method": asdict(config.method()), "workers": config.workers},
+            context={"method": asdict(config.method()), "workers": config.workers},
         )
         if distributed.rank() == 0:
             print(f"encoder: {config.out / 'final'}\nreport:  {write_report(config.out)}")

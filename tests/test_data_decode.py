@@ -174,3 +174,15 @@ def test_a_decompression_bomb_is_broken_not_a_warning(monkeypatch, excess):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     file.seek(0)
     assert decode(file).shape == (3, 100, 100)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.8])
+def test_a_flipped_byte_in_a_16_bit_png_breaks_the_sample_not_the_process(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "deep.png"
+    values = np.random.default_rng(0).integers(0, 2**16, (64, 64), dtype=np.uint16)
+    Image.fromarray(values).save(path)
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 0xFF
+    path.write_bytes(data)
+    with path.open("rb") as file, pytest.raises(BrokenSample, match="cannot be decoded"):
+        decode(file, 3)

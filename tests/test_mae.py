@@ -1,6 +1,7 @@
 """MAE equals MAE: transformers' ViTMAE, the authors' key names and counts, timm; hidden patches are never read."""
 
 import argparse
+import dataclasses
 
 import pytest
 import timm
@@ -295,13 +296,34 @@ def test_checkpoints_of_other_kinds_are_named(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         MAE.from_pretrained(tmp_path / "none")
     tiny_mae().encoder.save_pretrained(tmp_path / "encoder")
-    with pytest.raises(UserError, match="holds a Encoder, not a MAE"):
+    with pytest.raises(UserError, match="holds Encoder, not MAE"):
         MAE.from_pretrained(tmp_path / "encoder")
     with pytest.raises(UserError, match="lacks"):
         MAE.from_official({"conv1.weight": torch.zeros(1)})
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"broken\.pth: cannot be read as a checkpoint"):
         MAE.from_official(tmp_path / "broken.pth")
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["[]", "{", '{"mmssl": "MAE"}', '{"mmssl": "Encoder", "config": {"depth": 3}}', '{"model_type": "vit"}', "\xff"],
+)
+def test_damaged_configs_get_one_sentence(tmp_path, config):
+    tiny_mae().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(config.encode("latin-1"))
+    for cls in (MAE, Encoder):
+        with pytest.raises(UserError, match=r"config\.json|not a|no transformers|vit_mae|no setting|holds"):
+            cls.from_pretrained(tmp_path)
+
+
+def test_what_other_libraries_cannot_express_is_refused(tmp_path):
+    config = vit_config("tiny", modality=image(3, (8, 8)), input_size=(32, 32))
+    encoder = Encoder(dataclasses.replace(config, prefix=3))
+    with pytest.raises(UserError, match="timm's ViT"):
+        encoder.to_timm()
+    with pytest.raises(UserError, match="transformers' ViT"):
+        encoder.to_transformers(tmp_path)
 
 
 class Evil:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +176,14 @@ def test_sigterm_saves_and_exits_with_75(pictures, tmp_path):
         (["--epochs", "-1"], "epochs=-1.0 must be above 0"),
         (["--base-lr", "1e30"], "is not finite"),
         (["--device", "cuda:99"], "no GPU"),
+        (["--device", "foo"], "none that torch knows"),
+        (["--mask-ratio", "nan"], "hides everything"),
+        (["--warmup-epochs", "nan"], "warmup_epochs=nan must be 0 or more"),
+        (["--drop-path", "2"], "drop_path 2.0 is a probability"),
+        (["--crop-scale", "0.9", "0.2"], "two ascending shares"),
+        (["--workers", "-1"], "workers -1"),
+        (["--max-skipped", "nan"], "a share in [0, 1]"),
+        (["--patch", "0"], "all of them above 0"),
     ],
 )
 def test_settings_that_cannot_work_get_one_sentence(pictures, tmp_path, arguments, sentence):
@@ -191,6 +201,37 @@ def test_changed_settings_are_named_on_resume(finished, pictures):
     done = recipe(*again)
     assert done.returncode == 2
     assert "method.norm_pix: true -> false" in done.stderr
+
+
+def test_a_refused_resume_changes_nothing(finished, pictures):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert recipe("--data", pictures, "--out", finished, *SMALL, "--epochs", 2, "--size", 32).returncode == 2
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_changed_data_is_noticed_on_resume(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data")
+    arguments = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1, *SMALL]
+    assert recipe(*arguments).returncode == 0
+    next((tmp_path / "data").rglob("*.jpg")).unlink()
+    done = recipe(*arguments)
+    assert done.returncode == 2
+    assert "pictures: " in done.stderr
+
+
+def test_evaluation_matches_classes_by_name(finished, tmp_path):
+    for part, labels in (("train", "abc"), ("val", "bc")):
+        for label in labels:
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                shade = np.full((20, 20, 3), 10 * i, dtype=np.uint8)
+                shade[..., "abc".index(label)] = 200
+                Image.fromarray(shade).save(folder / f"{i}.png")
+    done = command("evaluate", "--model", finished / "final", "--data", tmp_path, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(value) for value in re.findall(r"\| (\d+\.\d) ", done.stdout)]
+    assert min(accuracies) > 90
 
 
 def test_unknown_flags_get_the_nearest_spelling(pictures):

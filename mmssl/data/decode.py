@@ -71,9 +71,9 @@ def _read_picture(file: BufferedReader | BytesIO, head: bytes, channels: int) ->
         )
     if channels not in MODES:
         raise BrokenSample(f"is a picture, but {channels} channels were declared, which only .npy files can hold")
-    if head.startswith(_PNG) and head[24] == 16:
-        return _read_png16(file, channels)
     image.load()
+    if head.startswith(_PNG) and head[24] == 16:  # after Pillow has read it whole: a damaged one crashes torchvision's
+        return _read_png16(file, channels)
     with contextlib.suppress(Exception):  # damaged metadata raise what they like; the pixels were read whole above
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "F":

@@ -139,10 +139,12 @@ class Loader:
     ) -> None:
         if len(source) == 0:
             raise UserError("The data source is empty; there is nothing to make batches of.")
+        if not 0 <= ceiling <= 1:
+            raise UserError(f"The ceiling of skipped samples is a share in [0, 1], not {ceiling}.")
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"A batch of {batch_size} cannot be divided among {world_size} processes; use a multiple.")
         if not 0 <= rank < world_size or workers < 0 or repeats < 1:
-            raise ValueError(f"rank {rank}, world_size {world_size}, workers {workers} or repeats {repeats} is wrong.")
+            raise UserError(f"rank {rank}, world_size {world_size}, workers {workers} or repeats {repeats} is wrong.")
         self.source, self.view, self.batch_size, self.seed, self.workers = source, view, batch_size, seed, workers
         self.rank, self.world_size, self.repeats, self.shuffle = rank, world_size, repeats, shuffle
         self.ceiling = ceiling
@@ -195,6 +197,8 @@ def evaluation_batches(
     Broken samples are left out and entered in `ledger`, if one is given. The noise's keys are seed, epoch and draw 0.
     Raises UserError when nothing can be read.
     """
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"batch_size={batch_size} must be above 0 and workers={workers} not negative.")
     ledger = Ledger() if ledger is None else ledger
     labels = None if source.labels is None else torch.tensor(source.labels)
     reader = Reader(source, view, partial(_plan_in_order, len(source), batch_size))

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mmssl.errors import UserError
 from mmssl.masking.noise import random_bits
 
 TRIES = 10
@@ -74,13 +75,13 @@ class TrainView:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.views < 1:
-            raise ValueError(f"size and views must be at least 1, not {self.size} and {self.views}.")
+            raise UserError(f"size and views must be at least 1, not {self.size} and {self.views}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
+            raise UserError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be two ascending positive numbers, not {self.ratio}.")
+            raise UserError(f"ratio must be two ascending positive numbers, not {self.ratio}.")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability, not {self.flip}.")
+            raise UserError(f"flip must be a probability, not {self.flip}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
         noises = [draw_numbers(f"view/{view}", keys) for view in range(self.views)]
@@ -107,7 +108,7 @@ class EvalView:
 
     def __post_init__(self) -> None:
         if self.size < 1 or (self.resize is not None and self.resize < self.size):
-            raise ValueError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
+            raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
         return {"image": render(samples, self.size, [self._cut])[0]}

@@ -1,6 +1,6 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from mmssl.interop.folder import config_from_dict, read_config, read_weights, resolve, save_folder, unwrap
+from mmssl.interop.folder import config_from_dict, loading, read_config, read_weights, resolve, save_folder, unwrap
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
 from mmssl.interop.vit import (
     AUTHORS_MAE,
@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "config_from_dict",
     "hub_names",
+    "loading",
     "read_config",
     "read_weights",
     "resolve",

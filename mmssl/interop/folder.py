@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,12 +79,28 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         raise UserError(f"{name}: not a folder here, and the hub did not give it ({type(error).__name__})") from error
 
 
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """A config that lacks what a model needs, or does not fit its weights, named as such."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[:2]
+        reason = f"{type(error).__name__}: {' '.join(line.strip() for line in first)}"
+        raise UserError(f"{folder}: {CONFIG} and the weights do not make a model ({reason})") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise UserError(f"{folder / CONFIG}: holds no settings but a {type(config).__name__}")
+        return config
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no {CONFIG}; is it a model's folder?") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
+
 State = Mapping[str, Tensor]
 
 
@@ -70,7 +72,7 @@ def _expanded(rules: KeyMap, side: Literal["ours", "theirs"], state: State) -> l
 def to_ours(theirs: State, rules: KeyMap, like: State, source: str) -> dict[str, Tensor]:
     """Their state dict under our names, in the shapes of `like` (our model's own state dict).
 
-    Raises ValueError naming `source`, the keys and both shapes where a key is missing, unknown or of another shape.
+    Raises UserError naming `source`, the keys and both shapes where a key is missing, unknown or of another shape.
     """
     out: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -85,10 +87,10 @@ def to_ours(theirs: State, rules: KeyMap, like: State, source: str) -> dict[str,
             out.update(zip(rule.ours, values, strict=True))
     if missing or (unknown := sorted(set(theirs) - used)):
         problem = f"lacks {missing[:4]}" if missing else f"holds keys that are not of this model: {unknown[:4]}"
-        raise ValueError(f"{source}: {problem}; is it a checkpoint of another architecture?")
+        raise UserError(f"{source}: {problem}; is it a checkpoint of another architecture?")
     for key, value in out.items():
         if value.shape != like[key].shape:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {key} has shape {tuple(value.shape)}, the model expects {tuple(like[key].shape)}"
             )
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -86,7 +86,7 @@ class Mask:
 
     keep: Positions
     targets: tuple[Positions, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int]
 
     def __post_init__(self) -> None:
         for name, positions in (("keep", self.keep), *(("hide", target) for target in self.targets)):

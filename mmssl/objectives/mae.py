@@ -51,7 +51,7 @@ class MAEConfig:
 
 def visible_count(count: int, mask_ratio: float) -> int:
     """int(count * (1 - mask_ratio)), as the authors round. Raises UserError where nothing or everything is hidden."""
-    keep = int(count * (1 - mask_ratio))
+    keep = int(count * (1 - mask_ratio)) if 0 <= mask_ratio <= 1 else 0
     if not 0 < keep < count:
         raise UserError(
             f"mask ratio {mask_ratio} keeps {keep} of {count} patches, which hides "
@@ -183,7 +183,7 @@ class MAE(Objective):
         """Write a folder that transformers' `ViTMAEForPreTraining` reads."""
         encoder, decoder = self.config.encoder.transformer, self.config.decoder.transformer
         if encoder.norm_eps != decoder.norm_eps:
-            raise ValueError(
+            raise UserError(
                 f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
             )
         config = {

@@ -53,13 +53,14 @@ class Objective(nn.Module):
         """From a folder that `save_pretrained` wrote, or a transformers folder of the same method."""
         folder = interop.resolve(path_or_hub_id)
         config, state = interop.read_config(folder), interop.read_weights(folder)
-        if "mmssl" not in config:
-            return cls.from_transformers(config, state, str(folder))
-        if config["mmssl"] != cls.__name__:
-            raise UserError(f"{folder}: holds a {config['mmssl']}, not a {cls.__name__}; load it with its own class")
-        objective = cls(interop.config_from_dict(cls.config_class, config["config"]))
-        objective.load_state_dict(state)
-        return objective
+        with interop.loading(folder):
+            if "mmssl" not in config:
+                return cls.from_transformers(config, state, str(folder))
+            if config["mmssl"] != cls.__name__:
+                raise UserError(f"{folder}: holds {config['mmssl']}, not {cls.__name__}; load it with its own class")
+            objective = cls(interop.config_from_dict(cls.config_class, config["config"]))
+            objective.load_state_dict(state)
+            return objective
 
     @classmethod
     def from_transformers(cls: type[O], config: dict[str, Any], state: dict[str, Tensor], source: str) -> O:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float
 from mmssl_kernels import unpatchify
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def class_attention(encoder: Encoder, batch: Batch) -> Float[Tensor, "batch head
     name = next(iter(encoder.sizes(batch)))
     x, *_ = encoder.sequence(batch)
     *before, last = cast(list[Block], list(encoder.transformer.blocks))
+    x = encoder.transformer.input_norm(x)
     for block in before:
         x = block(x)
     attention = cast(Attention, last.attn.layer)
@@ -94,13 +96,22 @@ def write_report(run_dir: Path) -> Path:
     if not (run_dir / "final").is_dir():
         raise UserError(f"{run_dir}: no finished run here (no folder `final`); run the training to its end first")
     objective = MAE.from_pretrained(run_dir / "final")
+    try:
+        pictures = load_file(run_dir / PICTURES)["image"]
+        settings = json.loads((run_dir / "settings.json").read_text())
+        found = (run_dir / ACCURACIES).is_file()
+        rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
+        ) from error
     report = Report(f"{run_dir.name}: masked autoencoder")
-    if (run_dir / ACCURACIES).is_file():
+    if rows:
         report.heading("What the features are worth")
-        report.accuracies([Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())])
-    draw_pictures(report, objective, load_file(run_dir / PICTURES)["image"])
+        report.accuracies(rows)
+    draw_pictures(report, objective, pictures)
     report.heading("How it learned")
     report.curves(read_metrics(run_dir))
     report.heading("Settings")
-    report.settings(json.loads((run_dir / "settings.json").read_text()))
+    report.settings(settings)
     return report.write(run_dir, pictures=True)

@@ -30,7 +30,10 @@ def init(device: str = "auto") -> torch.device:
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    local = torch.device(device)
+    try:
+        local = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is none that torch knows: use auto, cpu or cuda.") from None
     if local.type == "cuda":
         torch.cuda.set_device(local)
     if under_torchrun and not dist.is_initialized():

@@ -5,6 +5,7 @@ Rank 0 alone keeps a journal. After a resume metrics.jsonl reads as if the run h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -79,10 +80,13 @@ class Journal:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of `run_dir/metrics.jsonl`, none if there is no such file; a torn last line is left out."""
+    """The rows of `run_dir/metrics.jsonl`, none if there is no such file; damaged lines are left out."""
     path = run_dir / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -97,6 +97,8 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
         journal = stack.enter_context(closing(Journal(run_dir, start, total, settled, notes))) if main else None
+        if journal and world == 1:  # also when the run stops between two log lines
+            stack.callback(lambda: journal.list_skipped(ledger_totals(loader)["skipped"]))
         # closed on the way out, whatever the reason, so that the loader's workers end with the loop
         batches = stack.enter_context(closing(cast(Generator[Batch, None, None], loader.batches(start, total))))
         busy, busy_steps, clock = 0.0, 0, time.perf_counter()

@@ -13,7 +13,18 @@ import torch
 from mmssl.errors import UserError
 
 HARMLESS = frozenset(
-    {"log_every", "save_every", "validate_every", "keep", "compile", "workers", "device", "world_size", "autocast"}
+    {
+        "log_every",
+        "save_every",
+        "validate_every",
+        "keep",
+        "compile",
+        "accumulate",
+        "workers",
+        "device",
+        "world_size",
+        "autocast",
+    }
 )
 """Settings, by the last part of their name, that a resumed run may change: they say how often something is written or
 where the work is done, not what is computed. (Another device or world size may round differently.)"""
@@ -52,12 +63,14 @@ class TrainSettings:
         positive = {"epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size, "base_lr": self.base_lr}
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name}={value} must be above 0.")
-        if self.warmup_epochs < 0 or self.weight_decay < 0 or self.accumulate < 1:
-            raise UserError(
-                f"warmup_epochs={self.warmup_epochs} and weight_decay={self.weight_decay} must not be negative, "
-                f"accumulate={self.accumulate} not below 1."
-            )
+                raise UserError(f"{name}={value} must be a number above 0.")
+        every = {"log_every": self.log_every, "save_every": self.save_every, "validate_every": self.validate_every}
+        rates = {"warmup_epochs": self.warmup_epochs, "weight_decay": self.weight_decay, "min_lr": self.min_lr}
+        for name, value in (every | rates | {"keep": self.keep}).items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name}={value} must be 0 or more.")
+        if self.accumulate < 1 or not 0 <= self.seed < 2**63:
+            raise UserError(f"accumulate={self.accumulate} must be above 0, seed={self.seed} in [0, 2**63).")
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """The optimizer steps of the whole run. Raises UserError when the settings leave none after the warm-up."""
@@ -83,7 +96,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     On a CPU "auto" asks for bf16 instructions (AVX512_BF16 or AMX): without them bf16 is emulated and slow.
     """
     if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f'precision is "auto", "fp32" or "bf16", not "{precision}".')
+        raise UserError(f'precision is "auto", "fp32" or "bf16", not "{precision}".')
     if precision == "auto":
         if device.type == "cuda":
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -119,6 +132,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
 
