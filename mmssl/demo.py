@@ -86,7 +86,7 @@ def compare(train: Source, test: Source, encoders: dict[str, Encoder], view: Eva
         for name, encoder in encoders.items():
             found[name] = []
             for part in sets:
-                advance = partial(_advance, bar, task, bar.tasks[task].completed)
+                advance = partial(_advance, bar, task, int(bar.tasks[task].completed))
                 found[name].append(extract(encoder, evaluation_batches(part, view, batch_size=500), progress=advance))
         labels = found["raw pixels"][0].labels
         assert labels is not None
@@ -98,7 +98,7 @@ def compare(train: Source, test: Source, encoders: dict[str, Encoder], view: Eva
     return rows
 
 
-def _advance(bar: Progress, task: TaskID, base: float, done: int) -> None:
+def _advance(bar: Progress, task: TaskID, base: int, done: int) -> None:
     bar.update(task, completed=base + done)
 
 

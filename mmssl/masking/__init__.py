@@ -1,6 +1,6 @@
 """Which tokens are hidden: masks, the noise they are drawn from, and the strategies of the papers."""
 
-from mmssl.masking.grid import block, random_mask, tube_mask
+from mmssl.masking.grid import block, random_mask, tube_mask, visible_count
 from mmssl.masking.joint import dirichlet_shares, joint_mask
 from mmssl.masking.mask import Mask, Positions
 from mmssl.masking.noise import batch_bits, permutation, random_bits, uniform
@@ -19,4 +19,5 @@ __all__ = [
     "random_mask",
     "tube_mask",
     "uniform",
+    "visible_count",
 ]

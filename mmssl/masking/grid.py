@@ -20,17 +20,27 @@ def lowest(
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
-def random_mask(noise: Shaped[Tensor, "batch positions"], keep: int, sizes: Mapping[str, int]) -> Mask:
-    """MAE's mask: keep the `keep` positions of lowest noise, hide the rest (arXiv 2111.06377, section 3).
+def visible_count(count: int, mask_ratio: float) -> int:
+    """int(count * (1 - mask_ratio)), as MAE's authors round; UserError where that hides nothing or everything."""
+    keep = int(count * (1 - mask_ratio)) if 0 <= mask_ratio <= 1 else 0
+    _check_kept(keep, count)
+    return keep
 
-    Raises UserError where nothing or everything would be hidden.
-    """
-    count = noise.shape[1]
+
+def _check_kept(keep: int, count: int) -> None:
     if not 0 < keep < count:
         raise UserError(
             f"keeping {keep} of {count} patches hides {'nothing' if keep >= count else 'everything'}: "
             f"choose a mask ratio that keeps between 1 and {count - 1}"
         )
+
+
+def random_mask(noise: Shaped[Tensor, "batch positions"], keep: int, sizes: Mapping[str, int]) -> Mask:
+    """MAE's mask: keep the `keep` positions of lowest noise, hide the rest (arXiv 2111.06377, section 3).
+
+    Raises UserError where nothing or everything would be hidden.
+    """
+    _check_kept(keep, noise.shape[1])
     kept, hidden = lowest(noise, keep)
     return Mask(Positions(kept), (Positions(hidden),), sizes)
 

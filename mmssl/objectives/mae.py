@@ -27,7 +27,7 @@ from mmssl.encoder import (
     vit_config,
 )
 from mmssl.errors import UserError
-from mmssl.masking import Mask, batch_bits, random_mask
+from mmssl.masking import Mask, batch_bits, random_mask, visible_count
 from mmssl.objectives.objective import Objective, Output
 from mmssl.tokenizer import Batch, PatchTokenizer
 
@@ -47,17 +47,6 @@ class MAEConfig:
     mask_ratio: float = 0.75
     norm_pix: bool = False
     seed: int = 0
-
-
-def visible_count(count: int, mask_ratio: float) -> int:
-    """int(count * (1 - mask_ratio)), as the authors round. Raises UserError where nothing or everything is hidden."""
-    keep = int(count * (1 - mask_ratio)) if 0 <= mask_ratio <= 1 else 0
-    if not 0 < keep < count:
-        raise UserError(
-            f"mask ratio {mask_ratio} keeps {keep} of {count} patches, which hides "
-            f"{'everything' if keep <= 0 else 'nothing'}: choose a ratio that keeps between 1 and {count - 1}"
-        )
-    return keep
 
 
 class MAE(Objective):

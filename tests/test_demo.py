@@ -1,0 +1,24 @@
+"""The demo where Fashion-MNIST cannot be had: scikit-learn's digits, the same table and report."""
+
+import json
+from dataclasses import replace
+
+from mmssl import Encoder, demo
+from mmssl.errors import UserError
+
+
+def test_the_demo_falls_back_to_digits(tmp_path, monkeypatch, capsys):
+    def unreachable(destination, given):
+        raise UserError("nothing is reachable")
+
+    monkeypatch.setattr(demo, "fetch_fashion_mnist", unreachable)
+    short, settings = 1.0, demo.demo_settings
+    monkeypatch.setattr(demo, "demo_settings", lambda epochs: replace(settings(short), validate_every=2))
+    demo.demo(None, tmp_path / "demo")
+    said = capsys.readouterr().out
+    assert "digits stand in for it: nothing is reachable" in said.replace("\n", " ")
+    rows = json.loads((tmp_path / "demo" / "accuracies.json").read_text())
+    assert {row["representation"] for row in rows} == {"raw pixels", "random init", "pretrained"}
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "method.encoder.transformer.dim" in page
+    assert Encoder.from_pretrained(tmp_path / "demo" / "final").dim == 192
