@@ -112,7 +112,7 @@ class TextTokenizer(nn.Module):
     """Ids to tokens: word, position and, where there are any, segment embeddings.
 
     The batch holds `text` ids `[B, N]`, `text.length` `[B]` where rows are padded, `text.segment` `[B, N]` (BERT).
-    `mmssl.data` turns strings into ids; N may be shorter than the table of positions.
+    Ids come from any Hugging Face tokenizer; N may be shorter than the table of positions.
     """
 
     def __init__(self, config: TokenizerConfig, dim: int):
