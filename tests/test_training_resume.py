@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_signal_in_every_step_is_answered_when_the_step_is_done(
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_stops_at_once() -> None:
     with stop_request() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
