@@ -116,10 +116,12 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
 
 
 def _progress_bar(start: int, total: int) -> Any:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    bar = Progress(*columns, transient=True)
+    # rich's shared console remembers whether its first user was at a terminal
+    bar = Progress(*columns, console=Console(), transient=True)
     bar.add_task("starting", total=total, completed=start)
     bar.start()
     return bar
