@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import cast
 
@@ -82,10 +83,7 @@ def hidden_pixels(
     hidden: Bool[Tensor, "batch patches"], patch: tuple[int, ...], grid: tuple[int, ...]
 ) -> Bool[Tensor, "batch 1 *axes"]:
     """Hidden patches as hidden pixels."""
-    values = 1
-    for side in patch:
-        values *= side
-    return unpatchify(hidden[..., None].expand(-1, -1, values), patch, grid)
+    return unpatchify(hidden[..., None].expand(-1, -1, math.prod(patch)), patch, grid)
 
 
 def write_report(run_dir: Path) -> Path:
