@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmssl.encoder import Tokens
 from mmssl.masking import Positions
@@ -54,9 +53,8 @@ class Decoder(nn.Module):
         x, table = self.embed(tokens.x), self.position(grid)
         if self.prefix_position is None:
             return self._predict_from_context(x, tokens, hide, table)
-        full = restore_tokens(
-            x, tokens.positions.index, self.mask_token, torch.cat([self.prefix_position, table]), prefix=self.prefix
-        )
+        keep, position = tokens.positions, torch.cat([self.prefix_position, table])
+        full = restore_tokens(x, keep.index, self.mask_token, position, prefix=self.prefix, rows=keep.rows)
         decoded = self.transformer(full)[:, self.prefix :]
         rows = hide.rows
         if rows is not None:
@@ -70,7 +68,8 @@ class Decoder(nn.Module):
         hide: Positions,
         table: Float[Tensor, "patches dim"],
     ) -> Float[Tensor, "*hidden values"]:
-        queries = self.mask_token + F.embedding(hide.index, table)
+        nothing = hide.index.new_empty(len(x), 0)
+        queries = restore_tokens(x[:, :0], nothing, self.mask_token, table, restore=hide.index, restore_rows=hide.rows)
         if hide.lengths is None:
             return self.pred(self.transformer(queries, context=x, context_lengths=tokens.lengths))
         decoded = self.transformer(hide.padded(queries), hide.lengths, x, tokens.lengths)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from mmssl_kernels.frame import checks
+
 Patch = tuple[int, ...]
 
 
@@ -66,12 +68,16 @@ def gather_patches(
 
     index: `[B, K]`, K patches of every sample; or `[S]` with `rows` `[S]` naming each one's sample (ragged).
     """
+    checks.positions("index", index, rows, len(pixels))
     if rows is None:
-        if index.ndim != 2 or len(index) != len(pixels):
-            raise ValueError(f"index of shape {tuple(index.shape)} does not fit pixels of shape {tuple(pixels.shape)}")
         rows = torch.arange(len(pixels), device=pixels.device)[:, None]
+    return patch_view(pixels, patch)[patches_at(index, rows, grid_of(pixels.shape, patch))].flatten(index.ndim)
+
+
+def patches_at(index: Tensor, rows: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """What to index a `patch_view` with for the patches numbered `index` of the samples `rows`."""
     coordinates, rest = [], index
-    for size in reversed(grid_of(pixels.shape, patch)):
+    for size in reversed(grid):
         coordinates.append(rest % size)
         rest = rest // size
-    return patch_view(pixels, patch)[(rows, *reversed(coordinates))].flatten(index.ndim)
+    return rows, *reversed(coordinates)

@@ -1,0 +1,126 @@
+"""Calls of every op at sizes that users have, on tensors without data: what is compiled ahead of time.
+
+Each makes its tensors on torch's default device. The first call that reaches a kernel is its representative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton
+
+B, N, K, DIM, WIDTH = 256, 196, 49, 768, 512
+
+
+def _positions(samples: int, kept: int, ragged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    shape = (samples * kept,) if ragged else (samples, kept)
+    index = torch.zeros(shape, dtype=torch.int64)
+    return index, index.clone() if ragged else None
+
+
+def embed(
+    pixels: torch.Tensor,
+    patch: list[int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kept: int = K,
+    dim: int = DIM,
+    bias: bool = True,
+    ragged: bool = False,
+) -> None:
+    """Forward and backward of `masked_patch_embed`, every gradient asked for."""
+    channels = pixels.shape[1]
+    values, patches = channels, 1
+    for size, side in zip(pixels.shape[2:], patch, strict=True):
+        values, patches = values * side, patches * (size // side)
+    weight, position = torch.zeros(dim, values, dtype=dtype), torch.zeros(patches, dim, dtype=dtype)
+    index, rows = _positions(len(pixels), kept, ragged)
+    mean = torch.zeros(channels)
+    places = torch.zeros(dim, dtype=dtype) if bias else None
+    out = embed_triton.embed(pixels, weight, places, position, index, rows, mean, mean, patch)
+    embed_triton.embed_backward(out, pixels, weight, index, rows, mean, mean, patch, patches, [True] * 3)
+
+
+def restore(
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    prefix: int = 1,
+    kinds: int = 0,
+    ragged: bool = False,
+    subset: str = "",
+    batch: int = B,
+    width: int = WIDTH,
+) -> None:
+    """Forward and backward of `restore_tokens`, every gradient asked for."""
+    tokens, position = torch.zeros(batch, prefix + K, width, dtype=dtype), torch.zeros(prefix + N, width, dtype=dtype)
+    mask_token = torch.zeros(kinds, width, dtype=dtype) if kinds else torch.zeros(width, dtype=dtype)
+    kind = torch.zeros(N, dtype=torch.int64) if kinds else None
+    keep, rows = _positions(batch, K, ragged)
+    wanted, wanted_rows = _positions(batch, N - K, subset == "ragged") if subset else (None, None)
+    out = restore_triton.restore(tokens, keep, rows, mask_token, position, kind, wanted, wanted_rows, prefix)
+    restore_triton.restore_backward(
+        out, tokens, keep, rows, mask_token, position, kind, wanted, wanted_rows, prefix, [True] * 3
+    )
+
+
+def mse(
+    pixels: torch.Tensor,
+    patch: list[int],
+    norm: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    hidden: int = N - K,
+    ragged: bool = False,
+    weighted: bool = False,
+) -> None:
+    """Forward and backward of `masked_patch_mse`."""
+    channels, values = pixels.shape[1], pixels.shape[1]
+    for side in patch:
+        values *= side
+    index, rows = _positions(len(pixels), hidden, ragged)
+    prediction, mean = torch.zeros(*index.shape, values, dtype=dtype), torch.zeros(channels)
+    weights = torch.zeros(len(pixels)) if weighted else None
+    loss = mse_triton.mse(prediction, pixels, index, rows, mean, mean, weights, patch, norm)
+    mse_triton.mse_backward(loss, prediction, pixels, index, rows, mean, mean, weights, patch, norm)
+
+
+def _pictures(dtype: torch.dtype = torch.uint8, samples: int = B, size: int = 224) -> torch.Tensor:
+    return torch.zeros(samples, 3, size, size, dtype=dtype)
+
+
+def _clips() -> torch.Tensor:
+    return torch.zeros(32, 3, 16, 224, 224, dtype=torch.uint8)
+
+
+def _sounds() -> torch.Tensor:
+    return torch.zeros(64, 1, 1024, 128)
+
+
+half, single = torch.float16, torch.float32
+EXAMPLES: dict[str, Callable[[], None]] = {
+    "ViT-B/16": lambda: embed(_pictures(), [16, 16]),
+    "ViT-B/16, fp16": lambda: embed(_pictures(half), [16, 16], dtype=half),
+    "ViT-B/16, fp32": lambda: embed(_pictures(single), [16, 16], dtype=single),
+    "ViT-B/16, channels last": lambda: embed(_pictures().to(memory_format=torch.channels_last), [16, 16]),
+    "ViT-H/14": lambda: embed(_pictures(), [14, 14], kept=64, dim=1280),
+    "ViT-S/16, small batch, ragged, no bias": lambda: embed(
+        _pictures(samples=16), [16, 16], dim=384, ragged=True, bias=False
+    ),
+    "ViT-S/16, small batch, fp32": lambda: embed(_pictures(samples=16), [16, 16], dtype=single, dim=384),
+    "VideoMAE": lambda: embed(_clips(), [2, 16, 16], kept=160),
+    "Audio-MAE": lambda: embed(_sounds(), [16, 16], kept=102),
+    "MAE decoder": lambda: restore(),
+    "MAE decoder, fp32": lambda: restore(dtype=single),
+    "demo decoder": lambda: restore(dtype=single, width=96, batch=16),
+    "MultiMAE decoder, ragged": lambda: restore(kinds=3, ragged=True),
+    "hidden ones only": lambda: restore(subset="rectangular"),
+    "hidden ones only, ragged": lambda: restore(subset="ragged", prefix=0, ragged=True),
+    "MAE loss": lambda: mse(_pictures(), [16, 16], "patch"),
+    "MAE loss, fp32, weighted": lambda: mse(_pictures(single), [16, 16], "patch", dtype=single, weighted=True),
+    "MAE loss, pixels, ragged": lambda: mse(_pictures(), [16, 16], "none", ragged=True),
+    "VideoMAE loss": lambda: mse(_clips(), [2, 16, 16], "channel", hidden=1408),
+    "Audio-MAE loss": lambda: mse(_sounds(), [16, 16], "patch", hidden=410),
+    "large patches": lambda: mse(_pictures(), [32, 32], "patch", hidden=37),
+}

@@ -1,0 +1,1 @@
+"""What every kernel shares: dispatch, launch, argument checks, op registration, ahead-of-time compilation."""

@@ -1,0 +1,64 @@
+"""Registration with `torch.library`: one op, two implementations, and what tracing, autograd and autocast need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, custom_op
+
+from mmssl_kernels.frame.dispatch import backend
+
+_library = Library("mmssl", "FRAGMENT")
+
+
+def define(
+    name: str,
+    schema: str,
+    fast: Callable[..., Any],
+    triton: str,
+    fake: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+) -> Any:
+    """Register `mmssl::name` and return it.
+
+    fast: the PyTorch implementation. triton: the module whose function of the same name launches the kernels; it is
+    imported at the first call that needs it. fake: shapes and dtypes of the results, for tracing. check: what reads
+    values and therefore runs with the op, not while it is traced.
+    """
+
+    def run(*arguments: Any) -> Any:
+        if check is not None:
+            check(*arguments)
+        if backend(a for a in arguments if isinstance(a, Tensor)) == "torch":
+            return fast(*arguments)
+        return getattr(import_module(triton), fast.__name__)(*arguments)
+
+    op = custom_op(f"mmssl::{name}", run, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    return op
+
+
+def autocast(op: Any, *names: str) -> None:
+    """Under autocast the arguments with these names are cast, and no others: statistics and scales stay float32.
+
+    `torch.library.register_autocast` would cast every floating-point argument.
+    """
+    overload = op._opoverload
+    places = [i for i, argument in enumerate(overload._schema.arguments) if argument.name in names]
+    name = overload._schema.name.removeprefix("mmssl::")
+    for device, key in (("cuda", torch._C.DispatchKey.AutocastCUDA), ("cpu", torch._C.DispatchKey.AutocastCPU)):
+
+        def cast(*arguments: Any, device: str = device, key: Any = key) -> Any:
+            low = torch.get_autocast_dtype(device)
+            lowered = list(arguments)
+            for place in places:
+                if lowered[place].dtype != torch.float64:
+                    lowered[place] = lowered[place].to(low)
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return overload(*lowered)
+
+        _library.impl(name, cast, key.name)

@@ -1,0 +1,101 @@
+"""What the ops must equal, as their authors write it: every patch embedded, restored or compared, then selected.
+
+Plain PyTorch, differentiable, in the dtype of its floating-point inputs (float64 makes it an oracle). Tests and
+benchmarks import these; nothing else does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmssl_kernels.patches import Patch, patchify
+
+
+def normalized_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """All pixels, `(x - mean) / std` a channel, uint8 divided by 255 first; in mean's dtype."""
+    values = pixels.to(mean.dtype) / (255 if pixels.dtype == torch.uint8 else 1)
+    channel = (-1, *(1 for _ in pixels.shape[2:]))
+    return (values - mean.view(channel)) / std.view(channel)
+
+
+def selected(values: Tensor, index: Tensor, rows: Tensor | None) -> Tensor:
+    """The `[B, N, D]` values at `[B, K]` or flat positions."""
+    if rows is not None:
+        return values[rows, index]
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def masked_patch_embed(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    index: Tensor,
+    *,
+    patch: Patch,
+    mean: Tensor,
+    std: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Embed every patch, add positions, keep some (MAE's forward_encoder)."""
+    tokens = patchify(normalized_pixels(pixels, mean, std), patch).to(weight.dtype) @ weight.T
+    return selected((tokens if bias is None else tokens + bias) + position, index, rows)
+
+
+def restore_tokens(
+    tokens: Tensor,
+    keep: Tensor,
+    mask_token: Tensor,
+    position: Tensor,
+    *,
+    prefix: int = 0,
+    rows: Tensor | None = None,
+    kind: Tensor | None = None,
+    restore: Tensor | None = None,
+    restore_rows: Tensor | None = None,
+) -> Tensor:
+    """Sample by sample: a row of mask tokens, the visible ones put in, positions added, some rows selected."""
+    patches = len(position) - prefix
+    filler = mask_token.expand(patches, -1) if kind is None else mask_token[kind]
+    sequences = []
+    for number, sample in enumerate(tokens):
+        where = keep[number] if rows is None else keep[rows == number]
+        full = filler.index_put((where,), sample[prefix : prefix + len(where)])
+        sequences.append(torch.cat([sample[:prefix], full]) + position)
+    full = torch.stack(sequences)
+    if restore is None:
+        return full
+    if restore_rows is not None:
+        return full[restore_rows, restore]
+    return torch.cat([full[:, :prefix], selected(full[:, prefix:], restore, None)], dim=1)
+
+
+def masked_patch_mse(
+    prediction: Tensor,
+    pixels: Tensor,
+    index: Tensor,
+    *,
+    patch: Patch,
+    mean: Tensor,
+    std: Tensor,
+    target_norm: str = "none",
+    rows: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Patchify and normalise everything, select, square, average (MAE's and VideoMAE's losses)."""
+    if target_norm == "channel":
+        target = patchify(normalized_pixels(pixels, torch.zeros_like(mean), torch.ones_like(std)), patch)
+        target = target.unflatten(-1, (-1, len(mean)))
+        center, variance = target.mean(dim=-2, keepdim=True), target.var(dim=-2, keepdim=True)
+        target = ((target - center) / (variance.sqrt() + 1e-6)).flatten(-2)
+    else:
+        target = patchify(normalized_pixels(pixels, mean, std), patch)
+    if target_norm == "patch":
+        center, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+        target = (target - center) / (variance + 1e-6).sqrt()
+    errors = (prediction.to(target.dtype) - selected(target, index, rows)).square().mean(dim=-1)
+    if weights is None:
+        return errors.mean()
+    weight = weights[rows] if rows is not None else weights[:, None].expand_as(errors)
+    return (errors * weight).sum() / weight.sum()

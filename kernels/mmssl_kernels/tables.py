@@ -1,0 +1,71 @@
+"""How each kernel is cut into programs, by device family and size of the problem: data, chosen in Python.
+
+A row is (largest size it serves, configuration); None serves the rest. What "size" counts stands beside each kernel.
+Triton's autotuner is not used: it needs a device to time on, and forgets its choice under Inductor.
+None of these rows has been timed yet: see benchmarks/GPU_TODO.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True)
+class Config:
+    """blocks: the kernel's block sizes by name. warps: of one program. stages: of the software pipeline."""
+
+    blocks: Mapping[str, int]
+    warps: int = 4
+    stages: int = 2
+
+
+Rows = tuple[tuple[int | None, Config], ...]
+
+
+def _everywhere(rows: Rows, interpreter: Config) -> dict[str, Rows]:
+    return {**dict.fromkeys(FAMILIES, rows), "interpreter": ((None, interpreter),)}
+
+
+def _product(m: int, n: int, k: int, warps: int, stages: int) -> Config:
+    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages)
+
+
+# A chip with less shared memory than an A100 takes the sm_80 rows, so these stay below 99 KiB.
+# AMD has 64 KiB a workgroup and gains nothing from deep pipelines.
+TABLES: dict[str, dict[str, Rows]] = {
+    # size: kept patches of the whole batch
+    "embed_16_bit": {
+        "sm_80": ((2048, _product(64, 64, 32, 4, 3)), (None, _product(128, 128, 32, 8, 3))),
+        "sm_90": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 64, 8, 3))),
+        "sm_100": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 64, 8, 3))),
+        "gfx942": ((2048, _product(64, 64, 32, 4, 2)), (None, _product(128, 128, 32, 8, 2))),
+        "interpreter": ((None, _product(64, 64, 256, 1, 1)),),
+    },
+    "embed_32_bit": {
+        **dict.fromkeys(FAMILIES, ((2048, _product(32, 64, 32, 4, 2)), (None, _product(64, 64, 32, 4, 2)))),
+        "interpreter": ((None, _product(64, 64, 256, 1, 1)),),
+    },
+    # size: values of one patch
+    "normalized_patches": _everywhere(
+        ((None, Config({"BLOCK_S": 4, "BLOCK_V": 512})),), Config({"BLOCK_S": 64, "BLOCK_V": 1024})
+    ),
+    # size: positions of the whole batch
+    "slot_map": _everywhere(((None, Config({"BLOCK": 256})),), Config({"BLOCK": 4096})),
+    # size: width of a token
+    "restore": _everywhere(((None, Config({"BLOCK_R": 4, "BLOCK_D": 512})),), Config({"BLOCK_R": 64, "BLOCK_D": 512})),
+    "position_sums": _everywhere(
+        ((None, Config({"BLOCK_B": 8, "BLOCK_D": 256})),), Config({"BLOCK_B": 64, "BLOCK_D": 512})
+    ),
+    # size: values of one patch; BLOCK: how many of them are in registers at once
+    "masked_patch_mse": _everywhere(
+        (
+            (1024, Config({"BLOCK": 1024}, warps=2)),
+            (2048, Config({"BLOCK": 2048}, warps=4)),
+            (None, Config({"BLOCK": 4096}, warps=8)),
+        ),
+        Config({"BLOCK": 16384}),
+    ),
+}
