@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types aot clean
 
 demo: .venv/ready
 	$(BIN)/mmssl demo
 
 test: lint types
 	$(BIN)/python -m pytest
+	@echo "The same kernel tests on the Triton code, in its interpreter:"
+	TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -17,6 +19,10 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
+
+# Every configuration of every kernel for sm_80, sm_90, sm_100 and gfx942, without a device.
+aot: .venv/ready
+	$(BIN)/python -m mmssl_kernels.frame.aot
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mmssl needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -57,6 +57,8 @@ def restore_tokens(
 ) -> Tensor:
     """Sample by sample: a row of mask tokens, the visible ones put in, positions added, some rows selected."""
     patches = len(position) - prefix
+    tokens = tokens.to(torch.promote_types(tokens.dtype, position.dtype))
+    mask_token = mask_token.to(tokens.dtype)
     filler = mask_token.expand(patches, -1) if kind is None else mask_token[kind]
     sequences = []
     for number, sample in enumerate(tokens):

@@ -128,7 +128,7 @@ def pixel_gradient(
 ) -> Tensor:
     """The gradient of floating-point pixels: zero wherever a patch was hidden. Plain PyTorch on every device."""
     index, rows = flat_positions(index, rows)
-    values = (grad.reshape(-1, len(weight)).to(weight.dtype) @ weight).to(std.dtype)
+    values = (grad.reshape(-1, len(weight)).to(weight.dtype) @ weight).to(torch.promote_types(weight.dtype, std.dtype))
     values = (values.unflatten(1, (-1, len(std))) / std).to(pixels.dtype)
     out = pixels.new_zeros(pixels.shape)
     view = patch_view(out, patch)

@@ -37,9 +37,11 @@ def exact(statistics: Tensor) -> Tensor:
 
 
 def normalize(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`(x - mean) / std` of raw values `[..., places * channels]`, in float32 or float64."""
+    """`(x - mean) / std` of raw values `[..., places * channels]`, in float32 or float64 (of values or statistics)."""
     unit = 255.0 if values.dtype == torch.uint8 else 1.0
-    values = values.to(torch.promote_types(values.dtype, torch.float32)).unflatten(-1, (-1, len(mean)))
+    dtype = torch.promote_types(values.dtype, mean.dtype)
+    mean, std = mean.to(dtype), std.to(dtype)
+    values = values.to(dtype).unflatten(-1, (-1, len(mean)))
     return torch.addcmul(-mean / std, values, 1.0 / (unit * std)).flatten(-2)
 
 

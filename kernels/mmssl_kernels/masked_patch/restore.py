@@ -61,6 +61,8 @@ def restore_tokens(
     else:
         checks.shape((len(mask_token), dim), because, mask_token=mask_token)
         checks.shape((len(position) - prefix,), f"position has shape {tuple(position.shape)}", kind=kind)
+    if restore is None and restore_rows is not None:
+        raise ValueError(f"restore_rows without restore: {tuple(restore_rows.shape)} rows of no positions")
     if restore is not None:
         checks.positions("restore", restore, restore_rows, batch)
         if restore_rows is not None and prefix:
@@ -97,7 +99,7 @@ def check_values(
 
 def restored_shape(
     tokens: Tensor, position: Tensor, restore: Tensor | None, flat: bool, prefix: int
-) -> tuple[int, ...]:
+) -> tuple[int | torch.SymInt, ...]:
     """Shape of the result."""
     batch, _, dim = tokens.shape
     if restore is None:

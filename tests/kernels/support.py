@@ -1,0 +1,89 @@
+"""One suite for every implementation of the ops.
+
+Plainly run, it tests the PyTorch path on the CPU. TRITON_INTERPRET=1 MMSSL_KERNELS=triton runs the Triton code in its
+interpreter (`make test` does both), MMSSL_DEVICE=cuda runs it on a GPU (`benchmarks/gpu.sh`).
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device(os.environ.get("MMSSL_DEVICE", "cpu"))
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = INTERPRETED or DEVICE.type == "cuda"
+# Triton's interpreter computes garbage in bfloat16.
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+EXAMPLES = 8 if INTERPRETED else 40
+
+
+def bare(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The op as users call it, without the tests' own shape checks."""
+    return inspect.unwrap(op)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def pixels_of(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
+    return torch.rand(shape).to(DEVICE, dtype)
+
+
+def positions(batch: int, count: int, kept: int) -> Tensor:
+    """Distinct positions, in no order."""
+    return torch.rand(batch, count).argsort(dim=1)[:, :kept].to(DEVICE)
+
+
+def ragged(lengths: list[int], count: int) -> tuple[Tensor, Tensor]:
+    """Flat positions and rows, samples one after the other."""
+    index = torch.cat([torch.randperm(count)[:length] for length in lengths])
+    rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return index.to(DEVICE), rows.to(DEVICE)
+
+
+def upstream_of(out: Tensor) -> Tensor:
+    """The same gradient for results of one shape."""
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.device, out.dtype)
+
+
+def gradients(function: Callable[..., Tensor], leaves: dict[str, Tensor], fixed: dict[str, Any], dtype: Any) -> dict:
+    """The result and the gradients of `leaves`, which are first cast to `dtype` (None: left as they are)."""
+    made = {
+        name: leaf.detach().clone(memory_format=torch.preserve_format).to(dtype or leaf.dtype).requires_grad_()
+        for name, leaf in leaves.items()
+    }
+    out = function(**made, **fixed)
+    out.backward(upstream_of(out))
+    return {"result": out.detach(), **{name: leaf.grad for name, leaf in made.items()}}
+
+
+def as_good_as(found: dict[str, Tensor], eager: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
+    """Each tensor's error norm against float64 is at most twice eager's in the same dtypes and a rounding more.
+
+    That rounding is of the exact value and, for gradients, of the upstream values they are sums of.
+    """
+    upstream = upstream_of(oracle["result"]).norm().item()
+    for name, exact in oracle.items():
+        assert found[name].shape == exact.shape, name
+        assert found[name].dtype == eager[name].dtype, name
+        ours, theirs = ((each[name].double() - exact).norm().item() for each in (found, eager))
+        rounded = exact.norm().item() + (0 if name == "result" else upstream)
+        bound = 2 * theirs + torch.finfo(eager[name].dtype).eps * rounded
+        assert ours <= bound, f"{name}: error {ours:.3g}, eager {theirs:.3g}, allowed {bound:.3g}"
+
+
+def doubled(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Floating-point tensors in float64."""
+    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in fixed.items()}
+
+
+def check_parity(op: Any, reference: Any, leaves: dict[str, Tensor], fixed: dict[str, Any]) -> None:
+    """The op against its reference in the same dtypes and in float64."""
+    found, eager = (gradients(function, leaves, fixed, None) for function in (op, reference))
+    as_good_as(found, eager, gradients(reference, leaves, doubled(fixed), torch.float64))

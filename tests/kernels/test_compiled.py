@@ -1,0 +1,55 @@
+"""The ops inside `torch.compile`. In processes of their own: the tests' shape checks are not traceable."""
+
+from tests.test_compile import run
+
+PROGRAM = """
+import torch
+from mmssl_kernels import masked_patch_embed, masked_patch_mse, restore_tokens
+from tests.kernels.support import DEVICE, draw, pixels_of, positions, ragged
+
+count, patch = 6, (8, 8)
+statistics = {"mean": torch.rand(3, device=DEVICE), "std": torch.rand(3, device=DEVICE) + 0.5}
+weight, bias, position, mask_token = draw(20, 192), draw(20), draw(count, 20), draw(20)
+leaves = [leaf.requires_grad_() for leaf in (weight, bias, position, mask_token)]
+
+def path(pixels, keep, hide, rows):
+    tokens = masked_patch_embed(pixels, weight, bias, position, keep, patch=patch, **statistics)
+    full = restore_tokens(tokens, keep, mask_token, position)
+    queries = restore_tokens(tokens, keep, mask_token, position, restore=hide, restore_rows=rows)
+    prediction = queries @ weight + full.mean()
+    return masked_patch_mse(prediction, pixels, hide, rows=rows, patch=patch, target_norm="patch", **statistics)
+
+def check(compiled, low):
+    for batch in (3, 4, 7):
+        pixels, keep = pixels_of(batch, 3, 16, 24), positions(batch, count, 2)
+        hide, rows = ragged([1 + i % 3 for i in range(batch)], count)
+        results = []
+        for function in (path, compiled):
+            for leaf in leaves:
+                leaf.grad = None
+            with torch.autocast(DEVICE.type, low, enabled=low is not None):
+                loss = function(pixels, keep, hide, rows)
+            loss.backward()
+            results.append([loss, *(leaf.grad for leaf in leaves)])
+        for plain, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, plain, rtol=1e-2 if low else 1e-4, atol=1e-2 if low else 1e-5)
+
+for dynamic in (False, True):
+    torch._dynamo.reset()
+    check(torch.compile(path, backend="aot_eager", fullgraph=True, dynamic=dynamic), None)
+torch._dynamo.reset()
+check(torch.compile(path, backend="aot_eager", fullgraph=True), torch.float16)
+"""
+
+OF_PIXELS = """
+from tests.kernels.test_frame import embed_arguments, opcheck
+opcheck("masked_patch_embed", embed_arguments(float_pixels=True))
+"""
+
+
+def test_the_masked_patch_path_compiles_to_one_graph():
+    run(PROGRAM)
+
+
+def test_the_gradient_of_pixels_is_traced():
+    run(OF_PIXELS)

@@ -1,0 +1,135 @@
+"""What every op owes to torch: registration, tracing, autocast; and the frame: dispatch, tables, checks."""
+
+import pytest
+import torch
+from mmssl_kernels import masked_patch_embed, restore_tokens
+from mmssl_kernels.frame import dispatch
+from mmssl_kernels.tables import FAMILIES, TABLES
+
+from tests.kernels import test_masked_patch_embed as embed
+from tests.kernels import test_masked_patch_mse as mse
+from tests.kernels import test_restore_tokens as restore
+from tests.kernels.support import DEVICE, TRITON, draw, pixels_of, ragged, upstream_of
+
+
+def embed_arguments(flat=False, float_pixels=False):
+    leaves, fixed = embed.arguments(*embed.CASES["picture"])
+    index, rows = ragged([4, 0, 3], 6) if flat else (fixed["index"], None)
+    pixels = pixels_of(3, 3, 16, 24, dtype=torch.float32).requires_grad_() if float_pixels else fixed["pixels"]
+    weight, bias, position = (leaf.requires_grad_() for leaf in leaves.values())
+    return pixels, weight, bias, position, index, rows, fixed["mean"], fixed["std"], [8, 8]
+
+
+def restore_arguments(*changes):
+    leaves, fixed = restore.arguments(prefix=0)
+    for change in changes:
+        change(leaves, fixed)
+    tokens, mask_token, position = (leaf.requires_grad_() for leaf in leaves.values())
+    asked = [fixed.get(name) for name in ("kind", "restore", "restore_rows")]
+    return tokens, fixed["keep"], fixed.get("rows"), mask_token, position, *asked, 0
+
+
+def mse_arguments(norm, weighted=False):
+    leaves, fixed = mse.arguments(*mse.CASES["picture"], norm)
+    weights = torch.rand(3, device=DEVICE) if weighted else None
+    prediction = leaves["prediction"].requires_grad_()
+    return prediction, fixed["pixels"], fixed["index"], None, fixed["mean"], fixed["std"], weights, [8, 8], norm
+
+
+CALLS = {
+    "masked_patch_embed": [
+        lambda: embed_arguments(),
+        lambda: embed_arguments(flat=True),
+    ],
+    "masked_patch_embed_backward": [
+        lambda: (
+            draw(3, 5, 20),
+            *(each if each is None or not hasattr(each, "detach") else each.detach() for each in embed_arguments()[:2]),
+            *embed_arguments()[4:],
+            6,
+            [True, False, True],
+        )
+    ],
+    "restore_tokens": [
+        lambda: restore_arguments(),
+        lambda: restore_arguments(restore.several, restore.ragged_keep),
+        lambda: restore_arguments(restore.subset),
+        lambda: restore_arguments(restore.ragged_subset),
+    ],
+    "masked_patch_mse": [lambda: mse_arguments("patch"), lambda: mse_arguments("channel", weighted=True)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own
+@pytest.mark.parametrize(("name", "number"), [(name, i) for name, calls in CALLS.items() for i in range(len(calls))])
+def test_registration_holds_what_it_says(name, number):
+    """Schema, autograd registration, fake results, and tracing with static and dynamic shapes."""
+    torch.use_deterministic_algorithms(False)  # opcheck compares memory that ops leave unwritten on purpose
+    opcheck(name, CALLS[name][number]())
+
+
+def opcheck(name, arguments):
+    result = torch.library.opcheck(getattr(torch.ops.mmssl, name).default, arguments)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+def test_ops_have_names_in_profiles_and_graphs():
+    leaves, fixed = restore.arguments()
+    with torch.profiler.profile() as profile:
+        restore_tokens(**leaves, **fixed)
+    assert "mmssl::restore_tokens" in {event.key for event in profile.key_averages()}
+
+
+def test_autocast_of_the_op_itself():
+    arguments = embed_arguments()
+    with torch.autocast(DEVICE.type, torch.float16):
+        tokens = torch.ops.mmssl.masked_patch_embed(*arguments)
+    assert tokens.dtype == torch.float32
+    lowered = list(arguments)
+    lowered[1] = lowered[1].half()
+    assert torch.equal(tokens, torch.ops.mmssl.masked_patch_embed(*lowered))
+    tokens.backward(upstream_of(tokens))
+    assert arguments[1].grad.dtype == torch.float32
+
+
+def test_the_switch_forces_either_path(monkeypatch):
+    tensors = [torch.zeros(1, device=DEVICE)]
+    monkeypatch.setenv("MMSSL_KERNELS", "torch")
+    assert dispatch.backend(tensors) == "torch"
+    monkeypatch.setenv("MMSSL_KERNELS", "fast")
+    with pytest.raises(ValueError, match="MMSSL_KERNELS='fast': expected auto, triton or torch"):
+        dispatch.backend(tensors)
+    monkeypatch.setenv("MMSSL_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="needs tensors on a GPU, or TRITON_INTERPRET=1; these are on cpu"):
+        dispatch.backend([torch.zeros(1)])
+
+
+def test_what_triton_does_not_take_runs_in_pytorch():
+    assert dispatch.backend([torch.zeros(1, device=DEVICE)]) == ("triton" if TRITON else "torch")
+    assert dispatch.backend([torch.zeros(1, device=DEVICE, dtype=torch.float64)]) == "torch"
+    pixels = pixels_of(1, 1, 2, 2, 2, 2)
+    assert dispatch.backend([pixels]) == "torch"
+    leaves = {"weight": draw(3, 2), "bias": None, "position": draw(8, 3), "patch": (1, 2, 1, 1)}
+    statistics = {"mean": torch.zeros(1, device=DEVICE), "std": torch.ones(1, device=DEVICE)}
+    index = torch.arange(8, device=DEVICE)[None]
+    assert masked_patch_embed(pixels, index=index, **leaves, **statistics).shape == (1, 8, 3)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_device_and_size_finds_its_row(name):
+    assert set(TABLES[name]) == {*FAMILIES, "interpreter"}
+    for rows in TABLES[name].values():
+        limits = [limit for limit, _ in rows]
+        assert limits[-1] is None and limits[:-1] == sorted(limit for limit in limits if limit is not None)
+
+
+def test_devices_without_a_row_share_the_oldest(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, family in (((7, 5), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((10, 3), "sm_100")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert dispatch.family(torch.device("cuda")) == family
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    assert dispatch.family(torch.device("cuda")) == "sm_80"  # its shared memory is that of an A100's successor at home
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert dispatch.family(torch.device("cuda")) == "gfx942"

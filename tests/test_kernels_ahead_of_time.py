@@ -1,0 +1,27 @@
+"""Every kernel compiles for every device family without a device, fits its memory and spills no register."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_compile import ROOT
+
+
+@pytest.mark.parametrize("family", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_one_representative_of_each_kernel(family):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}
+    environment.pop("TRITON_INTERPRET", None)
+    call = [sys.executable, "-m", "mmssl_kernels.frame.aot", "--quick", "--families", family]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kernels = {line.split()[1] for line in done.stdout.splitlines() if line.startswith(family)}
+    assert kernels == {
+        "embed_kernel",
+        "masked_patch_mse_kernel",
+        "normalized_patches_kernel",
+        "position_sums_kernel",
+        "restore_kernel",
+        "slot_map_kernel",
+    }
