@@ -39,8 +39,8 @@ TABLES: dict[str, dict[str, Rows]] = {
     # size: kept patches of the whole batch
     "embed_16_bit": {
         "sm_80": ((2048, _product(64, 64, 32, 4, 3)), (None, _product(128, 128, 32, 8, 3))),
-        "sm_90": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 64, 8, 3))),
-        "sm_100": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 64, 8, 3))),
+        "sm_90": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 32, 8, 4))),
+        "sm_100": ((2048, _product(64, 64, 64, 4, 3)), (None, _product(128, 128, 32, 8, 4))),
         "gfx942": ((2048, _product(64, 64, 32, 4, 2)), (None, _product(128, 128, 32, 8, 2))),
         "interpreter": ((None, _product(64, 64, 256, 1, 1)),),
     },

@@ -192,6 +192,14 @@ def test_offsets_past_two_to_the_31():
     assert tokens.tolist() == [[0, 0], [64, 64]]
 
 
+def test_samples_past_two_to_the_31():
+    far = torch.zeros(2**31 + 64, dtype=torch.uint8, device=DEVICE).as_strided((1, 2, 8, 8), (0, 2**31, 8, 1))
+    far[:, 1] = 255
+    leaves, fixed = arguments(far.shape, (8, 8), pixels=far)
+    near = {**fixed, "pixels": far.contiguous()}
+    assert torch.equal(masked_patch_embed(**leaves, **fixed), masked_patch_embed(**leaves, **near))
+
+
 WRONG = {
     "grid": (dict(patch=(5, 8)), ValueError, r"\(5, 8\).*\(3, 3, 16, 24\)"),
     "axes": (dict(patch=(2, 8, 8)), ValueError, r"\(3, 3, 16, 24\).*\(2, 8, 8\)"),

@@ -24,8 +24,9 @@ from mmssl_kernels.masked_patch.slots_triton import position_sums, slot_map
 def embed_kernel(
     pixels, index, rows, weight, bias, position, mean, std, out, S, K, B, GT, GH, GW,
     stride_b, stride_c, stride_t, stride_h, stride_w, D,
-    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out[s] = normalise(patch s) weight^T + bias + position[index[s]], BLOCK_M patches by BLOCK_N of the width.
 
@@ -45,10 +46,12 @@ def embed_kernel(
         if CHANNELS_LAST:
             c = v % C
             line = v // (PW * C)  # the values of a line of the patch are neighbours, which lets them be read as words
-            offset = (line // PH).to(tl.int64) * stride_t + (line % PH).to(tl.int64) * stride_h + v % (PW * C)
+            if WIDE:
+                line = line.to(tl.int64)
+            offset = line // PH * stride_t + line % PH * stride_h + v % (PW * C)
         else:
             c = v // places
-            offset = within_patch(c, v % places, stride_c, stride_t, stride_h, stride_w, PH, PW)
+            offset = within_patch(c, v % places, stride_c, stride_t, stride_h, stride_w, PH, PW, WIDE)
         x = tl.load(pixels + start[:, None] + offset[None, :], mask=(s < S)[:, None] & inside[None, :], other=0)
         deviation = tl.load(std + c, mask=inside, other=1.0)
         scale = 1.0 / (unit(pixels) * deviation)

@@ -15,11 +15,11 @@ from mmssl_kernels.masked_patch.pixels_triton import addresses, locate, unit, wi
 @triton.jit
 def raw_values(
     pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P,
-    PH: tl.constexpr, PW: tl.constexpr, NORM: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """A block of channels by all places of one patch; normalised, unless its channels are standardised anyway."""
     inside = (c < C)[:, None] & (p < P)[None, :]
-    offset = within_patch(c[:, None], p[None, :], stride_c, stride_t, stride_h, stride_w, PH, PW)
+    offset = within_patch(c[:, None], p[None, :], stride_c, stride_t, stride_h, stride_w, PH, PW, WIDE)
     x = tl.load(pixels + start + offset, mask=inside, other=0).to(tl.float32)
     if NORM == "channel":
         return x / unit(pixels)
@@ -32,8 +32,8 @@ def raw_values(
 def masked_patch_mse_kernel(
     prediction, pixels, index, rows, mean, std, weights, factor, out, S, K, B, GT, GH, GW,
     stride_b, stride_c, stride_t, stride_h, stride_w,
-    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Without `factor`: out[s] = weight * mean squared error of patch s. With it: out = d loss / d prediction.
 
@@ -51,13 +51,17 @@ def masked_patch_mse_kernel(
         total = 0.0
         for first in tl.static_range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
-            t = raw_values(pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, NORM)
+            t = raw_values(
+                pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, WIDE, NORM
+            )
             total += tl.sum(tl.where((c < C)[:, None] & (p < P)[None, :], t, 0.0))
         center = total / V
         squares = 0.0
         for first in tl.static_range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
-            t = raw_values(pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, NORM)
+            t = raw_values(
+                pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, WIDE, NORM
+            )
             t = tl.where((c < C)[:, None] & (p < P)[None, :], t - center, 0.0)
             squares += tl.sum(t * t)
         scale = 1.0 / tl.sqrt(squares / (V - 1) + EPS)
@@ -70,7 +74,7 @@ def masked_patch_mse_kernel(
     for first in tl.static_range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         inside = (c < C)[:, None] & (p < P)[None, :]
-        t = raw_values(pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, NORM)
+        t = raw_values(pixels, start, mean, std, c, p, stride_c, stride_t, stride_h, stride_w, C, P, PH, PW, WIDE, NORM)
         if NORM == "patch":
             t = (t - center) * scale
         if NORM == "channel":

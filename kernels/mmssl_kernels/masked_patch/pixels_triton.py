@@ -22,6 +22,7 @@ def addresses(pixels: Tensor, patch: Patch, index: Tensor, rows: Tensor | None) 
     extra = 3 - len(patch)
     strides = (*pixels.stride()[:2], *([0] * extra), *pixels.stride()[2:])
     grid = (*([1] * extra), *grid_of(pixels.shape, patch))
+    reach = sum((n - 1) * abs(stride) for n, stride in zip((pixels.shape[1], *patch), pixels.stride()[1:], strict=True))
     return {
         "pixels": pixels,
         "index": index.contiguous(),
@@ -35,6 +36,7 @@ def addresses(pixels: Tensor, patch: Patch, index: Tensor, rows: Tensor | None) 
         **dict(zip(("stride_b", "stride_c", "stride_t", "stride_h", "stride_w"), strides, strict=True)),
         "C": pixels.shape[1],
         **dict(zip(("PT", "PH", "PW"), (*([1] * extra), *patch), strict=True)),
+        "WIDE": reach >= 2**31,  # 32 bits hold an offset within any but a huge sample, and cost half the registers
     }
 
 
@@ -60,10 +62,11 @@ def locate(index, rows, s, S, K, B, GT, GH, GW, stride_b, stride_t, stride_h, st
 
 
 @triton.jit
-def within_patch(c, p, stride_c, stride_t, stride_h, stride_w, PH: tl.constexpr, PW: tl.constexpr):
+def within_patch(c, p, stride_c, stride_t, stride_h, stride_w, PH: tl.constexpr, PW: tl.constexpr, WIDE: tl.constexpr):
     """Offset from a patch's first value to channel c at its place p."""
-    inner = (p // (PH * PW)).to(tl.int64) * stride_t + (p // PW % PH).to(tl.int64) * stride_h
-    return inner + (p % PW).to(tl.int64) * stride_w + c.to(tl.int64) * stride_c
+    if WIDE:
+        c, p = c.to(tl.int64), p.to(tl.int64)
+    return p // (PH * PW) * stride_t + p // PW % PH * stride_h + p % PW * stride_w + c * stride_c
 
 
 @triton.jit
@@ -76,7 +79,7 @@ def unit(pixels):
 def normalized_patches_kernel(
     pixels, index, rows, mean, std, out, S, K, B, GT, GH, GW,
     stride_b, stride_c, stride_t, stride_h, stride_w,
-    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """out[s, v] = (x - mean) / std: BLOCK_S patches by BLOCK_V of their values, in the order of `patchify`."""
@@ -86,7 +89,7 @@ def normalized_patches_kernel(
     V: tl.constexpr = C * PT * PH * PW
     inside = v < V
     c = v % C
-    offset = within_patch(c, v // C, stride_c, stride_t, stride_h, stride_w, PH, PW)
+    offset = within_patch(c, v // C, stride_c, stride_t, stride_h, stride_w, PH, PW, WIDE)
     both = (s < S)[:, None] & inside[None, :]
     x = tl.load(pixels + start[:, None] + offset[None, :], mask=both, other=0).to(tl.float32)
     scale = 1.0 / (unit(pixels) * tl.load(std + c, mask=inside, other=1.0))

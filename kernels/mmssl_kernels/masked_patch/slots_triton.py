@@ -82,9 +82,10 @@ def position_sums_kernel(
     in_prefix = n < prefix
     total = tl.zeros([BLOCK_D], tl.float32)
     hidden = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(part * samples, tl.minimum((part + 1) * samples, B), BLOCK_B):
-        b = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
-        valid = b < tl.minimum((part + 1) * samples, B)
+    for step in range(0, samples, BLOCK_B):
+        own = step + tl.arange(0, BLOCK_B)
+        b = (part * samples + own).to(tl.int64)
+        valid = (own < samples) & (b < B)
         listed = valid & (n >= prefix)
         row = b * (prefix + restored) + n
         if places is not None:
