@@ -122,3 +122,14 @@ def test_several_targets_must_be_read_as_such():
     mask = Mask(Positions(torch.tensor([[0]])), (target, target), {"image": 4})
     with pytest.raises(ValueError, match="2 sets of targets"):
         _ = mask.hide
+
+
+@pytest.mark.parametrize("index", [[[0, 2], [3, 1]], [[0, 2], [1, 1]]])
+def test_positions_ascend_within_each_sample(index):
+    keep, hide = Positions(torch.tensor(index)), Positions(torch.tensor([[4], [4]]))
+    with pytest.raises(ValueError, match=r"mask.keep of shape \(2, 2\) does not ascend within each sample"):
+        Mask(keep, (hide,), {"image": 16})
+    ragged = Positions(torch.tensor([0, 2, 1, 3]), torch.tensor([2, 2]))
+    assert Mask(ragged, (hide,), {"image": 16}).keep is ragged
+    with pytest.raises(ValueError, match=r"mask.hide of shape \(4,\) does not ascend"):
+        Mask(hide, (Positions(torch.tensor([0, 2, 1, 3]), torch.tensor([1, 3])),), {"image": 16})

@@ -38,6 +38,13 @@ class Positions:
         samples = torch.arange(len(self.lengths), device=self.index.device)
         return samples.repeat_interleave(self.lengths, output_size=len(self.index))
 
+    def ascend(self) -> bool:
+        """Whether each sample's positions ascend, none twice; reads the values."""
+        rises = self.index.diff(dim=-1) > 0
+        if (rows := self.rows) is not None:
+            rises |= rows.diff() > 0  # a new sample starts anew
+        return bool(rises.all())
+
     def flat(self) -> Positions:
         """The same positions in the ragged form."""
         if self.lengths is not None:
@@ -81,7 +88,8 @@ class Mask:
     keep: the positions the encoder reads. targets: one or several sets to predict; they need not complement `keep`.
     sizes: positions of each modality's grid; several modalities share one concatenated grid, in this order.
 
-    Raises ValueError where a position lies outside the grid (values are checked on the CPU only).
+    Raises ValueError where a position lies outside the grid, comes twice or out of order (values are checked on the CPU
+    only).
     """
 
     keep: Positions
@@ -97,6 +105,8 @@ class Mask:
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.count:
                 raise ValueError(f"mask.{name} holds positions {low} to {high}, but the grid has {self.count}")
+            if not positions.ascend():
+                raise ValueError(f"mask.{name} of shape {tuple(index.shape)} does not ascend within each sample")
 
     @property
     def count(self) -> int:

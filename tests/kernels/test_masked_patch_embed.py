@@ -106,7 +106,7 @@ def test_strided_weights_and_no_bias():
     axes=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3, 8])), min_size=1, max_size=3),
     channels=st.integers(1, 4),
     batch=st.integers(1, 3),
-    dim=st.integers(1, 70),
+    dim=st.integers(16, 70),
     seed=st.integers(0, 2**16),
 )
 def test_any_grid(axes, channels, batch, dim, seed):

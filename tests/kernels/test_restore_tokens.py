@@ -114,6 +114,14 @@ def test_the_same_bits_every_time():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_autocast_leaves_sums_alone():
+    leaves, fixed = arguments()
+    expected = gradients(restore_tokens, leaves, fixed, None)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = gradients(restore_tokens, leaves, fixed, None)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 @pytest.mark.parametrize("ask", [None, subset])
 def test_an_empty_batch(ask):
     leaves, fixed = arguments(batch=0)

@@ -6,6 +6,7 @@ tensors. MMSSL_DEBUG=1 has every op check the values of its indices on any devic
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -19,6 +20,12 @@ Backend = Literal["triton", "torch"]
 MOST_AXES = 5
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is not imported for that."""
+    return find_spec("triton") is not None
+
+
 def backend(tensors: Iterable[Tensor]) -> Backend:
     """The code for an op on these tensors.
 
@@ -30,7 +37,7 @@ def backend(tensors: Iterable[Tensor]) -> Backend:
         raise ValueError(f"MMSSL_KERNELS={choice!r}: expected auto, triton or torch")
     tensors = list(tensors)
     on_gpu = tensors[0].is_cuda  # ROCm's devices go by this name too
-    if choice == "torch" or (choice == "auto" and not (on_gpu and find_spec("triton"))):
+    if choice == "torch" or (choice == "auto" and not (on_gpu and has_triton())):
         return "torch"
     if any(tensor.dtype == torch.float64 or tensor.ndim > MOST_AXES for tensor in tensors):
         return "torch"

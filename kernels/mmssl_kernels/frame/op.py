@@ -13,6 +13,7 @@ from torch.library import Library, custom_op
 from mmssl_kernels.frame.dispatch import backend
 
 _library = Library("mmssl", "FRAGMENT")
+_AUTOCAST = {"cuda": torch._C.DispatchKey.AutocastCUDA, "cpu": torch._C.DispatchKey.AutocastCPU}
 
 
 def define(
@@ -33,13 +34,20 @@ def define(
     def run(*arguments: Any) -> Any:
         if check is not None:
             check(*arguments)
-        if backend(a for a in arguments if isinstance(a, Tensor)) == "torch":
-            return fast(*arguments)
-        return getattr(import_module(triton), fast.__name__)(*arguments)
+        with without_autocast():
+            if backend(a for a in arguments if isinstance(a, Tensor)) == "torch":
+                return fast(*arguments)
+            return getattr(import_module(triton), fast.__name__)(*arguments)
 
     op = custom_op(f"mmssl::{name}", run, mutates_args=(), schema=schema)
     op.register_fake(fake)
     return op
+
+
+def without_autocast() -> Any:
+    """A context in which nothing is cast: an op's own products keep the dtypes it chose."""
+    first, second = (torch._C.DispatchKeySet(key) for key in _AUTOCAST.values())
+    return torch._C._ExcludeDispatchKeyGuard(first | second)
 
 
 def autocast(op: Any, *names: str) -> None:
@@ -50,15 +58,15 @@ def autocast(op: Any, *names: str) -> None:
     overload = op._opoverload
     places = [i for i, argument in enumerate(overload._schema.arguments) if argument.name in names]
     name = overload._schema.name.removeprefix("mmssl::")
-    for device, key in (("cuda", torch._C.DispatchKey.AutocastCUDA), ("cpu", torch._C.DispatchKey.AutocastCPU)):
+    for device, key in _AUTOCAST.items():
 
-        def cast(*arguments: Any, device: str = device, key: Any = key) -> Any:
+        def cast(*arguments: Any, device: str = device) -> Any:
             low = torch.get_autocast_dtype(device)
             lowered = list(arguments)
             for place in places:
                 if lowered[place].dtype != torch.float64:
                     lowered[place] = lowered[place].to(low)
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            with without_autocast():
                 return overload(*lowered)
 
         _library.impl(name, cast, key.name)

@@ -63,7 +63,7 @@ def embed_kernel(
     both = (s < S)[:, None] & (d < D)[None, :]
     if bias is not None:
         total += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-    total += tl.load(position + n[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+    total += tl.load(position + n.to(tl.int64)[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
     tl.store(out + s.to(tl.int64)[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=both)
 
 
