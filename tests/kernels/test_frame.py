@@ -75,7 +75,7 @@ def opcheck(name, arguments):
 
 def test_ops_have_names_in_profiles_and_graphs():
     leaves, fixed = restore.arguments()
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         restore_tokens(**leaves, **fixed)
     assert "mmssl::restore_tokens" in {event.key for event in profile.key_averages()}
 

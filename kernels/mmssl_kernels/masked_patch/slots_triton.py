@@ -68,8 +68,8 @@ def slot_map(
 
 @triton.jit
 def position_sums_kernel(
-    grad, places, slots, d_tokens, of_positions, of_hidden, B, N, prefix, restored, width, D, samples,
-    BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+    grad, places, slots, d_tokens, of_positions, of_hidden, B, N, prefix, restored, width, D,
+    SAMPLES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Position n's gradient rows, a block of samples after the other: summed, and handed on to the tokens.
 
@@ -82,10 +82,10 @@ def position_sums_kernel(
     in_prefix = n < prefix
     total = tl.zeros([BLOCK_D], tl.float32)
     hidden = tl.zeros([BLOCK_D], tl.float32)
-    for step in range(0, samples, BLOCK_B):
+    for step in range(0, SAMPLES, BLOCK_B):
         own = step + tl.arange(0, BLOCK_B)
-        b = (part * samples + own).to(tl.int64)
-        valid = (own < samples) & (b < B)
+        b = (part * SAMPLES + own).to(tl.int64)
+        valid = (own < SAMPLES) & (b < B)
         listed = valid & (n >= prefix)
         row = b * (prefix + restored) + n
         if places is not None:
@@ -131,7 +131,7 @@ def position_sums(
     config = choose("position_sums", grad.device, dim)
     tiles = triton.cdiv(dim, config.blocks["BLOCK_D"])
     parts = max(1, min(ENOUGH_PROGRAMS // ((prefix + count) * tiles), batch // config.blocks["BLOCK_B"]))
-    samples = max(1, triton.cdiv(batch, parts))
+    samples = triton.next_power_of_2(max(1, triton.cdiv(batch, parts)))  # a constant of the kernel: few of them
     parts = max(1, triton.cdiv(batch, samples))
     out = torch.empty(2, parts, prefix + count, dim, dtype=torch.float32, device=grad.device)
     launch(
@@ -150,7 +150,7 @@ def position_sums(
         restored=restored,
         width=width,
         D=dim,
-        samples=samples,
+        SAMPLES=samples,
     )
     total, hidden = out[:, 0] if parts == 1 else out.sum(1)
     return total, hidden
