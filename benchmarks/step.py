@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import device_name, markdown, product_rate, seconds, write
+from benchmarks.machine import device_name, in_fresh_process, markdown, peak_growth, product_rate, seconds, write
 from mmssl import MAE
 from mmssl.demo import demo_config
 from mmssl.encoder import vit_config
@@ -78,37 +76,16 @@ def stepper(
     return step
 
 
-def measure_memory(model: str, side: str, precision: str, device_type: str, result: Any) -> None:
+def measure_memory(model: str, side: str, precision: str, device_type: str) -> int:
     """Peak memory of two steps, for a process of its own."""
     device = torch.device(device_type)
     step = stepper(*sides(model, device)[side], precision, "eager", device)
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        # building the models peaks too: start the high-water mark anew
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident_peak()
-    step()
-    step()
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
-    result.put(peak - before)
 
+    def both() -> None:
+        step()
+        step()
 
-def resident_peak() -> int:
-    """The high-water mark of this process's resident set, in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def memory(model: str, side: str, precision: str, device: torch.device) -> int:
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=measure_memory, args=(model, side, precision, device.type, result))
-    process.start()
-    peak = result.get()
-    process.join()
-    return peak
+    return peak_growth(both, device)
 
 
 def compare(model: str, precision: str, mode: str, rounds: int, device: torch.device) -> list[dict[str, Any]]:
@@ -130,6 +107,8 @@ def compare(model: str, precision: str, mode: str, rounds: int, device: torch.de
     rows = []
     for side, measured in times.items():
         median = statistics.median(measured)
+        # the compiler itself takes memory in the same process
+        peak = in_fresh_process(measure_memory, model, side, precision, device.type) if mode == "eager" else None
         rows.append(
             {
                 "model": f"{model}, batch {BATCH[model]}, {precision}, {mode}",
@@ -139,8 +118,7 @@ def compare(model: str, precision: str, mode: str, rounds: int, device: torch.de
                 "faster": f"{faster:.2f}x" if side == "mmssl" else "",
                 "of product rate": f"{flop[side] / median / rate:.0%}",
                 "GFLOP a step": round(flop[side] / 1e9, 1),
-                # the compiler itself takes memory in the same process
-                "peak MiB": round(memory(model, side, precision, device) / 2**20) if mode == "eager" else "",
+                "peak MiB": "" if peak is None else round(peak / 2**20),
             }
         )
     return rows
