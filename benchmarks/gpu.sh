@@ -5,7 +5,7 @@
 #
 # STEP: environment, correctness, kernels, step, learning; all of them where none is named, about a quarter of an hour.
 # Where a command may take ten minutes: `gpu.sh OUT environment correctness kernels`, then `gpu.sh OUT step learning`.
-# FOLDER ($OUT, else benchmarks/results) gets a log a step and the JSON files. --quick: two minutes, to see that it runs.
+# FOLDER ($OUT, else benchmarks/results) gets a log a step and the JSON files. --quick: two minutes, does it run at all.
 # A failed step does not stop the next ones; the exit code is 1 if any failed, 2 where there is no GPU.
 # MMSSL_DEVICE=cpu tries the script itself on a machine without one. PYTHON: the interpreter, python3 by default.
 set -uo pipefail
@@ -19,7 +19,8 @@ if (($# == 0)); then set -- environment correctness kernels step learning; fi
 export PYTHONPATH=.:kernels MMSSL_CHECK_SHAPES=0 PYTHONUNBUFFERED=1
 export MMSSL_DEVICE=${MMSSL_DEVICE:-cuda} MMSSL_RESULTS=$folder
 python=${PYTHON:-python3}
-if [[ $MMSSL_DEVICE == cuda ]] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+sees_gpu='import sys, torch; sys.exit(not torch.cuda.is_available())'
+if [[ $MMSSL_DEVICE == cuda ]] && ! "$python" -c "$sees_gpu" 2> /dev/null; then
     echo "gpu.sh: PyTorch sees no GPU on this machine, so nothing was run." >&2
     exit 2
 fi
@@ -74,7 +75,7 @@ kernels() {
 step() {
     local size=(--models small base --precisions fp32 bf16 --modes eager compiled --batch 64)
     if [[ $quick ]]; then size=(--models small --precisions bf16 --batch 4 --rounds 2); fi
-    run step 480 "$python" -m benchmarks.step --device "$MMSSL_DEVICE" "${size[@]}"
+    run step 420 "$python" -m benchmarks.step --device "$MMSSL_DEVICE" "${size[@]}"
 }
 
 # The recipe's training on pictures made here. recipes/image_mae.py itself reads its settings with tyro, which may be
@@ -108,8 +109,9 @@ with tempfile.TemporaryDirectory() as scratch:
     pictures, held_out = open_pictures(write_pictures(Path(scratch)), 3)
     run_dir = Path(scratch) / "run"
     pretrain(
-        MAE(MAEConfig(vit_config("small"))), pictures, held_out, settings, run_dir, view=TrainView(224, scale=(0.2, 1.0)),
-        held_out_view=EvalView(224), device=device, workers=max(1, len(os.sched_getaffinity(0)) - 2),
+        MAE(MAEConfig(vit_config("small"))), pictures, held_out, settings, run_dir, device=device,
+        view=TrainView(224, scale=(0.2, 1.0)), held_out_view=EvalView(224),
+        workers=max(1, len(os.sched_getaffinity(0)) - 2),
     )
     rows = [row for row in read_metrics(run_dir) if "heldout_loss" in row]
 names = ("step", "loss", "heldout_loss", "effective_rank", "pictures_per_second")

@@ -69,9 +69,44 @@ def gather_patches(
     index: `[B, K]`, K patches of every sample; or `[S]` with `rows` `[S]` naming each one's sample (ragged).
     """
     checks.positions("index", index, rows, len(pixels))
+    return (
+        gather_channels(pixels, *flat_positions(index, rows), patch)
+        .transpose(1, 2)
+        .reshape(*index.shape, math.prod(patch) * pixels.shape[1])
+    )
+
+
+def flat_positions(index: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions and the sample of each, both flat."""
     if rows is None:
-        rows = torch.arange(len(pixels), device=pixels.device)[:, None]
-    return patch_view(pixels, patch)[patches_at(index, rows, grid_of(pixels.shape, patch))].flatten(index.ndim)
+        rows = torch.arange(len(index), device=index.device)[:, None].expand_as(index).flatten()
+    return index.flatten(), rows
+
+
+def gather_channels(
+    pixels: Shaped[Tensor, "batch channels *axes"],
+    index: Int64[Tensor, " flat"],
+    rows: Int64[Tensor, " flat"],
+    patch: Patch,
+) -> Shaped[Tensor, "flat channels places"]:
+    """The patches at flat positions, one channel after the other.
+
+    That is the order of memory of contiguous pixels, of which whole lines are copied: several times faster than by
+    value.
+    """
+    grid, n = grid_of(pixels.shape, patch), len(patch)
+    at = patches_at(index, rows, grid)
+    if not pixels.is_contiguous():
+        return patch_view(pixels, patch).movedim(-1, 1 + n)[at].flatten(2).contiguous()
+    sizes = (*pixels.shape[1:-1], grid[-1])  # of a sample as an array of lines, each as wide as a patch
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    first = at[0] * math.prod(sizes) + at[-1]
+    inner = torch.arange(pixels.shape[1], device=pixels.device) * strides[0]
+    for coordinate, side, stride in zip(at[1:-1], patch[:-1], strides[1:-1], strict=True):
+        first = first + coordinate * (side * stride)
+        inner = inner[..., None] + torch.arange(side, device=pixels.device) * stride
+    lines = (first[:, None] + inner.flatten()).flatten()
+    return pixels.view(-1, patch[-1]).index_select(0, lines).view(len(index), pixels.shape[1], math.prod(patch))
 
 
 def patches_at(index: Tensor, rows: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl_kernels.frame import checks, op
-from mmssl_kernels.masked_patch.pixels import check_pixels, exact, flat_positions, normalize, pieces
-from mmssl_kernels.patches import Patch, gather_patches, patch_view, patches_at
+from mmssl_kernels.masked_patch.pixels import check_pixels, exact, normalize, pieces
+from mmssl_kernels.patches import Patch, flat_positions, gather_channels, patch_view, patches_at
 
 TRITON = "mmssl_kernels.masked_patch.embed_triton"
 
@@ -73,8 +73,10 @@ def embed(
     constant = position if bias is None else position + bias
     out = position.new_empty(*index.shape, len(weight))
     flat, (index, rows) = out.view(-1, len(weight)), flat_positions(index, rows)
+    # columns in the order of gather_channels: moving the weight once is cheaper than moving every patch
+    weight = weight.unflatten(1, (-1, len(mean))).transpose(1, 2).flatten(1)
     for piece in pieces(len(flat), weight.shape[1]):
-        values = normalize(gather_patches(pixels, index[piece], tuple(patch), rows[piece]), mean, std)
+        values = normalize(gather_channels(pixels, index[piece], rows[piece], tuple(patch)), mean, std).flatten(1)
         tokens = torch.index_select(constant, 0, index[piece], out=flat[piece])
         if weight.dtype == position.dtype:
             tokens.addmm_(values.to(weight.dtype), weight.T)
@@ -104,10 +106,11 @@ def embed_backward(
     grad = grad.reshape(-1, len(weight))
     if needs[0]:
         low = grad.to(weight.dtype)
-        d_weight.zero_()
+        total = torch.zeros_like(weight)  # its columns in the order of gather_channels
         for piece in pieces(len(grad), weight.shape[1]):
-            values = gather_patches(pixels, index[piece], tuple(patch), rows[piece])
-            d_weight.addmm_(low[piece].T, normalize(values, mean, std).to(weight.dtype))
+            values = normalize(gather_channels(pixels, index[piece], rows[piece], tuple(patch)), mean, std).flatten(1)
+            total.addmm_(low[piece].T, values.to(weight.dtype))
+        d_weight.copy_(total.unflatten(1, (len(mean), -1)).transpose(1, 2).flatten(1))
     if needs[1]:
         torch.sum(grad, 0, out=d_bias)
     if needs[2]:

@@ -9,10 +9,11 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from mmssl_kernels.frame import checks
-from mmssl_kernels.patches import Patch, gather_patches, grid_of
+from mmssl_kernels.patches import Patch, flat_positions, gather_channels, grid_of
 
-# Pieces of this many bytes stay in a core's cache between the gather, the normalisation and what reads them.
-PIECE_BYTES = 2**20
+# Pieces of this many bytes pass from the gather to what reads them through the cache, and are large enough that threads
+# seldom wait for each other.
+PIECE_BYTES = 2**22
 
 
 def normalized_patches(
@@ -28,7 +29,9 @@ def normalized_patches(
     uint8 pixels are first divided by 255. Values are in the order of `patchify`.
     """
     check_pixels(pixels, patch, mean, std)
-    return normalize(gather_patches(pixels, index, patch, rows), exact(mean), exact(std))
+    checks.positions("index", index, rows, len(pixels))
+    values = normalize(gather_channels(pixels, *flat_positions(index, rows), patch), exact(mean), exact(std))
+    return values.transpose(1, 2).reshape(*index.shape, values.shape[1] * values.shape[2])
 
 
 def exact(statistics: Tensor) -> Tensor:
@@ -37,12 +40,11 @@ def exact(statistics: Tensor) -> Tensor:
 
 
 def normalize(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`(x - mean) / std` of raw values `[..., places * channels]`, in float32 or float64 (of values or statistics)."""
+    """`(x - mean) / std` of raw values `[S, channels, places]`, in float32 or float64 (of values or statistics)."""
     unit = 255.0 if values.dtype == torch.uint8 else 1.0
     dtype = torch.promote_types(values.dtype, mean.dtype)
-    mean, std = mean.to(dtype), std.to(dtype)
-    values = values.to(dtype).unflatten(-1, (-1, len(mean)))
-    return torch.addcmul(-mean / std, values, 1.0 / (unit * std)).flatten(-2)
+    mean, std = mean.to(dtype)[:, None], std.to(dtype)[:, None]
+    return (values.to(dtype) * (1.0 / (unit * std))).sub_(mean / std)
 
 
 def check_pixels(pixels: Tensor, patch: Patch, mean: Tensor, std: Tensor) -> tuple[int, ...]:
@@ -52,13 +54,6 @@ def check_pixels(pixels: Tensor, patch: Patch, mean: Tensor, std: Tensor) -> tup
     grid = grid_of(pixels.shape, patch)
     checks.shape((pixels.shape[1],), f"pixels have shape {tuple(pixels.shape)}", mean=mean, std=std)
     return grid
-
-
-def flat_positions(index: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions and the sample of each, both flat."""
-    if rows is None:
-        rows = torch.arange(len(index), device=index.device)[:, None].expand_as(index).flatten()
-    return index.flatten(), rows
 
 
 def pieces(count: int, values: int) -> Iterator[slice]:

@@ -149,7 +149,7 @@ def restore(
     restore_rows: Tensor | None,
     prefix: int,
 ) -> Tensor:
-    """The PyTorch path: rows of mask token and position, the visible ones then written over, piece by piece."""
+    """The PyTorch path: rows of mask token and position, the visible ones then written over."""
     batch, width, dim = tokens.shape
     patches = len(position) - prefix
     mask_token = mask_token.reshape(-1, dim)
@@ -159,11 +159,15 @@ def restore(
     where, slot = wanted(restore, restore_rows, token_slots(keep, rows, batch, width, patches, prefix), prefix)
     hidden = position.to(dtype, copy=True)
     hidden[prefix:] += mask_token if kind is None else mask_token[kind]
-    for piece in pieces(len(flat), dim):
-        torch.index_select(hidden, 0, where[piece], out=flat[piece])
-        (visible,) = (slot[piece] >= 0).nonzero(as_tuple=True)
-        kept = tokens[slot[piece][visible]] + position[where[piece][visible]]
-        flat[piece].index_copy_(0, visible, kept)
+    if restore is None:
+        out.copy_(hidden)
+    else:
+        torch.index_select(hidden, 0, where, out=flat)
+    (visible,) = (slot >= 0).nonzero(as_tuple=True)
+    for piece in pieces(len(visible), dim):
+        rows = visible[piece]
+        kept = tokens.index_select(0, slot[rows]) + position.index_select(0, where[rows])
+        flat.index_copy_(0, rows, kept)
     return out
 
 
@@ -189,8 +193,9 @@ def restore_backward(
     if needs[0]:
         (visible,) = (slot >= 0).nonzero(as_tuple=True)
         d_tokens.zero_()
-        for part in visible.split(max(1, 2**18 // dim)):
-            d_tokens.view(-1, dim)[slot[part]] = grad[part].to(tokens.dtype)
+        for piece in pieces(len(visible), dim):
+            rows = visible[piece]
+            d_tokens.view(-1, dim).index_copy_(0, slot[rows], grad.index_select(0, rows).to(tokens.dtype))
     if needs[1]:
         hidden = (slot < 0).to(grad.dtype)[None]
         if kind is not None:
