@@ -3,7 +3,8 @@
     python -m benchmarks.readme                     # from the results that are there
     python -m benchmarks.readme --demo runs/demo    # after taking over a demo's accuracies and picture
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is the result file's without its ending.
+A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is the result file's without its ending, and
+`<!-- NAME: A, B -->` shows its columns A and B alone.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def filled(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
         content = json.loads((RESULTS / f"{match[1]}.json").read_text())
         rows = content["rows"]
+        if match[2]:
+            rows = [{column: row[column] for column in match[2].split(", ")} for row in rows]
         body = table([Row(**row) for row in rows]) if "probe" in rows[0] else markdown(rows)
-        return f"<!-- {match[1]} -->\n{content['device']}, torch {content['torch']}:\n\n{body}\n<!-- end -->"
+        return f"{match[0].splitlines()[0]}\n{content['device']}, torch {content['torch']}:\n\n{body}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w.-]+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w.-]+)(?:: ([^>]+?))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
 
 
 def main() -> None:

@@ -14,11 +14,20 @@ def test_the_tables_are_those_of_the_result_files():
 
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["features"].shape == (2, 768)
+    assert run_example(README)["features"].shape == (2, 768)
     assert Path("mae_hf/config.json").is_file()
+
+
+def test_the_kernels_example_runs():
+    names = run_example(README.parent / "kernels" / "README.md")
+    assert names["tokens"].shape == (2, 2, 64) and names["loss"].ndim == 0
+
+
+def run_example(readme):
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(code, str(readme), "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()))

@@ -47,9 +47,15 @@ def ragged(lengths: list[int], count: int) -> tuple[Tensor, Tensor]:
     return index.to(DEVICE), rows.to(DEVICE)
 
 
+def strided(values: dict[str, Any]) -> dict[str, Any]:
+    """Every tensor as every other element of one twice as large."""
+    return {k: torch.stack([v, v], -1)[..., 0] if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
 def upstream_of(out: Tensor) -> Tensor:
     """The same gradient for results of one shape."""
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.device, out.dtype)
+    turned = torch.randn(out.shape[::-1], generator=torch.Generator().manual_seed(5))
+    return turned.permute(tuple(reversed(range(out.ndim)))).to(out.device, out.dtype)  # strided, where it has axes
 
 
 def gradients(function: Callable[..., Tensor], leaves: dict[str, Tensor], fixed: dict[str, Any], dtype: Any) -> dict:

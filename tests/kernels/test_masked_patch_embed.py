@@ -19,6 +19,7 @@ from tests.kernels.support import (
     pixels_of,
     positions,
     ragged,
+    strided,
 )
 
 CASES = {
@@ -90,6 +91,14 @@ def test_any_strides(layout):
         "broadcast": lambda: pixels[:, :1].expand(*shape),
     }[layout]()
     check(*arguments(shape, patch, pixels=pixels))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_every_argument_strided(flat):
+    leaves, fixed = arguments(*CASES["picture"])
+    if flat:
+        fixed["index"], fixed["rows"] = ragged([4, 0, 3], 6)
+    check(strided(leaves), strided(fixed))
 
 
 def test_strided_weights_and_no_bias():

@@ -19,6 +19,7 @@ from tests.kernels.support import (
     pixels_of,
     positions,
     ragged,
+    strided,
 )
 
 NORMS = ["none", "patch", "channel"]
@@ -75,6 +76,7 @@ def test_ragged_positions_and_weights(norm):
     leaves["prediction"] = draw(7, 192)
     fixed["index"], fixed["rows"] = ragged([4, 1, 2], 6)
     check(leaves, fixed)
+    check(strided(leaves), strided(fixed))
     del fixed["weights"]
     check(leaves, fixed)
 

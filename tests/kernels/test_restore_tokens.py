@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmssl_kernels import reference, restore_tokens
 
-from tests.kernels.support import DEVICE, DTYPES, EXAMPLES, bare, check_parity, draw, gradients, positions, ragged
+from tests.kernels.support import (
+    DEVICE,
+    DTYPES,
+    EXAMPLES,
+    bare,
+    check_parity,
+    draw,
+    gradients,
+    positions,
+    ragged,
+    strided,
+)
 
 BATCH, PATCHES, KEPT, DIM = 3, 11, 4, 20
 
@@ -62,6 +73,7 @@ def test_every_form(keep, ask, kinds):
                 if change is not None:
                     change(leaves, fixed)
             check(leaves, fixed)
+            check(strided(leaves), strided(fixed))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -109,7 +109,7 @@ def restored_shape(
 
 def first_slots(rows: Tensor, batch: int) -> Tensor:
     """Where each sample begins in flat rows that list one sample after the other."""
-    return torch.searchsorted(rows, torch.arange(batch, device=rows.device))
+    return torch.searchsorted(rows.contiguous(), torch.arange(batch, device=rows.device))
 
 
 def token_slots(keep: Tensor, rows: Tensor | None, batch: int, width: int, patches: int, prefix: int) -> Tensor:
