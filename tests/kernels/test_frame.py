@@ -12,16 +12,17 @@ from tests.kernels import test_restore_tokens as restore
 from tests.kernels.support import DEVICE, TRITON, draw, pixels_of, ragged, upstream_of
 
 
-def embed_arguments(flat=False, float_pixels=False):
+def embed_arguments(flat=False, float_pixels=False, weight=torch.float32):
     leaves, fixed = embed.arguments(*embed.CASES["picture"])
+    leaves["weight"] = leaves["weight"].to(weight)
     index, rows = ragged([4, 0, 3], 6) if flat else (fixed["index"], None)
     pixels = pixels_of(3, 3, 16, 24, dtype=torch.float32).requires_grad_() if float_pixels else fixed["pixels"]
     weight, bias, position = (leaf.requires_grad_() for leaf in leaves.values())
     return pixels, weight, bias, position, index, rows, fixed["mean"], fixed["std"], [8, 8]
 
 
-def restore_arguments(*changes):
-    leaves, fixed = restore.arguments(prefix=0)
+def restore_arguments(*changes, dtype=torch.float32):
+    leaves, fixed = restore.arguments(prefix=0, dtype=dtype)
     for change in changes:
         change(leaves, fixed)
     tokens, mask_token, position = (leaf.requires_grad_() for leaf in leaves.values())
@@ -40,6 +41,7 @@ CALLS = {
     "masked_patch_embed": [
         lambda: embed_arguments(),
         lambda: embed_arguments(flat=True),
+        lambda: embed_arguments(weight=torch.float16),
     ],
     "masked_patch_embed_backward": [
         lambda: (
@@ -52,6 +54,7 @@ CALLS = {
     ],
     "restore_tokens": [
         lambda: restore_arguments(),
+        lambda: restore_arguments(dtype=torch.float16),
         lambda: restore_arguments(restore.several, restore.ragged_keep),
         lambda: restore_arguments(restore.subset),
         lambda: restore_arguments(restore.ragged_subset),
@@ -103,6 +106,14 @@ def test_the_switch_forces_either_path(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="needs tensors on a GPU, or TRITON_INTERPRET=1; these are on cpu"):
         dispatch.backend([torch.zeros(1)])
+
+
+def test_values_are_read_where_that_is_free_or_asked_for(monkeypatch):
+    monkeypatch.delenv("MMSSL_DEBUG", raising=False)
+    elsewhere = torch.zeros(1, device="meta")
+    assert dispatch.values_are_checked(torch.zeros(1)) and not dispatch.values_are_checked(elsewhere)
+    monkeypatch.setenv("MMSSL_DEBUG", "1")
+    assert dispatch.values_are_checked(elsewhere)
 
 
 def test_what_triton_does_not_take_runs_in_pytorch():

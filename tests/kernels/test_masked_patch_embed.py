@@ -224,6 +224,11 @@ WRONG = {
     ),
     "pixels": (dict(pixels=pixels_of(3, 3, 16, 24).int()), TypeError, "pixels is int32, expected uint8"),
     "index": (dict(index=positions(3, 6, 5).int()), TypeError, "index is int32, expected int64"),
+    "index's device": (
+        dict(index=torch.zeros(3, 5, dtype=torch.int64, device="meta")),
+        ValueError,
+        "one device is needed.*index on meta",
+    ),
     "device": (dict(bias=torch.zeros(20, device="meta")), ValueError, "one device is needed.*bias on meta"),
 }
 

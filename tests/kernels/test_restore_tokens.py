@@ -41,6 +41,7 @@ def check(leaves, fixed):
 def test_sequences_and_gradients(prefix, dtype):
     check(*arguments(prefix=prefix, dtype=dtype, position=dtype))
     check(*arguments(prefix=prefix, dtype=dtype))  # tokens in half precision, positions exact: as under autocast
+    check(*arguments(prefix=prefix, position=dtype))
 
 
 def several(leaves, fixed):
