@@ -1,4 +1,4 @@
-"""Masked-patch, attention and contrastive kernels for PyTorch; needs nothing but torch."""
+"""Masked-patch, attention and contrastive kernels for PyTorch; needs torch, triton on a GPU, and jaxtyping."""
 
 from mmssl_kernels.attention import attention, attention_qkvpacked
 from mmssl_kernels.contrastive import info_nce

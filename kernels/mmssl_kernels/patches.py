@@ -23,6 +23,8 @@ def grid_of(shape: tuple[int, ...] | torch.Size, patch: Patch) -> tuple[int, ...
 
     Raises ValueError, naming both shapes, where the axes differ in number or a patch does not divide its axis.
     """
+    if len(shape) < 3 or not all(isinstance(side, (int, torch.SymInt)) and side >= 1 for side in patch):
+        raise ValueError(f"pixels of shape {tuple(shape)} and patch {patch}: expected (B, C, *axes) and whole sides")
     axes = tuple(shape[2:])
     if len(axes) != len(patch):
         raise ValueError(f"pixels of shape {tuple(shape)} have {len(axes)} axes, but patch {patch} has {len(patch)}")
@@ -68,12 +70,23 @@ def gather_patches(
 
     index: `[B, K]`, K patches of every sample; or `[S]` with `rows` `[S]` naming each one's sample (ragged).
     """
-    checks.positions("index", index, rows, len(pixels))
+    check_positions(pixels, index, rows, patch)
     return (
         gather_channels(pixels, *flat_positions(index, rows), patch)
         .transpose(1, 2)
         .reshape(*index.shape, math.prod(patch) * pixels.shape[1])
     )
+
+
+def check_positions(pixels: Tensor, index: Tensor, rows: Tensor | None, patch: Patch) -> None:
+    """Raises ValueError for positions or rows that these pixels do not have, as far as values may be read."""
+    count = math.prod(grid_of(pixels.shape, patch))
+    checks.positions("index", index, rows, len(pixels), count)
+    # reading values would break a compiled graph
+    if index.numel() and not torch.compiler.is_compiling() and checks.values_are_checked(index):
+        checks.values_below("index", index, count)
+        if rows is not None:
+            checks.values_below("index's rows", rows, len(pixels))
 
 
 def flat_positions(index: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,9 @@ def upstream_of(out: Tensor) -> Tensor:
 def gradients(function: Callable[..., Tensor], leaves: dict[str, Tensor], fixed: dict[str, Any], dtype: Any) -> dict:
     """The result and the gradients of `leaves`, which are first cast to `dtype` (None: left as they are)."""
     made = {
-        name: leaf.detach().clone(memory_format=torch.preserve_format).to(dtype or leaf.dtype).requires_grad_()
+        name: torch.empty_strided(leaf.shape, leaf.stride(), dtype=dtype or leaf.dtype, device=leaf.device)
+        .copy_(leaf.detach())
+        .requires_grad_()
         for name, leaf in leaves.items()
     }
     out = function(**made, **fixed)

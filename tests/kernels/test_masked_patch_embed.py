@@ -14,6 +14,7 @@ from tests.kernels.support import (
     EXAMPLES,
     bare,
     check_parity,
+    doubled,
     draw,
     gradients,
     pixels_of,
@@ -209,7 +210,26 @@ def test_samples_past_two_to_the_31():
     assert torch.equal(masked_patch_embed(**leaves, **fixed), masked_patch_embed(**leaves, **near))
 
 
+@pytest.mark.parametrize("low", [dtype for dtype in DTYPES if dtype != torch.float32])
+@pytest.mark.parametrize("names", [["weight"], ["bias"], ["position"], ["weight", "bias"], ["weight", "position"]])
+def test_any_mix_of_precisions(names, low):
+    leaves, fixed = arguments(*CASES["picture"])
+    for name in names:
+        leaves[name] = leaves[name].to(low)
+    found = gradients(masked_patch_embed, leaves, fixed, None)
+    exact = gradients(reference.masked_patch_embed, leaves, doubled(fixed), torch.float64)
+    for name, value in found.items():
+        assert value.dtype == (leaves["position"] if name == "result" else leaves[name]).dtype
+        assert (value - exact[name]).norm() <= 0.02 * exact[name].norm()
+
+
 WRONG = {
+    "no samples": (
+        dict(pixels=pixels_of(0, 3, 16, 24), index=ragged([1], 6)[0], rows=ragged([1], 6)[1]),
+        ValueError,
+        r"index has shape \(1,\), but there are 0 samples of 6 positions",
+    ),
+    "whole sides": (dict(patch=(0, 8)), ValueError, r"\(3, 3, 16, 24\) and patch \(0, 8\): expected .* whole sides"),
     "grid": (dict(patch=(5, 8)), ValueError, r"\(5, 8\).*\(3, 3, 16, 24\)"),
     "axes": (dict(patch=(2, 8, 8)), ValueError, r"\(3, 3, 16, 24\).*\(2, 8, 8\)"),
     "weight": (dict(weight=draw(20, 64)), ValueError, r"\(20, 64\), expected \(dim, 192\).*\(3, 3, 16, 24\)"),

@@ -129,6 +129,19 @@ def test_flat_patches_are_zero_targets(norm):
     torch.testing.assert_close(loss, leaves["prediction"].square().mean(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_large_patches_of_little_contrast(norm):
+    """Sums over many values, and deviations far below the mean, keep float32's accuracy."""
+    shape, patch = (2, 3, 128, 128), (128, 128)
+    check(*arguments(shape, patch, norm, pixels=0.9 + 0.01 * pixels_of(*shape, dtype=torch.float32)))
+
+
+def test_a_weight_that_is_no_number_is_not_hidden():
+    leaves, fixed = arguments(*CASES["picture"], "patch")
+    fixed["weights"] = torch.tensor([1.0, torch.nan, 1.0], device=DEVICE)
+    assert masked_patch_mse(**leaves, **fixed).isnan()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 2.0**16])
 def test_loss_scaling_reaches_half_precision_gradients_whole(scale):
     """d prediction is scaled before it is rounded, so that GradScaler's factor saves what float16 would lose."""

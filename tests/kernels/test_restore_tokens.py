@@ -146,6 +146,21 @@ def test_an_empty_batch(ask):
 
 
 WRONG = {
+    "no mask tokens": (
+        dict(mask_token=draw(0, DIM), kind=torch.zeros(11, dtype=torch.int64, device=DEVICE)),
+        ValueError,
+        r"mask_token has shape \(0, 20\), expected \(kinds, 20\)",
+    ),
+    "no tokens": (
+        dict(tokens=draw(3, 1, DIM), **dict(zip(("keep", "rows"), ragged([2, 1, 0], 11)))),
+        ValueError,
+        r"keep has shape \(3,\), but tokens have shape \(3, 1, 20\), all of the prefix",
+    ),
+    "no positions": (
+        dict(position=draw(1, DIM), keep=positions(3, 11, 4)),
+        ValueError,
+        r"keep has shape \(3, 4\), but there are 3 samples of 0 positions",
+    ),
     "tokens": (dict(tokens=draw(3, DIM)), ValueError, r"tokens of shape \(3, 20\).*expected \(B, 1 \+ K, dim\)"),
     "keep": (dict(keep=positions(3, 11, 5)), ValueError, r"keep has shape \(3, 5\), expected \(3, 4\).*\(3, 5, 20\)"),
     "batch": (dict(keep=positions(2, 11, 4)), ValueError, r"keep has shape \(2, 4\), expected \(3, K\)"),

@@ -37,13 +37,18 @@ def shape(expected: tuple[int, ...], because: str, **tensors: Tensor | None) -> 
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}: {because}")
 
 
-def positions(name: str, index: Tensor, rows: Tensor | None, batch: int) -> None:
-    """Rectangular `[batch, K]`, or flat `[S]` with the sample of each in rows `[S]`; both int64."""
+def positions(name: str, index: Tensor, rows: Tensor | None, batch: int, count: int) -> None:
+    """Rectangular `[batch, K]`, or flat `[S]` with the sample of each in rows `[S]`; both int64.
+
+    Where there is no sample or no position there is nothing to clamp to: then there must be no index either.
+    """
     dtype((torch.int64,), **{name: index, f"{name}'s rows": rows})
     if rows is None and (index.ndim != 2 or len(index) != batch):
         raise ValueError(f"{name} has shape {tuple(index.shape)}, expected ({batch}, K), or flat with rows")
     if rows is not None and (index.ndim != 1 or index.shape != rows.shape):
         raise ValueError(f"{name} has shape {tuple(index.shape)} and its rows {tuple(rows.shape)}; expected both flat")
+    if index.numel() and not (batch and count):
+        raise ValueError(f"{name} has shape {tuple(index.shape)}, but there are {batch} samples of {count} positions")
 
 
 def position_values(name: str, index: Tensor, rows: Tensor | None, batch: int, count: int) -> None:

@@ -50,4 +50,7 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any)
     if (record := _record.get()) is not None:
         record[1].append(Launch(kernel, arguments, config))
     elif all(grid):
-        kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+        # Triton launches on the current device, wherever the tensors are
+        device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)

@@ -54,7 +54,7 @@ def masked_patch_embed(
     because = f"weight has shape {tuple(weight.shape)}"
     checks.shape((len(weight),), because, bias=bias)
     checks.shape((math.prod(grid), len(weight)), f"{because} and the grid is {grid}", position=position)
-    checks.positions("index", index, rows, len(pixels))
+    checks.positions("index", index, rows, len(pixels), math.prod(grid))
     return _op(pixels, weight, bias, position, index, rows, exact(mean), exact(std), patch)
 
 
@@ -70,7 +70,7 @@ def embed(
     patch: list[int],
 ) -> Tensor:
     """The PyTorch path: piece by piece, so that the gathered patches never leave the cache."""
-    constant = position if bias is None else position + bias
+    constant = position if bias is None else (position + bias).to(position.dtype)
     out = position.new_empty(*index.shape, len(weight))
     flat, (index, rows) = out.view(-1, len(weight)), flat_positions(index, rows)
     # columns in the order of gather_channels: moving the weight once is cheaper than moving every patch
@@ -106,10 +106,14 @@ def embed_backward(
     grad = grad.reshape(-1, len(weight))
     if needs[0]:
         low = grad.to(weight.dtype)
-        total = torch.zeros_like(weight)  # its columns in the order of gather_channels
+        # columns in the order of gather_channels; in float32, however many pieces there are
+        total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
         for piece in pieces(len(grad), weight.shape[1]):
             values = normalize(gather_channels(pixels, index[piece], rows[piece], tuple(patch)), mean, std).flatten(1)
-            total.addmm_(low[piece].T, values.to(weight.dtype))
+            if total.dtype == weight.dtype:
+                total.addmm_(low[piece].T, values.to(weight.dtype))
+            else:
+                total += low[piece].T @ values.to(weight.dtype)
         d_weight.copy_(total.unflatten(1, (len(mean), -1)).transpose(1, 2).flatten(1))
     if needs[1]:
         torch.sum(grad, 0, out=d_bias)
@@ -118,7 +122,9 @@ def embed_backward(
     return d_weight, d_bias, d_position
 
 
-def empty_gradients(grad: Tensor, weight: Tensor, patches: int, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def empty_gradients(
+    grad: Tensor, weight: Tensor, patches: int | torch.SymInt, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Unwritten gradients of weight, bias and position; of no size where not needed."""
     dim, values = weight.shape
     shapes = ((dim, values), (dim,), (patches, dim))
@@ -140,9 +146,9 @@ def pixel_gradient(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    pixels, weight, bias, position, index, rows, mean, std, patch = inputs
+    pixels, weight, _, position, index, rows, mean, std, patch = inputs
     ctx.save_for_backward(pixels, weight, index, rows, mean, std)
-    ctx.patch, ctx.patches, ctx.has_bias = tuple(patch), len(position), bias is not None
+    ctx.patch, ctx.patches = tuple(patch), position.shape[0]  # len() would fix it while tracing
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from mmssl_kernels.frame import checks
-from mmssl_kernels.patches import Patch, flat_positions, gather_channels, grid_of
+from mmssl_kernels.patches import Patch, check_positions, flat_positions, gather_channels, grid_of
 
 # Pieces of this many bytes pass from the gather to what reads them through the cache, and are large enough that threads
 # seldom wait for each other.
@@ -29,7 +29,7 @@ def normalized_patches(
     uint8 pixels are first divided by 255. Values are in the order of `patchify`.
     """
     check_pixels(pixels, patch, mean, std)
-    checks.positions("index", index, rows, len(pixels))
+    check_positions(pixels, index, rows, patch)
     values = normalize(gather_channels(pixels, *flat_positions(index, rows), patch), exact(mean), exact(std))
     return values.transpose(1, 2).reshape(*index.shape, values.shape[1] * values.shape[2])
 
@@ -51,6 +51,7 @@ def check_pixels(pixels: Tensor, patch: Patch, mean: Tensor, std: Tensor) -> tup
     """The grid of these pixels. Raises TypeError and ValueError as `checks` does."""
     checks.dtype(checks.PIXELS, pixels=pixels)
     checks.dtype(checks.FLOATS, mean=mean, std=std)
+    checks.same_device(pixels=pixels, mean=mean, std=std)
     grid = grid_of(pixels.shape, patch)
     checks.shape((pixels.shape[1],), f"pixels have shape {tuple(pixels.shape)}", mean=mean, std=std)
     return grid

@@ -53,18 +53,22 @@ def restore_tokens(
     batch, width, dim = tokens.shape
     because = f"tokens have shape {tuple(tokens.shape)}"
     checks.shape((len(position), dim), because, position=position)
-    checks.positions("keep", keep, rows, batch)
+    checks.positions("keep", keep, rows, batch, len(position) - prefix)
     if rows is None:
         checks.shape((batch, width - prefix), f"{because}, {prefix} of a sample not of patches", keep=keep)
+    elif keep.numel() and width == prefix:
+        raise ValueError(f"keep has shape {tuple(keep.shape)}, but {because}, all of the prefix")
     if kind is None:
         checks.shape((dim,), f"{because}; several mask tokens need `kind`", mask_token=mask_token)
     else:
+        if mask_token.ndim != 2 or not len(mask_token):
+            raise ValueError(f"mask_token has shape {tuple(mask_token.shape)}, expected (kinds, {dim}): {because}")
         checks.shape((len(mask_token), dim), because, mask_token=mask_token)
         checks.shape((len(position) - prefix,), f"position has shape {tuple(position.shape)}", kind=kind)
     if restore is None and restore_rows is not None:
         raise ValueError(f"restore_rows without restore: {tuple(restore_rows.shape)} rows of no positions")
     if restore is not None:
-        checks.positions("restore", restore, restore_rows, batch)
+        checks.positions("restore", restore, restore_rows, batch, len(position) - prefix)
         if restore_rows is not None and prefix:
             raise ValueError(f"flat restore of shape {tuple(restore.shape)} has no place for {prefix} prefix tokens")
     return _op(tokens, keep, rows, mask_token, position, kind, restore, restore_rows, prefix)
@@ -165,9 +169,9 @@ def restore(
         torch.index_select(hidden, 0, where, out=flat)
     (visible,) = (slot >= 0).nonzero(as_tuple=True)
     for piece in pieces(len(visible), dim):
-        rows = visible[piece]
-        kept = tokens.index_select(0, slot[rows]) + position.index_select(0, where[rows])
-        flat.index_copy_(0, rows, kept)
+        shown = visible[piece]
+        kept = tokens.index_select(0, slot[shown]) + position.index_select(0, where[shown])
+        flat.index_copy_(0, shown, kept)
     return out
 
 
@@ -194,8 +198,8 @@ def restore_backward(
         (visible,) = (slot >= 0).nonzero(as_tuple=True)
         d_tokens.zero_()
         for piece in pieces(len(visible), dim):
-            rows = visible[piece]
-            d_tokens.view(-1, dim).index_copy_(0, slot[rows], grad.index_select(0, rows).to(tokens.dtype))
+            shown = visible[piece]
+            d_tokens.view(-1, dim).index_copy_(0, slot[shown], grad.index_select(0, shown).to(tokens.dtype))
     if needs[1]:
         hidden = (slot < 0).to(grad.dtype)[None]
         if kind is not None:

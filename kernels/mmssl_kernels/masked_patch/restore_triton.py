@@ -117,7 +117,7 @@ def restore_backward(
     patches = len(position) - prefix
     places = None
     if restore is not None:
-        spread = 0 if restore_rows is not None else prefix + restore.shape[1]
+        spread = None if restore_rows is not None else prefix + restore.shape[1]
         places = slot_map(restore, restore_rows, batch, patches, prefix=prefix, width=spread)
     if needs[0] and rows is not None:
         d_tokens.zero_()  # padding belongs to no position

@@ -38,7 +38,7 @@ def slot_map(
     count: int,
     *,
     prefix: int = 0,
-    width: int = 0,
+    width: int | None = None,
     starts: Tensor | None = None,
 ) -> Tensor:
     """int32 `[batch, count]`, -1 where a position is not in the list.
@@ -61,7 +61,7 @@ def slot_map(
         B=batch,
         N=count,
         prefix=prefix,
-        width=width or index.shape[-1],
+        width=index.shape[-1] if width is None else width,
     )
     return slots
 
@@ -130,7 +130,7 @@ def position_sums(
     dim = grad.shape[-1]
     config = choose("position_sums", grad.device, dim)
     tiles = triton.cdiv(dim, config.blocks["BLOCK_D"])
-    parts = max(1, min(ENOUGH_PROGRAMS // ((prefix + count) * tiles), batch // config.blocks["BLOCK_B"]))
+    parts = max(1, min(ENOUGH_PROGRAMS // max(1, (prefix + count) * tiles), batch // config.blocks["BLOCK_B"]))
     samples = triton.next_power_of_2(max(1, triton.cdiv(batch, parts)))  # a constant of the kernel: few of them
     parts = max(1, triton.cdiv(batch, samples))
     out = torch.empty(2, parts, prefix + count, dim, dtype=torch.float32, device=grad.device)
