@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmssl_kernels.frame import checks, op
 from mmssl_kernels.masked_patch.pixels import check_pixels, exact, normalize, pieces
-from mmssl_kernels.patches import Patch, flat_positions, gather_channels
+from mmssl_kernels.patches import Patch, flat_positions, gather_channels, grid_of
 
 TargetNorm = Literal["none", "patch", "channel"]
 NORMS: tuple[TargetNorm, ...] = ("none", "patch", "channel")
@@ -178,7 +178,7 @@ _op = op.define(
     TRITON,
     fake=lambda prediction, pixels, index, rows, mean, *_: mean.new_empty(()),
     check=lambda prediction, pixels, index, rows, mean, std, weights, patch, norm: checks.position_values(
-        "index", index, rows, len(pixels), math.prod(n // p for n, p in zip(pixels.shape[2:], patch, strict=True))
+        "index", index, rows, len(pixels), math.prod(grid_of(pixels.shape, tuple(patch)))
     ),
 )
 _backward_op = op.define(
