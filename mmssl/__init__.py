@@ -2,7 +2,7 @@
 
 from mmssl.encoder import Encoder
 from mmssl.masking import Mask
-from mmssl.objectives import MAE
+from mmssl.objectives import MAE, SiamMAE, VideoMAE
 
-__all__ = ["MAE", "Encoder", "Mask"]
+__all__ = ["MAE", "Encoder", "Mask", "SiamMAE", "VideoMAE"]
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
 
 from mmssl.encoder import Tokens
+from mmssl.errors import UserError
 from mmssl.masking import Positions
 from mmssl.position import Layout, Position
 from mmssl.transformer import Transformer, TransformerConfig, xavier_init
@@ -17,10 +19,24 @@ from mmssl.transformer import Transformer, TransformerConfig, xavier_init
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """transformer: with `cross` the decoder reads the visible tokens as context. position: its table's layout."""
+    """transformer: a "cross" branch reads a context. position: its table's layout. sequence: what is decoded,
+
+    "grid": every position in its place, visible or mask token (MAE); a context is another view's tokens (SiamMAE);
+    "visible_hidden": the visible tokens, then mask tokens for the hidden positions (VideoMAE);
+    "hidden": mask tokens for the hidden positions, whose context are the visible tokens (MultiMAE).
+
+    context_position: add positions to the tokens of another view as well. bias: of the layer that changes the width.
+    """
 
     transformer: TransformerConfig
     position: Layout = "sincos"
+    sequence: Literal["grid", "visible_hidden", "hidden"] = "grid"
+    context_position: bool = True
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sequence == "hidden" and "cross" not in self.transformer.branches:
+            raise UserError('a decoder of the hidden positions alone reads the visible ones by a "cross" branch')
 
 
 def mae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16, norm_eps: float = 1e-6) -> DecoderConfig:
@@ -29,39 +45,58 @@ def mae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16, norm_eps
 
 
 class Decoder(nn.Module):
-    """Predict the hidden patches of one grid from the visible tokens.
-
-    A self-attention decoder restores the full sequence, mask tokens included. A cross-attention decoder (`cross`) holds
-    only the hidden positions and reads the visible tokens as context (MultiMAE, SiamMAE).
-    """
+    """Predict the hidden patches of one grid from the visible tokens, and from another view's where one is given."""
 
     def __init__(self, config: DecoderConfig, encoder_dim: int, grid: tuple[int, ...], prefix: int, values: int):
         super().__init__()
         dim = config.transformer.dim
         self.config, self.prefix = config, prefix
-        self.embed = nn.Linear(encoder_dim, dim)
+        self.embed = nn.Linear(encoder_dim, dim, bias=config.bias)
         self.mask_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
         self.position = Position(grid, dim, config.position)
-        cross = config.transformer.cross
-        self.prefix_position = None if cross else nn.Parameter(torch.zeros(prefix, dim), requires_grad=False)
+        hidden = config.sequence == "hidden"
+        self.prefix_position = None if hidden else nn.Parameter(torch.zeros(prefix, dim), requires_grad=False)
         self.transformer = Transformer(config.transformer)
         self.pred = nn.Linear(dim, values)
         xavier_init(self)
 
-    def forward(self, tokens: Tokens, hide: Positions, grid: tuple[int, ...]) -> Float[Tensor, "*hidden values"]:
-        """Predictions `[B, M, values]` for rectangular hidden positions, `[S, values]` for ragged ones."""
+    def forward(
+        self, tokens: Tokens, hide: Positions, grid: tuple[int, ...], context: Tokens | None = None
+    ) -> Float[Tensor, "*hidden values"]:
+        """Predictions `[B, M, values]` for rectangular hidden positions, `[S, values]` for ragged ones.
+
+        context: all tokens of another view, for "cross" branches of a "grid" decoder.
+        """
         x, table = self.embed(tokens.x), self.position(grid)
         if self.prefix_position is None:
-            return self._predict_from_context(x, tokens, hide, table)
-        keep, position = tokens.positions, torch.cat([self.prefix_position, table])
-        full = restore_tokens(x, keep.index, self.mask_token, position, prefix=self.prefix, rows=keep.rows)
-        decoded = self.transformer(full)[:, self.prefix :]
+            return self._from_hidden(x, tokens, hide, table)
+        keep, table = tokens.positions, torch.cat([self.prefix_position, table])
+        if self.config.sequence == "visible_hidden":
+            return self._from_visible_hidden(x, keep, hide, table)
+        full = restore_tokens(x, keep.index, self.mask_token, table, prefix=self.prefix, rows=keep.rows)
+        read = None
+        if context is not None:
+            read = self.embed(context.x)
+            if self.config.context_position:
+                read = read + table
+        decoded = self.transformer(full, context=read)[:, self.prefix :]
         rows = hide.rows
         if rows is not None:
             return self.pred(decoded[rows, hide.index])
         return self.pred(decoded.gather(1, hide.index[..., None].expand(-1, -1, decoded.shape[-1])))
 
-    def _predict_from_context(
+    def _from_visible_hidden(
+        self, x: Float[Tensor, "batch visible dim"], keep: Positions, hide: Positions, table: Float[Tensor, "all dim"]
+    ) -> Float[Tensor, "batch hidden values"]:
+        if keep.lengths is not None or hide.lengths is not None:
+            raise ValueError(
+                "this decoder reads the visible, then the hidden tokens: as many in each sample of a batch"
+            )
+        order = torch.cat([keep.index, hide.index], dim=1)
+        sequence = restore_tokens(x, keep.index, self.mask_token, table, prefix=self.prefix, restore=order)
+        return self.pred(self.transformer(sequence)[:, x.shape[1] :])
+
+    def _from_hidden(
         self,
         x: Float[Tensor, "batch visible dim"],
         tokens: Tokens,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmssl import interop
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions
-from mmssl.modality import IMAGE, Modality, image
+from mmssl.modality import IMAGE, Modality
 from mmssl.tokenizer import Batch, PatchTokenizer, TextTokenizer, TokenizerConfig, build_tokenizer
 from mmssl.transformer import Transformer, TransformerConfig, xavier_init
 
@@ -35,13 +35,15 @@ SIZES = {
 class EncoderConfig:
     """tokenizers: one a modality. prefix: class and register tokens before the others.
 
-    pool_norm: a norm behind the pooling, as MAE's fine-tuned models have. classes: outputs of a linear head on it.
+    pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
+    transformer's. classes: outputs of a linear head on it.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
     transformer: TransformerConfig
     prefix: int = 1
     pool_norm: bool = False
+    pool_norm_eps: float | None = None
     classes: int = 0
 
 
@@ -95,7 +97,8 @@ class Encoder(nn.Module):
         learned = any(self.tokenizer(name).position.trainable for name in self.tokenizers)
         self.prefix_position = nn.Parameter(torch.zeros(config.prefix, self.dim), requires_grad=learned)
         self.transformer = Transformer(config.transformer)
-        self.pool_norm = nn.LayerNorm(self.dim, eps=config.transformer.norm_eps) if config.pool_norm else nn.Identity()
+        eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
+        self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
@@ -182,12 +185,12 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or a whole objective's) or a transformers ViT or ViTMAE folder."""
+        """From a folder of ours (an encoder's or an objective's) or a transformers ViT, ViTMAE or VideoMAE folder."""
         folder = interop.resolve(path_or_hub_id)
         config, state = interop.read_config(folder), interop.read_weights(folder)
         with interop.loading(folder):
             if (kind := config.get("mmssl")) is None:
-                return cls._from_transformers(config, state, folder)
+                return cls._found(interop.transformers_encoder(config, state, str(folder)), str(folder))
             own = kind == "Encoder"
             encoder = cls(
                 interop.config_from_dict(EncoderConfig, config["config"] if own else config["config"]["encoder"])
@@ -197,56 +200,28 @@ class Encoder(nn.Module):
             return encoder
 
     @classmethod
-    def _from_transformers(cls, config: dict[str, Any], state: dict[str, Tensor], folder: Path) -> Encoder:
-        model_type = config.get("model_type")
-        if model_type not in ("vit", "vit_mae"):
-            raise UserError(f"{folder}: model type {model_type!r} is not a ViT; mmssl reads vit and vit_mae")
-        encoder = cls(encoder_config_from_transformers(config))
-        prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
-        # Pooler, classifier and decoder are heads of other tasks.
-        names = {k: v for k, v in interop.hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
-        rules = interop.transformers_vit("", prefix)
-        encoder.load_state_dict(interop.to_ours(names, rules, encoder.state_dict(), str(folder)))
+    def _found(cls, found: interop.Found, source: str) -> Encoder:
+        settings, rules, tensors = found
+        encoder = cls(interop.config_from_dict(EncoderConfig, settings))
+        encoder.load_state_dict(interop.to_ours(tensors, rules, encoder.state_dict(), source))
         return encoder
 
     @classmethod
     def from_official(
         cls, source: str | Path | Mapping[str, Any], *, heads: int | None = None, eps: float = 1e-6
     ) -> Encoder:
-        """From the MAE authors' files (pretrained or fine-tuned) or timm's ViT names; sizes are read off the shapes.
+        """From the files of MAE's, CropMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's ViT names.
 
-        heads: the paper's number for the width where None. A decoder in the file is left aside.
+        Sizes are read off the shapes. heads: the paper's number for the width where None. A decoder is left aside.
         """
-        state, name = official_state(source)
-        encoder = cls(encoder_config_from_official(state, heads, eps))
-        state = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-        encoder.load_state_dict(interop.to_ours(state, interop.timm_vit(), encoder.state_dict(), name))
-        return encoder
+        state, name = interop.official_state(source)
+        return cls._found(interop.official_encoder(state, heads=heads, eps=eps), name)
 
     def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `ViTModel` reads; its `last_hidden_state` equals our tokens."""
-        config = {"architectures": ["ViTModel"], "model_type": "vit", **self.transformers_config()}
-        return interop.save_folder(
-            folder, config, interop.to_theirs(self.state_dict(), interop.transformers_vit(), self._patch)
-        )
-
-    def transformers_config(self) -> dict[str, Any]:
-        """The settings that ViTModel and ViTMAE share. Raises UserError for an encoder they cannot express."""
-        t, tokenizers = self.config.transformer, self.config.tokenizers
-        modality, size = tokenizers[0].modality, tokenizers[0].size
-        square = len(size) == 2 and size[0] == size[1] and modality.patch[0] == modality.patch[1]
-        if not self._is_plain_vit or not square or self.config.pool_norm:
-            raise UserError(f"transformers' ViT is a plain encoder of square pictures; this one is {self.config}")
-        return interop.transformers_vit_config(
-            dim=t.dim,
-            depth=t.depth,
-            heads=t.heads,
-            hidden=t.mlp_width,
-            eps=t.norm_eps,
-            image=size[0],
-            patch=modality.patch[0],
-            channels=modality.channels,
-        )
+        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
+        `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
+        config, rules = interop.transformers_form(dataclasses.asdict(self.config))
+        return interop.save_folder(folder, config, interop.to_theirs(self.state_dict(), rules, self._patch))
 
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head."""
@@ -275,64 +250,12 @@ class Encoder(nn.Module):
     def _is_plain_vit(self) -> bool:
         """One modality of pictures, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
         t, tokenizers = self.config.transformer, self.config.tokenizers
-        block = (t.norm_order, t.qkv_bias, t.activation, t.causal, t.layer_scale, t.input_norm)
-        plain = block == ("pre", "all", "gelu", False, None, False) and t.final_norm != self.config.pool_norm
+        plain = interop.is_plain(dataclasses.asdict(t), "all") and t.final_norm != self.config.pool_norm
         return plain and self.config.prefix == 1 and [c.modality.name for c in tokenizers] == ["image"]
 
     @property
     def _patch(self) -> tuple[int, ...]:
         return self.config.tokenizers[0].modality.patch
-
-
-def official_state(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of an authors' file or state dict, and a name for error messages."""
-    if isinstance(source, Mapping):
-        return interop.unwrap(source), "the state dict"
-    return interop.read_weights(source), str(source)
-
-
-def encoder_config_from_official(state: Mapping[str, Tensor], heads: int | None, eps: float) -> EncoderConfig:
-    """Sizes of an authors' ViT, read off its tensors. Raises UserError where it is none."""
-    needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight")
-    if absent := [key for key in needed if key not in state]:
-        raise UserError(f"not a checkpoint of MAE's authors or of timm's ViT: it lacks {absent[0]}")
-    weight = state["patch_embed.proj.weight"]
-    dim, channels, *patch = weight.shape
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    side = math.isqrt(state["pos_embed"].shape[1] - 1)
-    default_heads = {size[0]: size[2] for size in SIZES.values()}.get(dim, max(1, dim // 64))
-    fine_tuned = "fc_norm.weight" in state
-    transformer = TransformerConfig(
-        dim,
-        depth,
-        heads or default_heads,
-        hidden=len(state["blocks.0.mlp.fc1.weight"]),
-        norm_eps=eps,
-        final_norm=not fine_tuned,
-    )
-    tokenizer = TokenizerConfig(
-        image(channels, (patch[0], patch[1])), (side * patch[0], side * patch[1]), trainable=fine_tuned or None
-    )
-    classes = len(state["head.weight"]) if "head.weight" in state else 0
-    return EncoderConfig((tokenizer,), transformer, pool_norm=fine_tuned, classes=classes)
-
-
-def encoder_config_from_transformers(config: Mapping[str, Any]) -> EncoderConfig:
-    """The encoder of a transformers ViT or ViTMAE config.json."""
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"hidden_act {config['hidden_act']!r} of this transformers ViT is not supported, only 'gelu'")
-    transformer = TransformerConfig(
-        config["hidden_size"],
-        config["num_hidden_layers"],
-        config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        norm_eps=config.get("layer_norm_eps", 1e-12),
-        qkv_bias="all" if config.get("qkv_bias", True) else "none",
-    )
-    patch, size = config["patch_size"], config["image_size"]
-    layout: Literal["sincos", "learned"] = "sincos" if config["model_type"] == "vit_mae" else "learned"
-    modality = image(config.get("num_channels", 3), (patch, patch))
-    return EncoderConfig((TokenizerConfig(modality, (size, size), layout),), transformer)
 
 
 def single_modality(encoder: Encoder) -> Modality:

@@ -15,14 +15,14 @@ Layout = Literal["sincos", "sincos_row_first", "sincos_interleaved", "learned"]
 
 
 def _sincos_axis(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n {dim}"]:
-    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device="cpu") / (dim // 2))
     angles = positions[:, None] * omega
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 @lru_cache(maxsize=64)
 def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> Float[Tensor, "patches {dim}"]:
-    """The fixed table of `grid`, `[prod(grid), dim]` float32, shared by all callers.
+    """The fixed table of `grid`, `[prod(grid), dim]` float32 on the CPU, shared by all callers.
 
     "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
     "sincos_row_first": the same, the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
@@ -30,11 +30,11 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
     "sincos_interleaved": the Transformer's table over the flattened index, sin and cos alternating (VideoMAE).
     """
     if layout == "sincos_interleaved":
-        index = torch.arange(math.prod(grid), dtype=torch.float64)
+        index = torch.arange(math.prod(grid), dtype=torch.float64, device="cpu")
         table = _sincos_axis(index, dim).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
         return table.float()
     width = -(-dim // (2 * len(grid))) * 2
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64, device="cpu") for n in grid), indexing="ij")
     blocks = [_sincos_axis(axis.flatten(), width) for axis in axes]
     if layout == "sincos":
         blocks.reverse()
@@ -45,8 +45,10 @@ class Position(nn.Module):
     """A table of positions for a base grid, given for any other grid on request.
 
     A fixed table (`trainable=False` and a sin-cos layout) is computed anew for another grid; any other table is
-    interpolated (bicubic, as MAE's fine-tuning does).
+    interpolated (bicubic, as MAE's fine-tuning does). VideoMAE's fixed table is no parameter and in no checkpoint.
     """
+
+    table: Tensor
 
     def __init__(self, grid: tuple[int, ...], dim: int, layout: Layout = "sincos", trainable: bool | None = None):
         super().__init__()
@@ -55,8 +57,11 @@ class Position(nn.Module):
         if layout == "learned":
             table = nn.init.trunc_normal_(torch.empty(math.prod(grid), dim), std=0.02)
         else:
-            table = sincos_table(grid, dim, layout).clone()
-        self.table = nn.Parameter(table, requires_grad=self.trainable)
+            table = sincos_table(grid, dim, layout).to(torch.get_default_device(), copy=True)
+        if layout == "sincos_interleaved" and not self.trainable:
+            self.register_buffer("table", table, persistent=False)
+        else:
+            self.table = nn.Parameter(table, requires_grad=self.trainable)
 
     def forward(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
         if grid == self.grid:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from mmssl.errors import UserError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+BranchName = Literal["cross", "attn", "mlp"]
+BRANCHES: tuple[BranchName, ...] = ("cross", "attn", "mlp")
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,11 @@ class TransformerConfig:
 
     dim: width of a token. hidden: width of the MLP, 4 * dim where None. norm_order: "pre" (ViT) or "post" (BERT).
     qkv_bias: "query_value" leaves the key without one (VideoMAE, BEiT). activation: "swiglu" gates one half of its
-    hidden layer by the other (DINOv2). causal: a token sees itself and those before it (CLIP text). cross: every block
-    first attends to a context (decoders). layer_scale: initial value of a learned scale a channel behind each branch.
-    drop_path: probability of skipping a branch, growing linearly with depth. input_norm: a norm before the first block
-    (CLIP's ln_pre, BERT's embedding norm). final_norm: a norm after the last.
+    hidden layer by the other (DINOv2). causal: a token sees itself and those before it (CLIP text). branches: what a
+    block does, in this order; "cross" attends to a context (decoders). layer_scale: initial value of a learned scale a
+    channel behind each branch. drop_path: probability of skipping a branch, growing linearly with depth. input_norm: a
+    norm before the first block (CLIP's ln_pre, BERT's embedding norm). final_norm: a norm after the last, with
+    final_norm_eps where that is not norm_eps (transformers' VideoMAE).
     """
 
     dim: int
@@ -37,17 +40,20 @@ class TransformerConfig:
     qkv_bias: Literal["all", "query_value", "none"] = "all"
     activation: Activation = "gelu"
     causal: bool = False
-    cross: bool = False
+    branches: tuple[BranchName, ...] = ("attn", "mlp")
     layer_scale: float | None = None
     drop_path: float = 0.0
     input_norm: bool = False
     final_norm: bool = True
+    final_norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads:
             raise UserError(f"width {self.dim} does not divide into {self.heads} heads")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path {self.drop_path} is a probability below 1")
+        if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
+            raise UserError(f"branches {self.branches}: a block has some of {BRANCHES}, each at most once")
 
     @property
     def mlp_width(self) -> int:
@@ -142,13 +148,17 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention to a context (decoders only), attention to itself, MLP: a residual branch each."""
+    """Attention to a context (decoders only), to itself, MLP: a residual branch each, in the config's order."""
+
+    cross: Branch
+    attn: Branch
+    mlp: Branch
 
     def __init__(self, config: TransformerConfig, drop_path: float):
         super().__init__()
-        self.cross = Branch(CrossAttention(config), config, drop_path) if config.cross else None
-        self.attn = Branch(Attention(config), config, drop_path)
-        self.mlp = Branch(MLP(config), config, drop_path)
+        layers = {"cross": CrossAttention, "attn": Attention, "mlp": MLP}
+        for name in config.branches:
+            self.add_module(name, Branch(layers[name](config), config, drop_path))
 
     def forward(
         self,
@@ -157,15 +167,16 @@ class Block(nn.Module):
         context: Float[Tensor, "batch context dim"] | None = None,
         context_lengths: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        if self.cross is not None:
-            x = self.cross(x, context, context_lengths)
-        return self.mlp(self.attn(x, lengths))
+        reads = {"cross": (context, context_lengths), "attn": (lengths,), "mlp": ()}
+        for name, branch in self.named_children():
+            x = branch(x, *reads[name])
+        return x
 
 
 class Transformer(nn.Module):
     """A stack of blocks over a sequence of tokens.
 
-    lengths: valid tokens of each sample, padding behind them. context: what a decoder with `cross` attends to.
+    lengths: valid tokens of each sample, padding behind them. context: what a decoder's "cross" branches attend to.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -174,7 +185,8 @@ class Transformer(nn.Module):
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.final_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        eps = config.norm_eps if config.final_norm_eps is None else config.final_norm_eps
+        self.final_norm = nn.LayerNorm(config.dim, eps=eps) if config.final_norm else nn.Identity()
 
     def forward(
         self,

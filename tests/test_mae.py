@@ -16,6 +16,14 @@ from mmssl.interop import AUTHORS_MAE, to_theirs
 from mmssl.masking import random_mask
 from mmssl.modality import AUDIO, VIDEO, image
 from mmssl.objectives import MAEConfig
+from tests.parity import (
+    assert_gradients_equal,
+    assert_states_equal,
+    gradients_as_weights,
+    normalised,
+    randomize,
+    relative,
+)
 
 TINY = {
     "hidden_size": 32,
@@ -36,27 +44,6 @@ def tiny_mae(**settings) -> MAE:
     return MAE(MAEConfig(encoder, mae_decoder_config(32, 1, 2), **settings))
 
 
-def randomize(module):
-    """Biases and tokens that start at zero would hide a wrong key map."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.02)
-    return module
-
-
-def normalised(encoder: Encoder, pixels):
-    """What transformers and timm expect: the statistics applied outside the model."""
-    tokenizer = encoder.tokenizer("image")
-    return (pixels - tokenizer.mean[:, None, None]) / tokenizer.std[:, None, None]
-
-
-def assert_states_equal(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
-
-
 @pytest.fixture
 def saved(tmp_path):
     """A tiny ViTMAE of transformers and its folder."""
@@ -67,10 +54,6 @@ def saved(tmp_path):
         return theirs, tmp_path / "theirs"
 
     return save
-
-
-def relative(got, expected) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 def assert_parity(theirs, ours, batch=2):
@@ -84,11 +67,7 @@ def assert_parity(theirs, ours, batch=2):
     assert relative(out.prediction, hidden) < 1e-5
     expected.loss.backward()
     out.loss.backward()
-    # Their gradients under our names: put them where their weights are and read the model through the key map.
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    return {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    gradients_as_weights(theirs)
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
@@ -97,12 +76,10 @@ def assert_parity(theirs, ours, batch=2):
 )
 def test_loss_predictions_and_gradients_equal_transformers(saved, tmp_path, norm_pix, sizes):
     theirs, folder = saved(norm_pix_loss=norm_pix, **sizes)
-    gradients = assert_parity(theirs, MAE.from_pretrained(folder))
+    ours = MAE.from_pretrained(folder)
+    assert_parity(theirs, ours)
     theirs.save_pretrained(tmp_path / "gradients")
-    expected = dict(MAE.from_pretrained(tmp_path / "gradients").named_parameters())
-    total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    for name, gradient in gradients.items():
-        assert (gradient - expected[name]).norm() < 1e-5 * total, name
+    assert_gradients_equal(ours, MAE.from_pretrained(tmp_path / "gradients"))
 
 
 def test_transformers_folders_survive_the_round_trip(saved, tmp_path):

@@ -2,10 +2,17 @@
 
 from mmssl_kernels.attention import attention, attention_qkvpacked
 from mmssl_kernels.contrastive import info_nce
-from mmssl_kernels.masked_patch import masked_patch_embed, masked_patch_mse, normalized_patches, restore_tokens
+from mmssl_kernels.masked_patch import (
+    TargetNorm,
+    masked_patch_embed,
+    masked_patch_mse,
+    normalized_patches,
+    restore_tokens,
+)
 from mmssl_kernels.patches import gather_patches, grid_of, patch_view, patchify, unpatchify
 
 __all__ = [
+    "TargetNorm",
     "attention",
     "attention_qkvpacked",
     "gather_patches",

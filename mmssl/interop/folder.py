@@ -128,6 +128,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return unwrap(content, str(path))
 
 
+def official_state(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of an authors' file or state dict, and a name for error messages."""
+    if isinstance(source, Mapping):
+        return unwrap(source), "the state dict"
+    return read_weights(source), str(source)
+
+
 def unwrap(content: Mapping[str, Any], source: str = "the state dict") -> dict[str, Tensor]:
     """The tensors themselves, from under "model", "module" or "state_dict" where they are wrapped."""
     for key in ("model", "module", "state_dict"):

@@ -22,12 +22,13 @@ class Rule:
 
     "same": not at all. "shape": theirs has the one given. "rows": theirs are equal row chunks of ours.
     "conv": our `[D, prod(patch) * C]` (channel fastest) is their convolution `[D, C, *patch]`.
-    "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. optional: the file may lack it.
+    "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. "split": their rows are those of ours, one
+    tensor after the other. optional: the file may lack it.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    kind: Literal["same", "shape", "rows", "conv", "position"] = "same"
+    kind: Literal["same", "shape", "rows", "conv", "position", "split"] = "same"
     shape: tuple[int, ...] = ()
     optional: bool = False
 
@@ -36,8 +37,9 @@ class Rule:
             return [torch.cat(values)]
         if self.kind == "conv":
             return [values[0].flatten(2).transpose(1, 2).flatten(1)]
-        if self.kind == "position":
-            return list(values[0][0].split([len(tensor) for tensor in like]))
+        if self.kind in ("position", "split"):
+            rows = values[0][0] if self.kind == "position" else values[0]
+            return list(rows.split([len(tensor) for tensor in like]))
         return [value.reshape(tensor.shape) for value, tensor in zip(values, like, strict=True)]
 
     def to_theirs(self, values: list[Tensor], patch: tuple[int, ...]) -> list[Tensor]:
@@ -45,8 +47,9 @@ class Rule:
             return list(values[0].chunk(len(self.theirs)))
         if self.kind == "conv":
             return [values[0].unflatten(1, (math.prod(patch), -1)).transpose(1, 2).unflatten(2, patch)]
-        if self.kind == "position":
-            return [torch.cat(values)[None]]
+        if self.kind in ("position", "split"):
+            rows = torch.cat(values)
+            return [rows[None] if self.kind == "position" else rows]
         return [value.reshape(self.shape) if self.kind == "shape" else value for value in values]
 
 
@@ -88,6 +91,7 @@ def to_ours(theirs: State, rules: KeyMap, like: State, source: str) -> dict[str,
     if missing or (unknown := sorted(set(theirs) - used)):
         problem = f"lacks {missing[:4]}" if missing else f"holds keys that are not of this model: {unknown[:4]}"
         raise UserError(f"{source}: {problem}; is it a checkpoint of another architecture?")
+    out |= {key: value for key, value in like.items() if not value.numel()}  # no prefix: no file holds its zero rows
     for key, value in out.items():
         if value.shape != like[key].shape:
             raise UserError(

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.interop.rules import KeyMap, Rule
+from mmssl.modality import image
+
+MODEL_TYPES = ("vit", "vit_mae")
+
+# Settings of an EncoderConfig (as `dataclasses.asdict` gives them, defaults left out), a key map, and the tensors.
+Found = tuple[dict[str, Any], KeyMap, dict[str, Tensor]]
 
 
-def _layer(ours: str, theirs: str) -> KeyMap:
+def layer(ours: str, theirs: str) -> KeyMap:
     """Weight and bias of one layer."""
     return tuple(Rule((f"{ours}.{part}",), (f"{theirs}.{part}",)) for part in ("weight", "bias"))
 
 
-def _timm_blocks(ours: str, theirs: str) -> KeyMap:
+def _blocks(ours: str, theirs: str, pairs: tuple[tuple[str, str], ...]) -> KeyMap:
+    return tuple(rule for a, b in pairs for rule in layer(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}"))
+
+
+def timm_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
+    """timm's blocks; with `query_value` the biases are BEiT's and VideoMAE's `q_bias` and `v_bias`."""
     pairs = (
         ("attn.norm", "norm1"),
-        ("attn.layer.qkv", "attn.qkv"),
         ("attn.layer.proj", "attn.proj"),
         ("mlp.norm", "norm2"),
         ("mlp.layer.fc1", "mlp.fc1"),
         ("mlp.layer.fc2", "mlp.fc2"),
     )
-    return tuple(rule for a, b in pairs for rule in _layer(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}"))
+    attn = (f"{ours}.{{i}}.attn.layer", f"{theirs}.{{i}}.attn")
+    weight, bias = layer(f"{attn[0]}.qkv", f"{attn[1]}.qkv")
+    if query_value:
+        bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
+    return (*_blocks(ours, theirs, pairs), weight, bias)
 
 
-def _transformers_blocks(ours: str, theirs: str) -> KeyMap:
+def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
+    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`."""
     pairs = (
         ("attn.norm", "layernorm_before"),
         ("attn.layer.proj", "attention.output.dense"),
@@ -36,53 +54,61 @@ def _transformers_blocks(ours: str, theirs: str) -> KeyMap:
         ("mlp.layer.fc1", "intermediate.dense"),
         ("mlp.layer.fc2", "output.dense"),
     )
-    rules = tuple(rule for a, b in pairs for rule in _layer(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}"))
-    heads = ("query", "key", "value")
-    packed = tuple(
+    attn = (f"{ours}.{{i}}.attn.layer", f"{theirs}.{{i}}.attention.attention")
+    weight, bias = (
         Rule(
-            (f"{ours}.{{i}}.attn.layer.qkv.{part}",),
-            tuple(f"{theirs}.{{i}}.attention.attention.{head}.{part}" for head in heads),
-            "rows",
+            (f"{attn[0]}.qkv.{part}",), tuple(f"{attn[1]}.{head}.{part}" for head in ("query", "key", "value")), "rows"
         )
         for part in ("weight", "bias")
     )
-    return rules + packed
+    if query_value:
+        bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
+    return (*_blocks(ours, theirs, pairs), weight, bias)
 
 
-def _embeddings(ours: str, cls: str, position: str, projection: str) -> KeyMap:
+def projection(ours: str, theirs: str) -> KeyMap:
+    """A patch embedding: their convolution."""
+    return Rule((f"{ours}.weight",), (f"{theirs}.weight",), "conv"), Rule((f"{ours}.bias",), (f"{theirs}.bias",))
+
+
+def _embeddings(ours: str, cls: str, position: str, patches: str) -> KeyMap:
     return (
         Rule((f"{ours}prefix_tokens",), (cls,), "shape", (1, 1, -1)),
         Rule((f"{ours}prefix_position", f"{ours}tokenizers.image.position.table"), (position,), "position"),
-        Rule((f"{ours}tokenizers.image.weight",), (f"{projection}.weight",), "conv"),
-        Rule((f"{ours}tokenizers.image.bias",), (f"{projection}.bias",)),
+        *projection(f"{ours}tokenizers.image", patches),
     )
 
 
 def _decoder(embed: str, mask_token: str, position: str, norm: str, pred: str) -> KeyMap:
     return (
-        *_layer("decoder.embed", embed),
+        *layer("decoder.embed", embed),
         Rule(("decoder.mask_token",), (mask_token,), "shape", (1, 1, -1)),
         Rule(("decoder.prefix_position", "decoder.position.table"), (position,), "position"),
-        *_layer("decoder.transformer.final_norm", norm),
-        *_layer("decoder.pred", pred),
+        *layer("decoder.transformer.final_norm", norm),
+        *layer("decoder.pred", pred),
     )
 
 
 def timm_vit(ours: str = "") -> KeyMap:
     """An encoder under `ours` against timm's ViT, whose names the authors' MAE files share; fine-tuned files too."""
-    optional = [*_layer(f"{ours}transformer.final_norm", "norm"), *_layer(f"{ours}pool_norm", "fc_norm")]
-    optional += _layer(f"{ours}head", "head")
+    optional = [*layer(f"{ours}transformer.final_norm", "norm"), *layer(f"{ours}pool_norm", "fc_norm")]
+    optional += layer(f"{ours}head", "head")
     return (
         *_embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj"),
-        *_timm_blocks(f"{ours}transformer.blocks", "blocks"),
+        *timm_blocks(f"{ours}transformer.blocks", "blocks"),
         *(Rule(rule.ours, rule.theirs, optional=True) for rule in optional),
     )
 
 
+def authors_decoder() -> KeyMap:
+    """What stands round the blocks of the MAE authors' decoder."""
+    return _decoder("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_norm", "decoder_pred")
+
+
 AUTHORS_MAE: KeyMap = (
     *timm_vit("encoder."),
-    *_decoder("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_norm", "decoder_pred"),
-    *_timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
+    *authors_decoder(),
+    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
 )
 
 
@@ -96,8 +122,8 @@ def transformers_vit(ours: str = "", theirs: str = "") -> KeyMap:
             f"{embeddings}position_embeddings",
             f"{embeddings}patch_embeddings.projection",
         ),
-        *_transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer"),
-        *_layer(f"{ours}transformer.final_norm", f"{theirs}layernorm"),
+        *transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer"),
+        *layer(f"{ours}transformer.final_norm", f"{theirs}layernorm"),
     )
 
 
@@ -110,7 +136,7 @@ TRANSFORMERS_MAE: KeyMap = (
         "decoder.decoder_norm",
         "decoder.decoder_pred",
     ),
-    *_transformers_blocks("decoder.transformer.blocks", "decoder.decoder_layers"),
+    *transformers_blocks("decoder.transformer.blocks", "decoder.decoder_layers"),
 )
 
 # transformers 5 renames its modules on load; 5.23 writes a ViTMAE decoder's layers as "decoder_encoder.layer".
@@ -134,19 +160,117 @@ def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def transformers_vit_config(
-    *, dim: int, depth: int, heads: int, hidden: int, eps: float, image: int, patch: int, channels: int
-) -> dict[str, Any]:
-    """The config.json fields that ViTModel and ViTMAE share."""
-    return {
-        "hidden_size": dim,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "intermediate_size": hidden,
-        "layer_norm_eps": eps,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "image_size": image,
-        "patch_size": patch,
-        "num_channels": channels,
+def default_heads(dim: int) -> int:
+    """Heads of 64 channels, as all sizes of the ViT family have but huge (1280 channels, 16 heads)."""
+    return 16 if dim == 1280 else max(1, dim // 64)
+
+
+def depth(state: Mapping[str, Tensor], blocks: str) -> int:
+    """How many blocks there are under names that start with `blocks`."""
+    return 1 + max(int(key.removeprefix(blocks).split(".")[0]) for key in state if key.startswith(blocks))
+
+
+def official_settings(state: Mapping[str, Tensor], *, heads: int | None = None, eps: float = 1e-6) -> dict[str, Any]:
+    """EncoderConfig's settings of an authors' ViT, read off its tensors. Raises UserError where it is none."""
+    needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight")
+    if absent := [key for key in needed if key not in state]:
+        raise UserError(f"not a checkpoint of MAE's authors or of timm's ViT: it lacks {absent[0]}")
+    dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    side, fine_tuned = math.isqrt(state["pos_embed"].shape[1] - 1), "fc_norm.weight" in state
+    tokenizer = {
+        "modality": asdict(image(channels, (patch[0], patch[1]))),
+        "size": (side * patch[0], side * patch[1]),
+        "trainable": fine_tuned or None,
     }
+    transformer = {
+        "dim": dim,
+        "depth": depth(state, "blocks."),
+        "heads": heads or default_heads(dim),
+        "hidden": len(state["blocks.0.mlp.fc1.weight"]),
+        "norm_eps": eps,
+        "final_norm": not fine_tuned,
+    }
+    classes = len(state["head.weight"]) if "head.weight" in state else 0
+    return {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned, "classes": classes}
+
+
+def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """EncoderConfig's settings of a ViT or ViTMAE config.json."""
+    patch, size = config["patch_size"], config["image_size"]
+    tokenizer = {
+        "modality": asdict(image(config.get("num_channels", 3), (patch, patch))),
+        "size": (size, size),
+        "position": "sincos" if config["model_type"] == "vit_mae" else "learned",
+    }
+    qkv_bias = "all" if config.get("qkv_bias", True) else "none"
+    return {"tokenizers": [tokenizer], "transformer": {**blocks_settings(config), "qkv_bias": qkv_bias}}
+
+
+def blocks_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """TransformerConfig's settings that every ViT-like config.json has. Raises UserError for another activation."""
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"hidden_act {config['hidden_act']!r} of this transformers model is not supported, only 'gelu'")
+    return {
+        "dim": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": config["intermediate_size"],
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+    }
+
+
+def blocks_config(transformer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as config.json fields."""
+    return {
+        "hidden_size": transformer["dim"],
+        "num_hidden_layers": transformer["depth"],
+        "num_attention_heads": transformer["heads"],
+        "intermediate_size": transformer["hidden"] or 4 * transformer["dim"],
+        "layer_norm_eps": transformer["norm_eps"],
+        "hidden_act": "gelu",
+    }
+
+
+def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:
+    """Whether the blocks are those every ViT library has: pre-norm, GELU, the biases asked for."""
+    names = ("norm_order", "qkv_bias", "activation", "causal", "layer_scale", "input_norm", "branches")
+    return tuple(transformer[name] for name in names) == (
+        "pre", qkv_bias, "gelu", False, None, False, ("attn", "mlp")
+    )  # fmt: skip
+
+
+def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that ViTModel reads, and that ViTMAE's shares. Raises UserError for what they cannot express."""
+    transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
+    patch, size, names = (
+        tokenizer["modality"]["patch"],
+        tokenizer["size"],
+        [t["modality"]["name"] for t in settings["tokenizers"]],
+    )
+    square = len(size) == 2 and size[0] == size[1] and patch[0] == patch[1]
+    vit = names == ["image"] and settings["prefix"] == 1 and transformer["final_norm"] and not settings["pool_norm"]
+    if not (vit and square and is_plain(transformer, "all")):
+        raise UserError(f"transformers' ViT is a plain encoder of square pictures; this one is {settings}")
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        **blocks_config(transformer),
+        "qkv_bias": True,
+        "image_size": size[0],
+        "patch_size": patch[0],
+        "num_channels": tokenizer["modality"]["channels"],
+    }
+
+
+def official_encoder(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> Found:
+    """Settings, key map and tensors of the encoder in an authors' file."""
+    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
+    return official_settings(state, heads=heads, eps=eps), timm_vit(), tensors
+
+
+def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:
+    """Settings, key map and tensors of the encoder in a transformers folder."""
+    prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
+    # Pooler, classifier and decoder are heads of other tasks.
+    tensors = {k: v for k, v in hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
+    return transformers_settings(config), transformers_vit("", prefix), tensors

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from jaxtyping import Float
-from mmssl_kernels import masked_patch_mse, normalized_patches, unpatchify
 from torch import Tensor
 
 from mmssl import interop
 from mmssl.decoder import Decoder, DecoderConfig, mae_decoder_config
-from mmssl.encoder import (
-    Encoder,
-    EncoderConfig,
-    encoder_config_from_official,
-    encoder_config_from_transformers,
-    official_state,
-    single_modality,
-    vit_config,
-)
+from mmssl.encoder import Encoder, EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
-from mmssl.objectives.objective import Objective, Output
-from mmssl.tokenizer import Batch, PatchTokenizer
+from mmssl.objectives.objective import Output
+from mmssl.objectives.pixels import PixelObjective
+from mmssl.tokenizer import Batch
 
 M = TypeVar("M", bound="MAE")
 
@@ -49,7 +38,7 @@ class MAEConfig:
     seed: int = 0
 
 
-class MAE(Objective):
+class MAE(PixelObjective):
     """Hide most patches, encode the visible ones, decode the rest, compare pixels.
 
     Works on any one continuous modality: pictures, clips, spectrograms.
@@ -61,20 +50,9 @@ class MAE(Objective):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.modality = single_modality(self.encoder)
-        tokenizer = self.tokenizer
-        visible_count(math.prod(tokenizer.size_grid), config.mask_ratio)
-        self.decoder = Decoder(
-            config.decoder, self.encoder.dim, tokenizer.size_grid, config.encoder.prefix, tokenizer.values
-        )
-
-    @property
-    def tokenizer(self) -> PatchTokenizer:
-        """The encoder's tokenizer; it holds the statistics that the target is normalised by."""
-        tokenizer = self.encoder.tokenizer(self.modality.name)
-        if not isinstance(tokenizer, PatchTokenizer):
-            raise ValueError(f"MAE predicts pixels; {self.modality.name} has none")
-        return tokenizer
+        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
+        visible_count(math.prod(grid), config.mask_ratio)
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
 
     def hide(self, batch: Batch) -> Mask:
         """A random mask for every sample: int(N * (1 - mask_ratio)) patches stay."""
@@ -87,36 +65,8 @@ class MAE(Objective):
         mask = self.hide(batch) if mask is None else mask
         tokens = self.encoder(batch, mask)
         prediction = self.decoder(tokens, mask.hide, self.tokenizer.grid(batch))
-        loss = masked_patch_mse(
-            prediction,
-            batch[self.modality.name],
-            mask.hide.index,
-            patch=self.modality.patch,
-            mean=self.tokenizer.mean,
-            std=self.tokenizer.std,
-            target_norm="patch" if self.config.norm_pix else "none",
-            rows=mask.hide.rows,
-        )
+        loss = self.loss(prediction, batch, mask.hide)
         return Output(loss, {"mse": loss.detach()}, prediction, mask)
-
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch, out: Output) -> Float[Tensor, "batch channels *axes"]:
-        """The input with its hidden patches replaced by the prediction, 0-1 values, for pictures.
-
-        With `norm_pix` the prediction lacks each patch's mean and deviation; they are taken from the original, as the
-        authors' demo does.
-        """
-        if out.mask is None or out.prediction is None:
-            raise ValueError("reconstruct needs an output with a mask and a prediction")
-        pixels, grid, hide = batch[self.modality.name], self.tokenizer.grid(batch), out.mask.hide.index
-        every = self.encoder.everything(batch).index
-        patches = normalized_patches(pixels, every, self.modality.patch, self.tokenizer.mean, self.tokenizer.std)
-        where, prediction = hide[..., None].expand_as(out.prediction), out.prediction.float()
-        if self.config.norm_pix:
-            variance, center = torch.var_mean(patches.gather(1, where), dim=-1, keepdim=True)
-            prediction = prediction * (variance + 1e-6).sqrt() + center
-        channels = patches.scatter(1, where, prediction).unflatten(-1, (-1, self.modality.channels))
-        return unpatchify((channels * self.tokenizer.std + self.tokenizer.mean).flatten(2), self.modality.patch, grid)
 
     @classmethod
     def from_official(
@@ -134,21 +84,17 @@ class MAE(Objective):
         files were trained with it (the default here), the `visualize` files without: the file does not tell. A file
         without a decoder leaves it freshly initialised, with a warning.
         """
-        state, name = official_state(source)
-        encoder = encoder_config_from_official(state, heads, 1e-6)
+        state, name = interop.official_state(source)
+        settings, *_ = interop.official_encoder(state, heads=heads, eps=1e-6)
+        encoder = interop.config_from_dict(EncoderConfig, settings)
         full = "decoder_embed.weight" in state
         decoder = mae_decoder_config()
         if full:
-            depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("decoder_blocks."))
+            depth = interop.depth(state, "decoder_blocks.")
             decoder = mae_decoder_config(len(state["decoder_embed.weight"]), depth, decoder_heads)
         mae = cls(MAEConfig(encoder, decoder, mask_ratio, True if norm_pix is None else norm_pix))
         rules = interop.AUTHORS_MAE if full else interop.timm_vit("encoder.")
-        values = interop.to_ours(state, rules, mae.state_dict(), name)
-        if not full:
-            warnings.warn(f"{name} holds no decoder: it starts from fresh weights", stacklevel=2)
-            values = {**mae.state_dict(), **values}
-        mae.load_state_dict(values)
-        return mae
+        return mae.take(state, rules, name, whole=full)
 
     @classmethod
     def from_transformers(cls: type[M], config: dict[str, Any], state: dict[str, Tensor], source: str) -> M:
@@ -162,11 +108,9 @@ class MAE(Objective):
         )
         transformer = dataclasses.replace(decoder.transformer, hidden=config["decoder_intermediate_size"])
         decoder = dataclasses.replace(decoder, transformer=transformer)
-        encoder = encoder_config_from_transformers(config)
+        encoder = interop.config_from_dict(EncoderConfig, interop.transformers_encoder(config, state, source)[0])
         mae = cls(MAEConfig(encoder, decoder, config["mask_ratio"], config.get("norm_pix_loss", False)))
-        names = interop.hub_names(state)
-        mae.load_state_dict(interop.to_ours(names, interop.TRANSFORMERS_MAE, mae.state_dict(), source))
-        return mae
+        return mae.take(interop.hub_names(state), interop.TRANSFORMERS_MAE, source)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTMAEForPreTraining` reads."""
@@ -176,9 +120,9 @@ class MAE(Objective):
                 f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
             )
         config = {
+            **interop.transformers_form(dataclasses.asdict(self.config.encoder))[0],
             "architectures": ["ViTMAEForPreTraining"],
             "model_type": "vit_mae",
-            **self.encoder.transformers_config(),
             "decoder_hidden_size": decoder.dim,
             "decoder_num_hidden_layers": decoder.depth,
             "decoder_num_attention_heads": decoder.heads,

@@ -11,7 +11,7 @@ from mmssl.masking import Mask, Positions, batch_bits, block, random_bits
 from mmssl.modality import image
 from mmssl.objectives import Objective, Output
 from mmssl.tokenizer import TokenizerConfig
-from mmssl.transformer import TransformerConfig
+from mmssl.transformer import BRANCHES, TransformerConfig
 from tests.contracts import keys, pictures, train
 
 GRID, BLOCKS = (6, 6), 3
@@ -23,7 +23,9 @@ class BlockTargets(Objective):
         tokenizer = TokenizerConfig(image(3, (4, 4)), (24, 24))
         self.encoder = Encoder(EncoderConfig((tokenizer,), TransformerConfig(32, 2, 4), prefix=0))
         self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.predictor = Decoder(DecoderConfig(TransformerConfig(24, 2, 4, cross=True)), 32, GRID, 0, 32)
+        self.predictor = Decoder(
+            DecoderConfig(TransformerConfig(24, 2, 4, branches=BRANCHES), sequence="hidden"), 32, GRID, 0, 32
+        )
 
     def hide(self, batch):
         # one size for the whole batch, by its step; a place for every sample

@@ -12,7 +12,7 @@ from mmssl.masking import batch_bits, dirichlet_shares, joint_mask
 from mmssl.modality import DEPTH, image
 from mmssl.objectives import Objective, Output
 from mmssl.tokenizer import TokenizerConfig
-from mmssl.transformer import TransformerConfig
+from mmssl.transformer import BRANCHES, TransformerConfig
 from tests.contracts import keys, pictures, train
 
 KEEP, SIZE = 10, (16, 16)
@@ -24,7 +24,7 @@ class TwoModalities(Objective):
         modalities = (image(3, (4, 4)), dataclasses.replace(DEPTH, patch=(4, 4)))
         tokenizers = tuple(TokenizerConfig(modality, SIZE, "sincos_row_first") for modality in modalities)
         self.encoder = Encoder(EncoderConfig(tokenizers, TransformerConfig(32, 2, 4)))
-        light = DecoderConfig(TransformerConfig(24, 1, 4, cross=True), "sincos_row_first")
+        light = DecoderConfig(TransformerConfig(24, 1, 4, branches=BRANCHES), "sincos_row_first", "hidden")
         self.decoders = nn.ModuleDict(
             {m.name: Decoder(light, 32, (4, 4), 1, self.encoder.tokenizer(m.name).values) for m in modalities}
         )

@@ -1,0 +1,204 @@
+"""Key maps and config maps of VideoMAE: the authors' files (MCG-NJU/VideoMAE) and transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor
+
+from mmssl.errors import UserError
+from mmssl.interop.rules import KeyMap, Rule
+from mmssl.interop.vit import (
+    Found,
+    blocks_config,
+    blocks_settings,
+    default_heads,
+    depth,
+    is_plain,
+    layer,
+    projection,
+    timm_blocks,
+    transformers_blocks,
+)
+from mmssl.modality import VIDEO
+
+MODEL_TYPES = ("videomae",)
+# The norms behind transformers' decoder and behind its pooling have PyTorch's eps, whatever the config says.
+TRANSFORMERS_EPS = 1e-5
+
+
+def _optional(*rules: Rule) -> KeyMap:
+    return tuple(replace(rule, optional=True) for rule in rules)
+
+
+def authors_encoder(ours: str = "", theirs: str = "") -> KeyMap:
+    """An encoder under `ours` against the authors' under `theirs`: "encoder." when pretrained, "" when fine-tuned."""
+    return (
+        *projection(f"{ours}tokenizers.video", f"{theirs}patch_embed.proj"),
+        *timm_blocks(f"{ours}transformer.blocks", f"{theirs}blocks", query_value=True),
+        *_optional(*layer(f"{ours}transformer.final_norm", f"{theirs}norm")),
+        *_optional(*layer(f"{ours}pool_norm", f"{theirs}fc_norm"), *layer(f"{ours}head", f"{theirs}head")),
+    )
+
+
+AUTHORS: KeyMap = (
+    *authors_encoder("encoder.", "encoder."),
+    Rule(("decoder.embed.weight",), ("encoder_to_decoder.weight",)),
+    Rule(("decoder.mask_token",), ("mask_token",), "shape", (1, 1, -1)),
+    *timm_blocks("decoder.transformer.blocks", "decoder.blocks", query_value=True),
+    *layer("decoder.transformer.final_norm", "decoder.norm"),
+    *layer("decoder.pred", "decoder.head"),
+)
+
+
+def transformers_videomae(ours: str = "", theirs: str = "") -> KeyMap:
+    """An encoder under `ours` against transformers' VideoMAEModel under `theirs`, in the names of hub files."""
+    return (
+        *projection(f"{ours}tokenizers.video", f"{theirs}embeddings.patch_embeddings.projection"),
+        *transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer", query_value=True),
+        *_optional(*layer(f"{ours}transformer.final_norm", f"{theirs}layernorm")),
+        *_optional(*layer(f"{ours}pool_norm", "fc_norm"), *layer(f"{ours}head", "classifier")),
+    )
+
+
+TRANSFORMERS: KeyMap = (
+    *transformers_videomae("encoder.", "videomae."),
+    Rule(("decoder.embed.weight",), ("encoder_to_decoder.weight",)),
+    Rule(("decoder.mask_token",), ("mask_token",), "shape", (1, 1, -1)),
+    *transformers_blocks("decoder.transformer.blocks", "decoder.decoder_layers", query_value=True),
+    *layer("decoder.transformer.final_norm", "decoder.norm"),
+    *layer("decoder.pred", "decoder.head"),
+)
+
+
+def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformers VideoMAE state dict of any version under the names of hub files."""
+    renamed = {"query.bias": "q_bias", "value.bias": "v_bias"}
+    out = {}
+    for key, value in state.items():
+        for new, old in renamed.items():
+            key = key.replace(f"attention.attention.{new}", f"attention.attention.{old}")
+        out[key] = value
+    return out
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Whether this is an authors' file of VideoMAE: patches of three axes."""
+    return any(key.endswith("patch_embed.proj.weight") and value.ndim == 5 for key, value in state.items())
+
+
+def official_settings(
+    state: Mapping[str, Tensor],
+    *,
+    heads: int | None = None,
+    eps: float = 1e-6,
+    size: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    """EncoderConfig's settings of an authors' encoder, read off its tensors.
+
+    size: frames, height and width of the clips, which no tensor tells; 16 x 224 x 224 where None.
+    """
+    part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
+    dim, channels, *patch = state[f"{part}patch_embed.proj.weight"].shape
+    fine_tuned = "fc_norm.weight" in state
+    transformer = {
+        "dim": dim,
+        "depth": depth(state, f"{part}blocks."),
+        "heads": heads or default_heads(dim),
+        "hidden": len(state[f"{part}blocks.0.mlp.fc1.weight"]),
+        "norm_eps": eps,
+        "qkv_bias": "query_value" if f"{part}blocks.0.attn.q_bias" in state else "none",
+        "final_norm": f"{part}norm.weight" in state,
+    }
+    classes = len(state["head.weight"]) if "head.weight" in state else 0
+    return _settings(channels, patch, (16, 224, 224), transformer) | {
+        "pool_norm": fine_tuned,
+        "classes": classes,
+    }
+
+
+def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """EncoderConfig's settings of a VideoMAE config.json; norms and head are those that the weights hold."""
+    biases = config.get("qv_bias", config.get("qkv_bias", True))
+    transformer = {
+        **blocks_settings(config),
+        "qkv_bias": "query_value" if biases else "none",
+        "final_norm": any(key.removeprefix("videomae.") == "layernorm.weight" for key in state),
+    }
+    patch = (config.get("tubelet_size", 2), config["patch_size"], config["patch_size"])
+    size = (config.get("num_frames", 16), config["image_size"], config["image_size"])
+    settings = _settings(config.get("num_channels", 3), patch, size, transformer)
+    if "fc_norm.weight" in state:
+        settings |= {"pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
+    return settings | {"classes": len(state["classifier.weight"]) if "classifier.weight" in state else 0}
+
+
+def _settings(channels: int, patch: Any, size: tuple[int, ...], transformer: dict[str, Any]) -> dict[str, Any]:
+    if channels != VIDEO.channels:
+        raise UserError(f"clips of {channels} channels: VideoMAE's checkpoints are read for {VIDEO.channels} (RGB)")
+    modality = asdict(replace(VIDEO, patch=tuple(patch)))
+    tokenizer = {"modality": modality, "size": size, "position": "sincos_interleaved"}
+    return {"tokenizers": [tokenizer], "transformer": transformer, "prefix": 0}
+
+
+def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that VideoMAEModel reads, or with a head VideoMAEForVideoClassification.
+
+    Raises UserError for an encoder they cannot express.
+    """
+    transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
+    modality, size = tokenizer["modality"], tokenizer["size"]
+    patch, plain = modality["patch"], is_plain(transformer, "query_value")
+    square = len(size) == 3 and size[1] == size[2] and patch[1] == patch[2]
+    alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0
+    if not (plain and square and alone and tokenizer["position"] == "sincos_interleaved" and modality["channels"] == 3):
+        raise UserError(f"transformers' VideoMAE is a plain encoder of square RGB clips; this one is {settings}")
+    classes = settings["classes"]
+    config = {
+        "architectures": ["VideoMAEForVideoClassification" if classes else "VideoMAEModel"],
+        "model_type": "videomae",
+        **blocks_config(transformer),
+        "qkv_bias": True,
+        "num_frames": size[0],
+        "image_size": size[1],
+        "tubelet_size": patch[0],
+        "patch_size": patch[1],
+        "num_channels": modality["channels"],
+        "use_mean_pooling": not transformer["final_norm"],
+    }
+    if classes:
+        fixed_eps("pooling", settings["pool_norm_eps"] or transformer["norm_eps"])
+        config["id2label"] = {str(label): f"LABEL_{label}" for label in range(classes)}
+        config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
+    return config
+
+
+def fixed_eps(norm: str, eps: float) -> None:
+    """Warn where transformers will compute a norm with another eps than ours."""
+    if eps != TRANSFORMERS_EPS:
+        warnings.warn(
+            f"transformers' VideoMAE has eps {TRANSFORMERS_EPS} in the norm of its {norm}, this model {eps}: outputs "
+            "will differ by about a millionth",
+            stacklevel=3,
+        )
+
+
+def official_encoder(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> Found:
+    """Settings, key map and tensors of the encoder in an authors' file."""
+    part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
+    return official_settings(state, heads=heads, eps=eps), authors_encoder("", part), _without_decoder(state)
+
+
+def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:
+    """Settings, key map and tensors of the encoder in a transformers folder."""
+    prefix = "videomae." if any(key.startswith("videomae.") for key in state) else ""
+    tensors = _without_decoder(hub_names(state))
+    return transformers_settings(config, state), transformers_videomae("", prefix), tensors
+
+
+def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = ("decoder.", "mask_token", "encoder_to_decoder")
+    return {key: value for key, value in state.items() if not key.startswith(parts)}

@@ -1,0 +1,115 @@
+"""SiamMAE (Gupta et al. 2023, arXiv 2305.14344): predict a frame of which 5 % is seen from another, earlier one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmssl import interop
+from mmssl.decoder import Decoder, DecoderConfig
+from mmssl.encoder import Encoder, EncoderConfig, vit_config
+from mmssl.errors import UserError
+from mmssl.masking import Mask, batch_bits, random_mask, visible_count
+from mmssl.objectives.objective import Output
+from mmssl.objectives.pixels import PixelObjective
+from mmssl.tokenizer import Batch, view
+from mmssl.transformer import TransformerConfig
+
+S = TypeVar("S", bound="SiamMAE")
+
+
+def siammae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16) -> DecoderConfig:
+    """The paper's "cross-self" decoder; it does not tell its size: the defaults are MAE's."""
+    return DecoderConfig(TransformerConfig(dim, depth, heads, branches=("cross", "attn", "mlp")))
+
+
+def cropmae_decoder_config(dim: int = 256, depth: int = 4, heads: int = 8) -> DecoderConfig:
+    """The decoder of the public CropMAE files: post-norm, the MLP between both attentions and 2048 wide, no positions
+    on the past frame (alexandre-eymael/CropMAE; their dropout of 0.1 in training is left out)."""
+    transformer = TransformerConfig(
+        dim, depth, heads, hidden=2048, norm_order="post", branches=("cross", "mlp", "attn")
+    )
+    return DecoderConfig(transformer, context_position=False)
+
+
+@dataclass(frozen=True)
+class SiamMAEConfig:
+    """The defaults are the paper's ViT-S/16.
+
+    mask_ratio: int(patches * (1 - mask_ratio)) of the future frame stay visible. norm_pix: standardise each target
+    patch. seed: of the masks.
+    """
+
+    encoder: EncoderConfig = vit_config("small")
+    decoder: DecoderConfig = siammae_decoder_config()
+    mask_ratio: float = 0.95
+    norm_pix: bool = True
+    seed: int = 0
+
+
+class SiamMAE(PixelObjective):
+    """Encode the past frame whole and what is visible of the future one, decode the future reading the past.
+
+    The batch holds `image`, the past frames, and `image.1`, the future ones, cut alike; no frame's number is told.
+    """
+
+    config_class = SiamMAEConfig
+
+    def __init__(self, config: SiamMAEConfig = SiamMAEConfig()):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
+        visible_count(math.prod(grid), config.mask_ratio)
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
+
+    def target(self, batch: Batch) -> Batch:
+        """The batch with its future frames in the place of the past ones."""
+        name = self.modality.name
+        if f"{name}.1" not in batch:
+            raise UserError(f"SiamMAE reads frame pairs, {name!r} and '{name}.1'; the batch holds {sorted(batch)}")
+        return view(batch, 1)
+
+    def hide(self, batch: Batch) -> Mask:
+        """A random mask of every future frame: int(N * (1 - mask_ratio)) patches stay."""
+        sizes, name = self.encoder.sizes(self.target(batch)), self.modality.name
+        noise = batch_bits(batch, sizes[name], seed=self.config.seed, stream=f"mask/{name}.1")
+        return random_mask(noise, visible_count(sizes[name], self.config.mask_ratio), sizes)
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        mask = self.hide(batch) if mask is None else mask
+        past = self.encoder(batch)
+        future = self.encoder(self.target(batch), mask)
+        prediction = self.decoder(future, mask.hide, self.tokenizer.grid(batch), past)
+        loss = self.loss(prediction, batch, mask.hide)
+        return Output(loss, {"mse": loss.detach()}, prediction, mask)
+
+    @classmethod
+    def from_official(
+        cls: type[S],
+        source: str | Path | Mapping[str, Any],
+        *,
+        heads: int | None = None,
+        decoder_heads: int | None = None,
+        mask_ratio: float = 0.95,
+        norm_pix: bool = True,
+    ) -> S:
+        """From the public CropMAE files or state dicts; the authors of SiamMAE published none.
+
+        Sizes are read off the shapes; heads are CropMAE's for the width: 64 channels each in the encoder; 8 of them in
+        a decoder of 256 channels, 16 in wider ones.
+        """
+        state, name = interop.official_state(source)
+        if "decoder_blocks.0.multihead_attn.in_proj_weight" not in state:
+            raise UserError(f"{name}: not a file of CropMAE; it lacks decoder_blocks.0.multihead_attn.in_proj_weight")
+        encoder = interop.config_from_dict(EncoderConfig, interop.official_encoder(state, heads=heads, eps=1e-6)[0])
+        dim, depth = len(state["decoder_embed.weight"]), interop.depth(state, "decoder_blocks.")
+        decoder = cropmae_decoder_config(dim, depth, decoder_heads or (8 if dim == 256 else 16))
+        hidden = len(state["decoder_blocks.0.linear1.weight"])
+        decoder = dataclasses.replace(decoder, transformer=dataclasses.replace(decoder.transformer, hidden=hidden))
+        method = cls(SiamMAEConfig(encoder, decoder, mask_ratio, norm_pix))
+        return method.take(state, interop.siammae.CROPMAE, name)

@@ -1,0 +1,178 @@
+"""VideoMAE (Tong et al. 2022, arXiv 2203.12602): hide nine tenths of a clip in tubes, predict the tubes' pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from mmssl import interop
+from mmssl.decoder import Decoder, DecoderConfig
+from mmssl.encoder import SIZES, Encoder, EncoderConfig
+from mmssl.errors import UserError
+from mmssl.masking import Mask, batch_bits, tube_mask
+from mmssl.modality import VIDEO, Modality
+from mmssl.objectives.objective import Output
+from mmssl.objectives.pixels import PixelObjective
+from mmssl.position import Layout
+from mmssl.tokenizer import Batch, TokenizerConfig
+from mmssl.transformer import TransformerConfig
+
+V = TypeVar("V", bound="VideoMAE")
+
+# The table follows the flattened grid; it is in no checkpoint.
+POSITION: Layout = "sincos_interleaved"
+# Width, depth and heads of the decoder beside each encoder (the authors' modeling_pretrain.py and scripts).
+DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 8), "huge": (640, 12, 8)}
+
+
+def videomae_decoder_config(dim: int = 384, depth: int = 4, heads: int = 6, norm_eps: float = 1e-6) -> DecoderConfig:
+    """The decoder of the authors' code; the defaults are those of ViT-B."""
+    transformer = TransformerConfig(dim, depth, heads, norm_eps=norm_eps, qkv_bias="query_value")
+    return DecoderConfig(transformer, POSITION, "visible_hidden", bias=False)
+
+
+def videomae_encoder_config(
+    size: str = "base", *, modality: Modality = VIDEO, input_size: tuple[int, ...] = (16, 224, 224)
+) -> EncoderConfig:
+    """A ViT of the family's sizes on tubes: no class token, biases for queries and values only."""
+    dim, depth, heads = SIZES[size]
+    transformer = TransformerConfig(dim, depth, heads, qkv_bias="query_value")
+    return EncoderConfig((TokenizerConfig(modality, input_size, POSITION),), transformer, prefix=0)
+
+
+@dataclass(frozen=True)
+class VideoMAEConfig:
+    """The defaults are the paper's ViT-B on 16 frames.
+
+    mask_ratio: int(mask_ratio * places of a frame) are hidden, in all frames alike. norm_pix: standardise each channel
+    of each target tube; otherwise the target is the pixels in 0-1. seed: of the masks.
+    """
+
+    encoder: EncoderConfig = videomae_encoder_config()
+    decoder: DecoderConfig = videomae_decoder_config()
+    mask_ratio: float = 0.9
+    norm_pix: bool = True
+    seed: int = 0
+
+
+def videomae_config(size: str = "base", **settings: Any) -> VideoMAEConfig:
+    """The paper's encoder and decoder of one of its sizes; `settings` are VideoMAEConfig's others."""
+    if size not in DECODERS:
+        raise UserError(f"unknown model size {size!r}: VideoMAE has {', '.join(DECODERS)}")
+    return VideoMAEConfig(videomae_encoder_config(size), videomae_decoder_config(*DECODERS[size]), **settings)
+
+
+class VideoMAE(PixelObjective):
+    """Hide the same places in all frames, encode the visible tubes, decode them and the hidden ones, compare pixels."""
+
+    config_class = VideoMAEConfig
+    norm = "channel"
+    raw = True
+
+    def __init__(self, config: VideoMAEConfig = VideoMAEConfig()):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
+        if len(grid) != 3 or not 0 < int(config.mask_ratio * math.prod(grid[1:])) < math.prod(grid[1:]):
+            raise UserError(
+                f"a mask ratio of {config.mask_ratio} on the grid {grid}: VideoMAE hides some, not all, of the places"
+            )
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
+        self._init()
+
+    def _init(self) -> None:
+        """Where the authors' initialisation is not MAE's: PyTorch's own for the convolution and the change of width."""
+        nn.init.kaiming_uniform_(self.tokenizer.weight, a=5**0.5)
+        self.decoder.embed.reset_parameters()
+        nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    def hide(self, batch: Batch) -> Mask:
+        """A tube mask for every sample: int(mask_ratio * places of a frame) are hidden in all of its frames."""
+        time, height, width = self.tokenizer.grid(batch)
+        places, name = height * width, self.modality.name
+        noise = batch_bits(batch, places, seed=self.config.seed, stream=f"mask/{name}")
+        keep = places - int(self.config.mask_ratio * places)
+        return tube_mask(noise, keep, (time, height, width), self.encoder.sizes(batch))
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        mask = self.hide(batch) if mask is None else mask
+        visible = self.encoder(batch, mask)
+        prediction = self.decoder(visible, mask.hide, self.tokenizer.grid(batch))
+        loss = self.loss(prediction, batch, mask.hide)
+        return Output(loss, {"mse": loss.detach()}, prediction, mask)
+
+    @classmethod
+    def from_official(
+        cls: type[V],
+        source: str | Path | Mapping[str, Any],
+        *,
+        heads: int | None = None,
+        decoder_heads: int | None = None,
+        size: tuple[int, int, int] = (16, 224, 224),
+        mask_ratio: float = 0.9,
+        norm_pix: bool = True,
+    ) -> V:
+        """From the authors' files or state dicts (MCG-NJU/VideoMAE): pretrained, or fine-tuned without a decoder.
+
+        size: frames, height and width of the clips, which no tensor tells. heads: the paper's for the width. A file
+        without a decoder leaves it freshly initialised, with a warning.
+        """
+        state, name = interop.official_state(source)
+        found = interop.official_encoder(state, heads=heads, eps=1e-6)[0]
+        encoder = interop.config_from_dict(EncoderConfig, found)
+        encoder = dataclasses.replace(encoder, tokenizers=(dataclasses.replace(encoder.tokenizers[0], size=size),))
+        whole, decoder = "encoder_to_decoder.weight" in state, videomae_decoder_config()
+        if whole:
+            dim = len(state["encoder_to_decoder.weight"])
+            paper = {dim: heads for dim, _, heads in DECODERS.values()}
+            decoder_heads = decoder_heads or paper.get(dim, max(1, dim // 64))
+            decoder = videomae_decoder_config(dim, interop.depth(state, "decoder.blocks."), decoder_heads)
+        method = cls(VideoMAEConfig(encoder, decoder, mask_ratio, norm_pix))
+        rules = interop.videomae.AUTHORS if whole else interop.videomae.authors_encoder("encoder.")
+        return method.take(state, rules, name, whole)
+
+    @classmethod
+    def from_transformers(cls: type[V], config: dict[str, Any], state: dict[str, Tensor], source: str) -> V:
+        if config.get("model_type") != "videomae" or "mask_token" not in state:
+            kind = config.get("architectures") or config.get("model_type")
+            raise UserError(f"{source}: holds {kind}, not transformers' VideoMAEForPreTraining; read it as an Encoder")
+        encoder = interop.config_from_dict(EncoderConfig, interop.transformers_encoder(config, state, source)[0])
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        dim, depth, heads = (config[f"decoder_{name}"] for name in names)
+        decoder = videomae_decoder_config(dim, depth, heads, config.get("layer_norm_eps", 1e-12))
+        transformer = dataclasses.replace(
+            decoder.transformer,
+            hidden=config["decoder_intermediate_size"],
+            final_norm_eps=interop.videomae.TRANSFORMERS_EPS,
+            qkv_bias=encoder.transformer.qkv_bias,
+        )
+        decoder, norm_pix = dataclasses.replace(decoder, transformer=transformer), config.get("norm_pix_loss", True)
+        method = cls(VideoMAEConfig(encoder, decoder, norm_pix=norm_pix))
+        return method.take(interop.videomae.hub_names(state), interop.videomae.TRANSFORMERS, source)
+
+    def to_transformers(self, folder: str | Path) -> Path:
+        """Write a folder that transformers' `VideoMAEForPreTraining` reads."""
+        encoder, decoder = self.config.encoder.transformer, self.config.decoder.transformer
+        if encoder.norm_eps != decoder.norm_eps:
+            raise UserError(
+                f"its blocks have one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
+            )
+        interop.videomae.fixed_eps("decoder", decoder.final_norm_eps or decoder.norm_eps)
+        config = {
+            **interop.transformers_form(dataclasses.asdict(self.config.encoder))[0],
+            "architectures": ["VideoMAEForPreTraining"],
+            "decoder_hidden_size": decoder.dim,
+            "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": decoder.mlp_width,
+            "norm_pix_loss": self.config.norm_pix,
+        }
+        state = interop.to_theirs(self.state_dict(), interop.videomae.TRANSFORMERS, self.modality.patch)
+        return interop.save_folder(folder, config, state)
