@@ -114,7 +114,7 @@ with tempfile.TemporaryDirectory() as scratch:
         workers=max(1, len(os.sched_getaffinity(0)) - 2),
     )
     rows = [row for row in read_metrics(run_dir) if "heldout_loss" in row]
-names = ("step", "loss", "heldout_loss", "effective_rank", "pictures_per_second")
+names = ("step", "loss", "heldout_loss", "effective_rank", "samples_per_second")
 rows = [{name: round(row[name], 4) for name in names} for row in rows]
 about = f"MAE, ViT-S/16 at 224, batch {batch}, {len(pictures)} made-up pictures"
 print(markdown(rows), write("learning", device, {"model": about, "rows": rows}), sep="\n\n")

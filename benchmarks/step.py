@@ -1,6 +1,7 @@
-"""One training step of MAE against transformers' ViTMAEForPreTraining: same weights, data, mask ratio and optimizer.
+"""One training step of a method against transformers' model of it: same weights, data, mask ratio and optimizer.
 
-    python -m benchmarks.step                                          # the demo's model, ViT-S and ViT-B at 224, fp32
+    python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
+    python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -24,37 +26,54 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import device_name, in_fresh_process, markdown, peak_growth, product_rate, seconds, write
-from mmssl import MAE
+from mmssl import MAE, VideoMAE
 from mmssl.demo import demo_config
 from mmssl.encoder import vit_config
-from mmssl.objectives import MAEConfig
+from mmssl.objectives import MAEConfig, videomae_config
 from mmssl.training import adamw, parameter_groups
 
-BATCH = {"demo": 256, "small": 16, "base": 16}
+BATCH = {"demo": 256, "small": 16, "base": 16, "videomae-small": 4, "videomae-base": 2}
+
+Side = tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]
 
 
-def config_of(model: str) -> MAEConfig:
-    return demo_config(28) if model == "demo" else MAEConfig(vit_config(model), norm_pix=True)
+def method(model: str) -> MAE | VideoMAE:
+    """The method that is measured, freshly initialised."""
+    torch.manual_seed(0)
+    if model.startswith("videomae-"):
+        config = videomae_config(model.removeprefix("videomae-"))
+        # transformers' decoder ends with a norm of this eps
+        transformer = replace(config.decoder.transformer, final_norm_eps=1e-5)
+        return VideoMAE(replace(config, decoder=replace(config.decoder, transformer=transformer)))
+    return MAE(demo_config(28) if model == "demo" else MAEConfig(vit_config(model), norm_pix=True))
 
 
-def sides(model: str, device: torch.device) -> dict[str, tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]]:
-    """Both models with the same weights, and what gives each one's loss on the same pictures."""
-    from transformers import ViTMAEForPreTraining
+def sides(model: str, device: torch.device) -> dict[str, Side]:
+    """Both models with the same weights, and what gives each one's loss on the same media."""
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.manual_seed(0)
-    ours, batch = MAE(config_of(model)), BATCH[model]
+    ours = method(model)
+    name = "VideoMAEForPreTraining" if isinstance(ours, VideoMAE) else "ViTMAEForPreTraining"
     with tempfile.TemporaryDirectory() as folder:
-        theirs = ViTMAEForPreTraining.from_pretrained(ours.to_transformers(folder)).train()
-    size, channels = ours.config.encoder.tokenizers[0].size, ours.modality.channels
-    pixels = torch.randint(0, 256, (batch, channels, *size), dtype=torch.uint8).to(device)
+        theirs = getattr(transformers, name).from_pretrained(ours.to_transformers(folder)).train()
+    modality, size = ours.modality, ours.config.encoder.tokenizers[0].size
+    pixels = torch.randint(0, 256, (BATCH[model], modality.channels, *size), dtype=torch.uint8).to(device)
     ours, theirs = ours.to(device), cast(nn.Module, theirs).to(device)
-    values = {"image": pixels, "sample_id": torch.arange(batch, device=device)}
-    mean, std = (tensor[:, None, None] for tensor in (ours.tokenizer.mean, ours.tokenizer.std))
+    values = {modality.name: pixels, "sample_id": torch.arange(BATCH[model], device=device)}
+    mean, std = (tensor.view(-1, *(1,) * len(size)) for tensor in (ours.tokenizer.mean, ours.tokenizer.std))
     normalised = (pixels / 255 - mean) / std
-    return {"mmssl": (ours, lambda m: m(values).loss), "transformers": (theirs, lambda m: m(normalised).loss)}
+    if not isinstance(ours, VideoMAE):
+        return {"mmssl": (ours, lambda m: m(values).loss), "transformers": (theirs, lambda m: m(normalised).loss)}
+    # transformers wants frames before channels, and a mask; ours draws its own in every step
+    mask, frames = ours.hide(values), normalised.transpose(1, 2).contiguous()
+    hidden = mask.hide.boolean(mask.count)
+    return {
+        "mmssl": (ours, lambda m: m(values).loss),
+        "transformers": (theirs, lambda m: m(frames, bool_masked_pos=hidden).loss),
+    }
 
 
 def stepper(
@@ -126,11 +145,11 @@ def compare(model: str, precision: str, mode: str, rounds: int, device: torch.de
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(BATCH), choices=list(BATCH))
+    parser.add_argument("--models", nargs="+", default=["demo", "small", "base"], choices=list(BATCH))
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, help="pictures a step, in place of the model's own")
+    parser.add_argument("--batch", type=int, help="samples a step, in place of the model's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", default="step", help="of the file under results/")
     options = parser.parse_args()

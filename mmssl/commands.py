@@ -11,33 +11,77 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmssl.data import EvalView, Ledger, NoTestPart, Source, evaluation_batches, hold_out, open_source, subset
+from mmssl.data import (
+    Clips,
+    DavisFolder,
+    EvalView,
+    JhmdbFolder,
+    Ledger,
+    NoTestPart,
+    Source,
+    evaluation_batches,
+    hold_out,
+    open_source,
+    open_videos,
+    subset,
+)
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
-from mmssl.evaluation import FeatureSet, extract, label_budgets, table
+from mmssl.evaluation import (
+    FeatureSet,
+    FrameEncoder,
+    average_clips,
+    evaluate_masks,
+    evaluate_points,
+    extract,
+    label_budgets,
+    mask_table,
+    pck,
+    table,
+)
 from mmssl.evaluation import evaluate as measure
-from mmssl.objectives import MAE
+from mmssl.modality import VIDEO
+from mmssl.objectives import MAE, VideoMAE
+from mmssl.reading import Reading
 from mmssl.report.run import ACCURACIES
 from mmssl.training import distributed
 
-Pool = Literal["mean", "class"]
+
+def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading) -> Source:
+    """The media of the encoder's kind under `data`."""
+    modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
+    frames = size[0] if modality.name == VIDEO.name else reading.frames
+    if not frames:
+        return open_source(data, split, modality.channels)
+    clips = Clips(frames, reading.stride, spread=reading.clips)
+    return open_videos(data, split, clips, channels=modality.channels, short_side=_resize(size[-1]))
 
 
-def features_of(
-    encoder: Encoder, source: Source, pool: Pool, batch_size: int, workers: int, device: torch.device
-) -> FeatureSet:
-    """Features of every readable picture, with a progress bar; unreadable ones are listed and left out."""
+def _resize(size: int) -> int:
+    return int(size / 0.875)
+
+
+def features_of(encoder: Encoder, source: Source, reading: Reading, device: torch.device) -> FeatureSet:
+    """Features of every readable sample, with a progress bar; unreadable ones are listed and left out."""
     from rich.progress import Progress
 
-    ledger, size = Ledger(), encoder.config.tokenizers[0].size[0]
+    ledger, size = Ledger(), encoder.config.tokenizers[0].size[-1]
     names = [source.name(index) for index in range(len(source))]
+    on_frames = reading.frames and single_modality(encoder).name != VIDEO.name
     with Progress(transient=True) as bar:
-        task = bar.add_task("features", total=len(source))
-        batches = evaluation_batches(source, EvalView(size), batch_size=batch_size, workers=workers, ledger=ledger)
+        task = bar.add_task("features", total=len(source) * reading.clips)
+        batches = evaluation_batches(
+            source,
+            EvalView(size, resize=_resize(size)),
+            batch_size=reading.batch_size,
+            workers=reading.workers,
+            ledger=ledger,
+            repeats=reading.clips,
+        )
         features = extract(
-            encoder,
+            FrameEncoder(encoder) if on_frames else encoder,
             batches,
-            pool=pool,
+            pool=reading.pool,
             device=device,
             names=names,
             progress=lambda done: bar.update(task, completed=done),
@@ -45,8 +89,8 @@ def features_of(
     for name, reason in ledger.skipped:
         print(f"skipped {name}: {reason}")
     if ledger.skipped:
-        print(f"{ledger.seen} pictures read, {len(ledger.skipped)} skipped")
-    return features
+        print(f"{ledger.seen} samples read, {len(ledger.skipped)} skipped")
+    return average_clips(features, reading.clips)
 
 
 def same_classes(test: Source, train: Source) -> Source:
@@ -61,17 +105,13 @@ def same_classes(test: Source, train: Source) -> Source:
     return renamed
 
 
-def _pictures(encoder: Encoder, data: Path, split: str | None = None) -> Source:
-    return open_source(data, split, single_modality(encoder).channels)
-
-
-def embed(model: Path, data: Path, out: Path, pool: Pool, batch_size: int, workers: int, device: str) -> None:
+def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
     """Write the features of a folder as .parquet or .npz."""
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
     encoder = Encoder.from_pretrained(model)
-    source = _pictures(encoder, data)
-    found = features_of(encoder, source, pool, batch_size, workers, distributed.init(device))
+    source = open_media(encoder, data, None, reading)
+    found = features_of(encoder, source, reading, distributed.init(reading.device))
     assert found.names is not None
     # file names need not be text that Parquet can hold
     columns: dict[str, Any] = {"name": [n.encode("utf-8", "backslashreplace").decode() for n in found.names]}
@@ -91,19 +131,19 @@ def embed(model: Path, data: Path, out: Path, pool: Pool, batch_size: int, worke
     print(f"{len(found)} features of {found.features.shape[1]} numbers: {out}")
 
 
-def evaluate(model: Path, data: Path, out: Path | None, pool: Pool, batch_size: int, workers: int, device: str) -> None:
+def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> None:
     """Print, and write where asked, kNN and linear-probe accuracies."""
     encoder = Encoder.from_pretrained(model)
-    train_source: Source = _pictures(encoder, data, "train")
+    train_source = open_media(encoder, data, "train", reading)
     try:
-        test_source: Source = _pictures(encoder, data, "test")
+        test_source = open_media(encoder, data, "test", reading)
     except NoTestPart:
         train_source, test_source = hold_out(train_source, 0.2)
     if train_source.labels is None:
         raise UserError(f"{data}: no labels; evaluation needs a folder of class folders, at least two")
     test_source = same_classes(test_source, train_source)
-    where = distributed.init(device)
-    train, test = (features_of(encoder, part, pool, batch_size, workers, where) for part in (train_source, test_source))
+    where = distributed.init(reading.device)
+    train, test = (features_of(encoder, part, reading, where) for part in (train_source, test_source))
     assert train.labels is not None
     rows = measure(train, test, label_budgets(train.labels), representation=model.name)
     print(table(rows))
@@ -112,10 +152,32 @@ def evaluate(model: Path, data: Path, out: Path | None, pool: Pool, batch_size: 
         (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
-def export(model: Path, out: Path, to: Literal["vit_mae", "vit", "timm"]) -> None:
+def follow(model: Path, data: Path, kind: Literal["masks", "points"], device: str) -> None:
+    """Print how well the features carry the labels of each sequence's first frame on to the others."""
+    from rich.progress import Progress
+
+    encoder, where = Encoder.from_pretrained(model), distributed.init(device)
+    folder: DavisFolder | JhmdbFolder = (DavisFolder if kind == "masks" else JhmdbFolder)(data, short_side=None)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("sequences", total=len(folder))
+
+        def advance(_: str) -> None:
+            bar.advance(task)
+
+        if isinstance(folder, DavisFolder):
+            text = mask_table(evaluate_masks(encoder, folder, device=where, progress=advance))
+        else:
+            rows = evaluate_points(encoder, folder, device=where, progress=advance)
+            text = "\n".join(f"PCK@{alpha}: {100 * pck(rows, alpha):.1f} %" for alpha in (0.1, 0.2))
+    print(text)
+
+
+def export(model: Path, out: Path, to: Literal["vit_mae", "videomae", "vit", "timm"]) -> None:
     """Write a model for another library."""
     if to == "vit_mae":
         MAE.from_pretrained(model).to_transformers(out)
+    elif to == "videomae":
+        VideoMAE.from_pretrained(model).to_transformers(out)
     elif to == "vit":
         Encoder.from_pretrained(model).to_transformers(out)
     else:

@@ -1,4 +1,4 @@
-"""From a source of pictures to a run folder: what recipes and the demo share above the rooms."""
+"""From a source of media to a run folder: what recipes and the demo share above the rooms."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmssl.data import (
-    EvalView,
     Ledger,
     Loader,
     NoTestPart,
+    Sampling,
     Source,
-    TrainView,
+    View,
     evaluation_batches,
     hold_out,
     open_source,
+    open_videos,
     subset,
 )
 from mmssl.errors import UserError
@@ -30,7 +31,7 @@ from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
 from mmssl.training.checkpoints import replace_file
 
-_HELD_OUT_SHARE, _HELD_OUT_MOST, _SHOWN = 0.05, 1024, 12
+_HELD_OUT_SHARE, _SHOWN = 0.05, 12
 
 
 def open_pictures(data: Path, channels: int | None = None, seed: int = 0) -> tuple[Source, Source]:
@@ -40,10 +41,22 @@ def open_pictures(data: Path, channels: int | None = None, seed: int = 0) -> tup
     """
     train_source = open_source(data, "train", channels)
     try:
-        held_out: Source = open_source(data, "test", channels)
+        return train_source, open_source(data, "test", channels)
     except NoTestPart:
         return hold_out(train_source, _HELD_OUT_SHARE, seed)
-    return train_source, held_out
+
+
+def open_clips(
+    data: Path, clips: Sampling, held_out: Sampling, *, short_side: int | None = None, seed: int = 0
+) -> tuple[Source, Source]:
+    """Videos of a folder or manifest to train on, sampled as `clips` says, and as in `open_pictures` others held out,
+    sampled as `held_out` says."""
+    train_source = open_videos(data, "train", clips, short_side=short_side)
+    try:
+        return train_source, open_videos(data, "test", held_out, short_side=short_side)
+    except NoTestPart:
+        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed)
+        return rest, subset(open_videos(data, "train", held_out, short_side=short_side), apart.indices)
 
 
 def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
@@ -68,31 +81,37 @@ def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
 
 def pretrain(
     objective: Objective,
-    pictures: Source,
+    media: Source,
     held_out: Source,
     settings: TrainSettings,
     run_dir: Path,
     *,
-    view: TrainView,
-    held_out_view: EvalView,
+    view: View,
+    held_out_view: View,
     device: torch.device,
     workers: int = 0,
+    repeats: int = 1,
+    watch: int = 1024,
     ceiling: float = 0.001,
     context: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train on `pictures`, watching loss and effective rank on `held_out`; the run folder gets all a report needs."""
+    """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`.
+
+    repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
+    """
     loader = Loader(
-        pictures,
+        media,
         view,
         batch_size=settings.batch_size,
         seed=settings.seed,
         workers=workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        repeats=repeats,
         ceiling=ceiling,
     )
-    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, ceiling))
+    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
     low_precision = autocast_dtype(settings.precision, device)
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
@@ -114,23 +133,28 @@ def pretrain(
         device=device,
         validate=validate,
         on_log=on_log,
-        context={**(context or {}), "view": str(view), "pictures": fingerprint(pictures)},
+        context={**(context or {}), "view": str(view), "media": fingerprint(media), "repeats": repeats},
     )
     if distributed.rank() == 0:
-        shown = torch.cat([batch["image"] for batch in watched])[:_SHOWN].contiguous()
-        replace_file(run_dir / PICTURES, save({"image": shown}))
+        replace_file(run_dir / PICTURES, save(_shown(watched)))
     return result
 
 
-def _watched(held_out: Source, view: EvalView, ceiling: float) -> list[dict[str, Tensor]]:
-    """Batches of the held-out pictures that are watched; those that cannot be read are named."""
-    chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _HELD_OUT_MOST)).long().unique().tolist()
+def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[dict[str, Tensor]]:
+    """Batches of the held-out samples that are watched; those that cannot be read are named."""
+    chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), most)).long().unique().tolist()
     ledger = Ledger()
-    batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=64, ledger=ledger))
+    batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger))
     for name, reason in ledger.skipped:
-        print(f"held-out picture skipped: {name} {reason}")
+        print(f"held-out sample skipped: {name} {reason}")
     ledger.judge(ceiling, final=True)
     return batches
+
+
+def _shown(watched: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The media of the first samples: everything with channels and two axes or more."""
+    names = [name for name, values in watched[0].items() if values.ndim >= 4]
+    return {name: torch.cat([batch[name] for batch in watched])[:_SHOWN].contiguous() for name in names}
 
 
 def fingerprint(source: Source) -> str:

@@ -73,7 +73,7 @@ def test_a_folder_becomes_an_encoder_and_a_report(finished):
     assert "data:image/png;base64" in page and "http" not in page.replace("http://www.w3.org", "")
     assert {path.stem for path in (finished / "pictures").iterdir()} == {"reconstructions", "features", "attention"}
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "heldout_loss", "lr", "grad_norm", "pictures_per_second", "effective_rank"} <= rows[-1].keys()
+    assert {"loss", "heldout_loss", "lr", "grad_norm", "samples_per_second", "effective_rank"} <= rows[-1].keys()
     assert any((finished / "tensorboard").iterdir())
 
 
@@ -222,7 +222,7 @@ def test_changed_data_is_noticed_on_resume(pictures, tmp_path):
     next((tmp_path / "data").rglob("*.jpg")).unlink()
     done = recipe(*arguments)
     assert done.returncode == 2
-    assert "pictures: " in done.stderr
+    assert "media: " in done.stderr
 
 
 def test_evaluation_matches_classes_by_name(finished, tmp_path):

@@ -51,7 +51,7 @@ def test_metrics_tell_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         peak, warmup = 0.5 * BATCH / 256, 0.5 * SAMPLES / BATCH
         assert row["lr"] == cosine_schedule(row["step"] - 1, total=12, warmup=warmup, peak=peak, floor=1e-3)
         assert row["grad_norm"] > 0
-        assert row["pictures_per_second"] > 0
+        assert row["samples_per_second"] > 0
         assert row["parts"].keys() == {"first"}
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert skipped == [{"name": "picture-3.jpg", "reason": "truncated"}] * rows[-1]["skipped"] != []

@@ -111,7 +111,7 @@ def settings(**changes: Any) -> TrainSettings:
 
 def strip(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics without the one number that depends on the clock."""
-    return [{name: value for name, value in row.items() if name != "pictures_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
 
 
 def job(folder: Path, **options: Any) -> str:

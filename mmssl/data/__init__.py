@@ -1,33 +1,67 @@
 """Raw media to batches: sources, decoding, views, and the deterministic loader.
 
 `Loader(open_source(path), TrainView(224), batch_size=64).batches(0, 100)` is the whole of it for training,
-`evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation.
+`evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
+`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`.
 """
 
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.source import ArraySource, FolderSource, NoTestPart, Source, Subset, hold_out, open_source, subset
-from mmssl.data.views import EvalView, Keys, TrainView, View
+from mmssl.data.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
+from mmssl.data.real_clips import fetch_clips
+from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
+from mmssl.data.source import (
+    ArraySource,
+    DrawnSource,
+    FolderSource,
+    NoTestPart,
+    Source,
+    Subset,
+    hold_out,
+    open_source,
+    read_slots,
+    subset,
+)
+from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
+from mmssl.data.views import EvalView, Keys, MultiScaleView, TrainView, View
 
 __all__ = [
+    "MOTIONS",
     "ArraySource",
     "BrokenSample",
+    "Clips",
+    "DavisFolder",
+    "DrawnSource",
     "EvalView",
     "FolderSource",
+    "JhmdbFolder",
     "Keys",
     "Ledger",
     "Loader",
+    "MaskSequence",
+    "MovingObjects",
+    "MultiScaleView",
     "NoTestPart",
+    "Pairs",
+    "PointSequence",
+    "Sampling",
     "Source",
     "Subset",
     "TrainView",
+    "VideoSource",
     "View",
+    "background_clips",
     "decode",
     "digits_source",
     "evaluation_batches",
+    "fetch_clips",
     "fetch_fashion_mnist",
     "hold_out",
     "open_source",
+    "open_videos",
+    "part_clips",
+    "read_slots",
     "subset",
+    "write_moving_objects",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from io import BufferedReader, BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +28,25 @@ class BrokenSample(Exception):
         self.reason = reason
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A sample's file, open for reading; whatever the operating system refuses then raises BrokenSample."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise BrokenSample(f"cannot be opened ({error.strerror or type(error).__name__})") from error
+
+
+def first_bytes(file: BufferedReader | BytesIO, count: int) -> bytes:
+    """How a file begins, the position left at its start; raises BrokenSample when it is empty."""
+    head = file.read(count)
+    file.seek(0)
+    if not head:
+        raise BrokenSample("is empty (zero bytes)")
+    return head
+
+
 def decode(
     file: BufferedReader | BytesIO, channels: int = 3
 ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "c h w"]:
@@ -41,10 +62,7 @@ def decode(
     layout fastest. Raises BrokenSample for everything that is not such a picture, is cut short, or has more pixels
     than `PIL.Image.MAX_IMAGE_PIXELS`. No warning of the readers gets out.
     """
-    head = file.read(26)
-    file.seek(0)
-    if not head:
-        raise BrokenSample("is empty (zero bytes)")
+    head = first_bytes(file, 26)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from mmssl.data.debian import CONNECT_SECONDS, last_line, unpack_package
 from mmssl.data.source import CLASSES_FILE, ArraySource, hold_out
 from mmssl.errors import UserError
 
@@ -33,8 +34,6 @@ SHA256 = {
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-CONNECT_SECONDS = 10
-DOWNLOAD_SECONDS = 300
 
 
 def fetch_fashion_mnist(destination: str | Path, given: str | Path | None = None) -> Path:
@@ -64,7 +63,7 @@ def fetch_fashion_mnist(destination: str | Path, given: str | Path | None = None
                 folder = find(room)
                 problem = _problem(folder)
             except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-                problem = _last_line(error)
+                problem = last_line(error)
             if problem is None:
                 _install(folder, destination)
                 return destination
@@ -130,30 +129,4 @@ def _torchvision_download(scratch: Path) -> Path:
 
 
 def _apt_download(scratch: Path) -> Path:
-    patience = ["Acquire::Retries=0", *(f"Acquire::{kind}::Timeout={CONNECT_SECONDS}" for kind in ("http", "https"))]
-    apt = ["apt-get", *_options(*patience, "APT::Sandbox::User=root")]
-    private = _options(f"Dir::State::Lists={scratch}/lists", f"Dir::Cache={scratch}/cache")
-    try:
-        _run(*apt, "download", PACKAGE, cwd=scratch)
-    except subprocess.CalledProcessError:  # a fresh machine has no package lists, and the system's need root
-        for folder in ("lists/partial", "cache/archives/partial"):
-            (scratch / folder).mkdir(parents=True)
-        _run(*apt, *private, "update", cwd=scratch)
-        _run(*apt, *private, "download", PACKAGE, cwd=scratch)
-    for package in scratch.glob("*.deb"):
-        _run("dpkg-deb", "-x", str(package), "unpacked", cwd=scratch)
-    return scratch / "unpacked" / DEBIAN_FOLDER.relative_to("/")
-
-
-def _options(*settings: str) -> list[str]:
-    return [word for setting in settings for word in ("-o", setting)]
-
-
-def _run(*command: str, cwd: Path) -> None:
-    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
-
-
-def _last_line(error: Exception) -> str:
-    text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-    lines = (text or type(error).__name__).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return unpack_package(PACKAGE, scratch) / DEBIAN_FOLDER.relative_to("/")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.source import Source
+from mmssl.data.source import Source, read_slots
 from mmssl.data.views import Keys, View
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation, random_bits
@@ -86,25 +87,30 @@ class Reader(Dataset):
     def _samples(
         self, plan: Plan, sample_id: Tensor, draw: Tensor, broken: list[tuple[int, str, str]]
     ) -> Iterator[dict[str, Tensor]]:
-        previous, sample = -1, {}
-        for row, index in enumerate(sample_id.tolist()):
-            if index != previous:  # repeats of a sample are neighbours and are decoded once
-                previous = index
-                try:
-                    sample = self.source.read(index)
-                except BrokenSample as error:
+        keys = plan.keys
+        for index, group in groupby(range(len(sample_id)), sample_id.tolist().__getitem__):
+            rows = list(group)  # repeats of a sample are neighbours and are decoded once
+            slots = Keys(keys.seed, keys.sample_id[rows], keys.epoch[rows], keys.draw[rows])
+            try:
+                samples = read_slots(self.source, index, slots)
+            except BrokenSample as error:
+                for row in rows:
                     broken.append((row, self.source.name(index), error.reason))
-                    previous, (substitute, sample) = -1, self._substitute(plan, row)
-                    sample_id[row], draw[row] = substitute, self.repeats + plan.position[row]
-            yield sample
+                    sample_id[row], draw[row], sample = self._substitute(plan, row)
+                    yield sample
+            else:
+                yield from samples
 
-    def _substitute(self, plan: Plan, row: int) -> tuple[int, dict[str, Tensor]]:
+    def _substitute(self, plan: Plan, row: int) -> tuple[int, Tensor, dict[str, Tensor]]:
+        """(sample_id, draw, sample) of what fills a broken row, drawn with its own keys."""
         keys, reason = plan.keys, ""
         slot, epoch = plan.position[row : row + 1], keys.epoch[row : row + 1]
+        draw = self.repeats + slot
         tries = random_bits(SUBSTITUTES, seed=keys.seed, stream="substitute", sample_id=slot, epoch=epoch)[0]
         for index in (tries % len(self.source)).tolist():
             try:
-                return index, self.source.read(index)
+                own = Keys(keys.seed, torch.tensor([index]), epoch, draw)
+                return index, draw[0], next(iter(read_slots(self.source, index, own)))
             except BrokenSample as error:
                 reason = f"{self.source.name(index)} {error.reason}"
         raise UserError(f"{SUBSTITUTES} samples tried in a row could not be read; the last: {reason}.")
@@ -190,19 +196,22 @@ class Loader:
 
 
 def evaluation_batches(
-    source: Source, view: View, *, batch_size: int, workers: int = 0, ledger: Ledger | None = None
+    source: Source, view: View, *, batch_size: int, workers: int = 0, repeats: int = 1, ledger: Ledger | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Every sample once, in the source's order, the last batch short; with `label` int64 [B] if the source has labels.
+    """Every sample `repeats` times (neighbouring rows, `draw` 0, 1, ...: the clips of a video), in the source's order,
+    the last batch short; with `label` int64 [B] if the source has labels.
 
-    Broken samples are left out and entered in `ledger`, if one is given. The noise's keys are seed, epoch and draw 0.
-    Raises UserError when nothing can be read.
+    Broken samples are left out and entered in `ledger`, if one is given, once a row. The noise's keys are seed 0,
+    epoch 0 and the draw. Raises UserError when nothing can be read.
     """
-    if batch_size < 1 or workers < 0:
-        raise UserError(f"batch_size={batch_size} must be above 0 and workers={workers} not negative.")
+    if batch_size < 1 or workers < 0 or repeats < 1:
+        raise UserError(
+            f"batch_size={batch_size} and repeats={repeats} must be above 0 and workers={workers} not negative."
+        )
     ledger = Ledger() if ledger is None else ledger
     labels = None if source.labels is None else torch.tensor(source.labels)
-    reader = Reader(source, view, partial(_plan_in_order, len(source), batch_size))
-    for batch, broken, _ in read_ahead(reader, range(-(-len(source) // batch_size)), workers):
+    reader = Reader(source, view, partial(_plan_in_order, len(source), repeats, batch_size), repeats)
+    for batch, broken, _ in read_ahead(reader, range(-(-len(source) * repeats // batch_size)), workers):
         ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
         if labels is not None:
             batch["label"] = labels[batch["sample_id"]]
@@ -214,9 +223,9 @@ def evaluation_batches(
             yield batch
 
 
-def _plan_in_order(count: int, batch_size: int, step: int) -> Plan:
-    rows = torch.arange(step * batch_size, min((step + 1) * batch_size, count))
-    return Plan(rows, Keys(0, rows, torch.zeros_like(rows), torch.zeros_like(rows)))
+def _plan_in_order(count: int, repeats: int, batch_size: int, step: int) -> Plan:
+    rows = torch.arange(step * batch_size, min((step + 1) * batch_size, count * repeats))
+    return Plan(rows, Keys(0, rows // repeats, torch.zeros_like(rows), rows % repeats))
 
 
 def read_ahead(reader: Reader, steps: Sequence[int], workers: int) -> Iterator[Reading]:

@@ -1,23 +1,24 @@
-"""Where samples come from: a folder of pictures, arrays in memory, or a part of another source."""
+"""Where samples come from: a folder of files, arrays in memory, or a part of another source."""
 
 from __future__ import annotations
 
 import gzip
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.decode import BrokenSample, decode
+from mmssl.data.decode import BrokenSample, decode, opened
+from mmssl.data.views import Keys
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".npy")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "test")}
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 CLASSES_FILE = "classes.txt"
@@ -43,7 +44,83 @@ class Source(Protocol):
         ...
 
 
-class FolderSource:
+@runtime_checkable
+class DrawnSource(Source, Protocol):
+    """A source whose sample is another one in each slot (clips of a video), as the noise's keys say."""
+
+    def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
+        """One sample for each of the slots that `keys` describes, all made of `index`, which is opened once.
+
+        The file is read in the call, which raises BrokenSample; what is iterated then is whole.
+        """
+        ...
+
+
+def read_slots(source: Source, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
+    """Sample `index` for each of the slots of `keys`, read once; raises BrokenSample with the reason."""
+    if isinstance(source, DrawnSource):
+        return source.draw(index, keys)
+    return repeat(source.read(index), len(keys.sample_id))
+
+
+class FileSource:
+    """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
+
+    A kind of file adds `kind`, `extensions` and `read`.
+    """
+
+    kind: ClassVar[str]
+    extensions: ClassVar[tuple[str, ...]]
+
+    def __init__(self, root: Path, paths: list[str], labels: Sequence[str] | None, channels: int) -> None:
+        """labels: each file's class by name; the classes are numbered in the order of their names."""
+        self.root, self.paths, self.channels = root, paths, channels
+        self.classes = sorted(set(labels or ()))
+        number = {name: label for label, name in enumerate(self.classes)}
+        self.labels = None if labels is None else [number[name] for name in labels]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    @classmethod
+    def find(cls, root: Path) -> tuple[list[str], list[str] | None]:
+        """(paths, labels) of the files of this kind in a folder; UserError when there are none.
+
+        When all lie in at least two first-level folders, these are the labels; otherwise labels is None.
+        """
+        if not root.is_dir():
+            problem = "is a file, not a folder" if root.exists() else "does not exist"
+            raise UserError(f"{root} {problem}; give a folder of {cls.kind}s.")
+        files = sorted(_walk(root))
+        paths = [path for path in files if path.lower().endswith(cls.extensions)]
+        if not paths:
+            holds = f"has files but no {cls.kind}" if files else "is empty"
+            raise UserError(f"The folder {root} {holds}; {cls.kind}s end in {', '.join(cls.extensions)}.")
+        tops = [path.split("/", 1)[0] for path in paths if "/" in path]
+        return paths, tops if len(tops) == len(paths) and len(set(tops)) > 1 else None
+
+    def find_one_readable(self) -> None:
+        """Raises UserError when none of the first files can be read."""
+        reasons = []
+        for index in range(min(len(self), _PROBES)):
+            try:
+                self.read(index)
+                return
+            except BrokenSample as error:
+                reasons.append(error.reason)
+        raise UserError(
+            f"{self.root} holds no readable {self.kind}: {len(reasons)} of {len(self)} files were tried, "
+            f"and the first, {self.name(0)}, {reasons[0]}."
+        )
+
+
+class FolderSource(FileSource):
     """Every picture under a folder, at any depth, in the order of their relative paths.
 
     Files are taken by extension (JPEG, PNG, WebP, TIFF, .npy, any case) and decoded by content, see `decode`; hidden
@@ -53,50 +130,17 @@ class FolderSource:
     Raises UserError when the folder is missing, or holds no picture, or none that can be read.
     """
 
+    kind = "picture"
+    extensions = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".npy")
+
     def __init__(self, root: str | Path, channels: int = 3) -> None:
-        self.root = Path(root)
-        self.channels = channels
-        if not self.root.is_dir():
-            problem = "is a file, not a folder" if self.root.exists() else "does not exist"
-            raise UserError(f"{self.root} {problem}; give a folder of pictures.")
-        files = sorted(_walk(self.root))
-        self.paths = [path for path in files if path.lower().endswith(EXTENSIONS)]
-        if not self.paths:
-            holds = "has files but no picture" if files else "is empty"
-            raise UserError(f"The folder {self.root} {holds}; pictures end in {', '.join(EXTENSIONS)}.")
-        tops = [path.split("/", 1)[0] if "/" in path else None for path in self.paths]
-        self.classes = sorted({top for top in tops if top is not None})
-        if None in tops or len(self.classes) < 2:
-            self.classes = []
-        number = {name: label for label, name in enumerate(self.classes)}
-        self.labels = [number[top] for top in tops if top is not None] if self.classes else None
-        self._find_one_readable()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
+        root = Path(root)
+        super().__init__(root, *self.find(root), channels)
+        self.find_one_readable()
 
     def read(self, index: int) -> dict[str, Tensor]:
-        try:
-            with open(self.root / self.paths[index], "rb") as file:
-                return {"image": decode(file, self.channels)}
-        except OSError as error:
-            raise BrokenSample(f"cannot be opened ({error.strerror or type(error).__name__})") from error
-
-    def _find_one_readable(self) -> None:
-        reasons = []
-        for index in range(min(len(self), _PROBES)):
-            try:
-                self.read(index)
-                return
-            except BrokenSample as error:
-                reasons.append(error.reason)
-        raise UserError(
-            f"The folder {self.root} holds no readable picture: {len(reasons)} of {len(self)} files were tried, "
-            f"and the first, {self.name(0)}, {reasons[0]}."
-        )
+        with opened(self.root / self.paths[index]) as file:
+            return {"image": decode(file, self.channels)}
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -161,6 +205,9 @@ class Subset:
     def read(self, index: int) -> dict[str, Tensor]:
         return self.source.read(self.indices[index])
 
+    def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
+        return read_slots(self.source, self.indices[index], keys)
+
 
 def subset(source: Source, indices: Sequence[int]) -> Subset:
     """The samples at `indices` as a source of their own."""
@@ -192,19 +239,32 @@ def open_source(path: str | Path, split: str | None = None, channels: int | None
 
     Raises UserError when the path, the split or a readable picture is missing.
     """
-    if split not in (None, "train", "test"):
-        raise ValueError(f"split must be 'train', 'test' or None, not {split!r}.")
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
-        return idx_source(root, split or "train", channels)
+        return idx_source(root, _checked(split) or "train", channels)
+    return FolderSource(part_of(root, split), channels or 3)
+
+
+def part_of(root: Path, split: str | None) -> Path:
+    """The sub-folder that is one split of a folder (see `open_source`), or the folder itself when it has no parts.
+
+    Raises NoTestPart when the test part is asked for and there is none.
+    """
+    _checked(split)
     folders = {
         part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in SPLIT_FOLDERS.items()
     }
     if None not in folders.values():
-        return FolderSource(folders[split or "train"] or root, channels or 3)
+        return folders[split or "train"] or root
     if split == "test":
-        raise NoTestPart(f"{root} has no test part: make the sub-folders train and val, or hold pictures out of it.")
-    return FolderSource(root, channels or 3)
+        raise NoTestPart(f"{root} has no test part: make the sub-folders train and val, or hold samples out of it.")
+    return root
+
+
+def _checked(split: str | None) -> str | None:
+    if split not in (None, "train", "test"):
+        raise ValueError(f"split must be 'train', 'test' or None, not {split!r}.")
+    return split
 
 
 def idx_source(root: Path, split: str = "train", channels: int | None = None) -> ArraySource:

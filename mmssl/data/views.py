@@ -1,4 +1,8 @@
-"""Views: raw pictures of any size to a batch of one size, as pure functions of the pictures and the noise's keys."""
+"""Views: raw pictures and clips of any size to a batch of one size, as pure functions of them and the noise's keys.
+
+A sample holds any spatial media under any names, `image` [C, H, W] or `video` [C, T, H, W], all of one height and
+width. Everything that one sample holds is cut alike, so that frames, pairs of frames and aligned maps stay aligned.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -22,6 +26,9 @@ TRIES = 10
 NUMBERS = 2 * TRIES + 3
 SMALL = 64
 LONGEST = 4
+# In quarters of the room down and across.
+_PLACES = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]
+Piece = tuple[slice | list[int], Tensor]  # rows of a batch, and what they are
 
 
 class Keys(NamedTuple):
@@ -35,15 +42,15 @@ class Keys(NamedTuple):
 
 @runtime_checkable
 class View(Protocol):
-    """Turns samples into a batch; `samples` is read once, in the order of the keys, one picture in memory at a time."""
+    """Turns samples into a batch; `samples` is read once, in the order of the keys, one of them in memory at a time."""
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]: ...
 
 
 class Cut(NamedTuple):
-    """Where the pixels come from: a box of the picture, resized, then a square window of that, maybe mirrored.
+    """Where the pixels come from: a box of the frame, resized, then a square window of that, maybe mirrored.
 
-    int64 [n] (flip: bool [n]), one entry a picture.
+    int64 [n] (flip: bool [n]), one entry a sample.
     """
 
     top: np.ndarray
@@ -64,7 +71,9 @@ class TrainView:
     Box areas are uniform in `scale` (shares of the picture) and aspects log-uniform in `ratio`: torchvision's
     distribution, with its ten tries and its central fallback. uint8 stays uint8; floating point stays float32 and may
     overshoot its range by the filter's ringing; a batch with both kinds becomes float32 0-1. `views` of the same
-    sample come as `image`, `image.1`, ..., view k drawn from the stream "view/k". Each is [B, C, size, size].
+    sample come as `image`, `image.1`, ..., view k drawn from the stream "view/k"; samples that hold such names
+    themselves (pairs of frames) raise UserError then. Pictures come as [B, C, size, size], clips as
+    [B, C, T, size, size].
     """
 
     size: int
@@ -85,8 +94,11 @@ class TrainView:
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
         noises = [draw_numbers(f"view/{view}", keys) for view in range(self.views)]
-        pictures = render(samples, self.size, [partial(self._cut, noise) for noise in noises])
-        return {f"image.{view}" if view else "image": picture for view, picture in enumerate(pictures)}
+        views = render(samples, self.size, [partial(self._cut, noise) for noise in noises])
+        taken = [name for name in views[0] if "." in name]
+        if self.views > 1 and taken:
+            raise UserError(f"views={self.views} cannot be named: the samples hold {taken[0]} already; take views=1.")
+        return {f"{name}.{k}" if k else name: batch for k, view in enumerate(views) for name, batch in view.items()}
 
     def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
         numbers = noise[rows]
@@ -111,7 +123,7 @@ class EvalView:
             raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
-        return {"image": render(samples, self.size, [self._cut])[0]}
+        return render(samples, self.size, [self._cut])[0]
 
     def _cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
         shorter = min(height, width)
@@ -121,6 +133,37 @@ class EvalView:
         resized = [target * side // shorter for side in box]
         window = [round((side - self.size) / 2) for side in resized]
         return Cut(*(np.full(len(rows), value) for value in (*start, *box, *resized, *window, False)))
+
+
+@dataclass(frozen=True)
+class MultiScaleView:
+    """Boxes of a few fixed sizes and places, resized to `size` pixels square, without flips: VideoMAE's crops.
+
+    Height and width of a box are the shorter side times one of `scales` each, at most one step of the list apart; it
+    lies at one of thirteen places: corners, middles of the sides, centre, and half way to the corners. Source: the
+    GroupMultiScaleCrop of Wang et al., "Temporal Segment Networks" (ECCV 2016), in VideoMAE's code with these scales.
+    """
+
+    size: int
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise UserError(f"size must be at least 1 and scales in (0, 1], not {self.size} and {self.scales}.")
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        return render(samples, self.size, [partial(self._cut, draw_numbers("view/0", keys))])[0]
+
+    def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
+        shorter, count = min(height, width), len(self.scales)
+        pairs = [(i, j) for i in range(count) for j in range(count) if abs(i - j) <= 1]
+        chosen = np.array(pairs)[(noise[rows, 0] * len(pairs)).astype(int)]
+        sides = (shorter * np.array(self.scales)).astype(np.int64)
+        box_height, box_width = sides[chosen[:, 0]], sides[chosen[:, 1]]
+        quarters = np.array(_PLACES)[(noise[rows, 1] * len(_PLACES)).astype(int)]
+        top, left = quarters[:, 0] * ((height - box_height) // 4), quarters[:, 1] * ((width - box_width) // 4)
+        size, zero = np.full_like(top, self.size), np.zeros_like(top)
+        return Cut(top, left, box_height, box_width, size, size, zero, zero, zero.astype(bool))
 
 
 def draw_numbers(stream: str, keys: Keys) -> Float64[np.ndarray, "batch numbers"]:
@@ -162,30 +205,53 @@ def random_boxes(
 
 def render(
     samples: Iterable[dict[str, Tensor]], size: int, cuts: Sequence[Callable[[Sequence[int], int, int], Cut]]
-) -> list[Tensor]:
-    """One batch [B, C, size, size] for each of `cuts`, which gives the Cut of some rows' pictures of one size.
+) -> list[dict[str, Tensor]]:
+    """The samples' media [C, ..., H, W] as batches [B, C, ..., size, size] by name, once for each of `cuts`, which
+    gives the Cut of some rows' samples of one height and width.
 
-    How a picture is resampled depends on its own size and `size`, so no other picture in the batch changes a pixel.
+    How something is resampled depends on its own size and `size`, so nothing else in the batch changes a pixel.
+    Raises UserError when a sample's media differ in height or width, or the samples in what they hold.
     """
-    pieces: list[list[tuple[slice | list[int], Tensor]]] = [[] for _ in cuts]
-    small: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
+    pieces: list[dict[str, list[Piece]]] = [defaultdict(list) for _ in cuts]
+    small: dict[tuple[str, torch.Size], list[tuple[int, Tensor]]] = defaultdict(list)
+    names: list[str] = []
     count = 0
     for row, sample in enumerate(samples):
-        picture, count = sample["image"], row + 1
-        if picture.dtype == torch.uint8 and max(*picture.shape[1:], size) <= SMALL:
-            small[picture.shape].append((row, picture))
+        names, count = names or list(sample), row + 1
+        height, width = _extent(sample, names)
+        large = []
+        for name, medium in sample.items():
+            if medium.dtype == torch.uint8 and max(height, width, size) <= SMALL:
+                small[name, medium.shape].append((row, medium))
+            else:
+                large.append((name, medium))
+        if not large:
             continue
         for made, cut in zip(pieces, cuts, strict=True):
-            made.append((slice(row, count), _resample(picture, size, cut([row], *picture.shape[1:]))))
-    for shape, members in small.items():
+            where = cut([row], height, width)
+            for name, medium in large:
+                made[name].append((slice(row, count), _resample(medium, size, where)))
+    for (name, shape), members in small.items():
         rows = [row for row, _ in members]
-        stack = torch.stack([picture for _, picture in members])
+        stack = torch.stack([medium for _, medium in members])
         for made, cut in zip(pieces, cuts, strict=True):
-            made.append((rows, _resample_stack(stack, size, cut(rows, *shape[1:]))))
-    return [_assemble(made, count) for made in pieces]
+            made[name].append((rows, _resample_stack(stack, size, cut(rows, *shape[-2:]))))
+    return [{name: _assemble(made[name], count) for name in names} for made in pieces]
 
 
-def _assemble(pieces: list[tuple[slice | list[int], Tensor]], count: int) -> Tensor:
+def _extent(sample: dict[str, Tensor], names: list[str]) -> tuple[int, int]:
+    """The height and width common to all that a sample holds, which must be what the others hold."""
+    if sample.keys() != set(names):
+        raise UserError(f"One sample holds {', '.join(names)} and another {', '.join(sample)}; all must hold the same.")
+    extents = {tuple(medium.shape[-2:]) for medium in sample.values()}
+    if len(extents) > 1:
+        shapes = ", ".join(f"{name} {list(medium.shape)}" for name, medium in sample.items())
+        raise UserError(f"A sample's media are cut alike and must agree in height and width, unlike {shapes}.")
+    height, width = extents.pop()
+    return height, width
+
+
+def _assemble(pieces: list[Piece], count: int) -> Tensor:
     if len(pieces) == 1:
         return pieces[0][1]
     floating = any(piece.is_floating_point() for _, piece in pieces)
@@ -195,23 +261,25 @@ def _assemble(pieces: list[tuple[slice | list[int], Tensor]], count: int) -> Ten
     return batch
 
 
-def _resample(picture: Tensor, size: int, cut: Cut) -> Tensor:
+def _resample(medium: Shaped[Tensor, "c *extra h w"], size: int, cut: Cut) -> Shaped[Tensor, "1 c *extra s s"]:
     top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
-    box = picture[None, :, top : top + height, left : left + width]
+    frames = medium[None].movedim(1, -3)  # [1, *extra, C, H, W]: decoders give the channel fastest, torch's fast path
+    box = frames.flatten(0, -4)[..., top : top + height, left : left + width]
     if (height, width) != (new_height, new_width):
         box = interpolate(box, (new_height, new_width), mode="bicubic", antialias=True)
-    window = box[:, :, y : y + size, x : x + size]
+    window = box[..., y : y + size, x : x + size].unflatten(0, frames.shape[:-3]).movedim(-3, 1)
     return (window.flip(-1) if flip else window).contiguous()
 
 
-def _resample_stack(stack: Tensor, size: int, cut: Cut) -> Tensor:
-    """Small pictures of one size in two batched matrix products, where a call a picture would cost more than the work.
+def _resample_stack(stack: UInt8[Tensor, "n c *extra h w"], size: int, cut: Cut) -> UInt8[Tensor, "n c *extra s s"]:
+    """Small media of one size in two batched matrix products, where a call each would cost more than the work.
 
     Values are integers below 2**8, weights are multiples of 2**-14 and sum to one: every partial sum is exact in
     float32, so the order in which a BLAS adds cannot change a pixel. NumPy, because its products heed no autocast and
     no reduced-precision setting.
     """
-    count, channels, height, width = stack.shape
+    planes = stack.flatten(1, -3)
+    count, channels, height, width = planes.shape
     down = np.stack([cut.top, cut.height, cut.new_height, cut.window_top], 1).tolist()
     across = np.stack([cut.left, cut.width, cut.new_width, cut.window_left], 1).tolist()
     batch = np.empty((count, channels, size, size), np.uint8)
@@ -220,10 +288,10 @@ def _resample_stack(stack: Tensor, size: int, cut: Cut) -> Tensor:
         part = slice(first, first + at_once)
         rows = np.concatenate([axis_weights(height, *where, size) for where in down[part]])
         columns = np.concatenate([axis_weights(width, *where, size) for where in across[part]])
-        values = stack[part].numpy().astype(np.float32) @ columns.reshape(-1, 1, size, width).swapaxes(2, 3)
+        values = planes[part].numpy().astype(np.float32) @ columns.reshape(-1, 1, size, width).swapaxes(2, 3)
         batch[part] = _to_bytes(rows.reshape(-1, 1, size, height) @ _to_bytes(values))
     batch[cut.flip] = batch[cut.flip][..., ::-1]
-    return torch.from_numpy(batch)
+    return torch.from_numpy(batch).view(*stack.shape[:-2], size, size)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

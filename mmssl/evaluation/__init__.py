@@ -1,21 +1,69 @@
-"""How good is a representation? Features, weighted kNN, linear probe, and the protocol that puts them in one table."""
+"""How good is a representation?
 
+Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
+"""
+
+from mmssl.evaluation.clips import FrameEncoder, average_clips
 from mmssl.evaluation.features import FeatureSet, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
 from mmssl.evaluation.linear_probe import LinearProbe, linear_probe
+from mmssl.evaluation.propagation import (
+    CROPMAE,
+    DINO,
+    Propagation,
+    evaluate_masks,
+    evaluate_points,
+    patch_features,
+    propagate,
+    propagate_masks,
+    propagate_points,
+)
 from mmssl.evaluation.protocol import Row, evaluate, label_budgets, pivot, table
+from mmssl.evaluation.tracking_scores import (
+    MaskMeans,
+    MaskRow,
+    PointRow,
+    boundary_measure,
+    mask_means,
+    mask_rows,
+    mask_table,
+    pck,
+    point_row,
+    region_similarity,
+)
 
 __all__ = [
+    "CROPMAE",
+    "DINO",
     "FeatureSet",
+    "FrameEncoder",
     "LinearProbe",
+    "MaskMeans",
+    "MaskRow",
+    "PointRow",
+    "Propagation",
     "Row",
+    "average_clips",
+    "boundary_measure",
     "effective_rank",
     "evaluate",
+    "evaluate_masks",
+    "evaluate_points",
     "extract",
     "knn",
     "label_budgets",
     "linear_probe",
+    "mask_means",
+    "mask_rows",
+    "mask_table",
+    "patch_features",
+    "pck",
     "pivot",
     "pixels",
+    "point_row",
+    "propagate",
+    "propagate_masks",
+    "propagate_points",
+    "region_similarity",
     "table",
 ]

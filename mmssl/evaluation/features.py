@@ -80,7 +80,7 @@ def extract(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return encoder.features(on_device, pool=pool)
 
-    with torch.no_grad(), _evaluation_mode(encoder):
+    with torch.no_grad(), evaluation_mode(encoder):
         return _collect(batches, embed, names, progress)
 
 
@@ -149,7 +149,8 @@ def _collect(
 
 
 @contextmanager
-def _evaluation_mode(encoder: FeatureEncoder) -> Iterator[None]:
+def evaluation_mode(encoder: FeatureEncoder) -> Iterator[None]:
+    """Every module in evaluation mode, put back as it was afterwards."""
     # One flag a module: a module that its owner froze in evaluation mode must not wake up in training mode.
     modes = [(module, module.training) for module in encoder.modules()]
     try:

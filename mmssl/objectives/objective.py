@@ -30,10 +30,12 @@ class Output:
 class Objective(nn.Module):
     """A pretraining method: `objective(batch, mask=None)` gives an `Output`; `objective.encoder` is what users keep.
 
-    A method is made from one config dataclass, kept as `self.config`; `config_class` names its type.
+    A method is made from one config dataclass, kept as `self.config`; `config_class` names its type. undecayed: names
+    of parameters that get no weight decay beyond the usual rule (see `parameter_groups`).
     """
 
     config_class: ClassVar[type]
+    undecayed: ClassVar[tuple[str, ...]] = ()
     config: Any
     encoder: Encoder
 

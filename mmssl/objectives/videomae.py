@@ -72,6 +72,7 @@ class VideoMAE(PixelObjective):
     """Hide the same places in all frames, encode the visible tubes, decode them and the hidden ones, compare pixels."""
 
     config_class = VideoMAEConfig
+    undecayed = ("decoder.mask_token",)
     norm = "channel"
     raw = True
 

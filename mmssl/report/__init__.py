@@ -2,6 +2,21 @@
 
 from mmssl.report.curves import chart, curves
 from mmssl.report.page import Report
-from mmssl.report.pictures import attention_maps, patch_components, reconstructions
+from mmssl.report.pictures import (
+    attention_maps,
+    clip_reconstructions,
+    patch_components,
+    reconstructions,
+    tracks,
+)
 
-__all__ = ["Report", "attention_maps", "chart", "curves", "patch_components", "reconstructions"]
+__all__ = [
+    "Report",
+    "attention_maps",
+    "chart",
+    "clip_reconstructions",
+    "curves",
+    "patch_components",
+    "reconstructions",
+    "tracks",
+]

@@ -22,24 +22,71 @@ _HIDDEN = 0.5
 # Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
 _HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
 
+# Objects' tints, those of a colour-blind safe palette (Okabe and Ito); the first is the background's and is not used.
+_OBJECTS = (
+    (0.0, 0.0, 0.0),
+    (0.9, 0.6, 0.0),
+    (0.34, 0.71, 0.91),
+    (0.0, 0.62, 0.45),
+    (0.94, 0.89, 0.26),
+    (0.8, 0.47, 0.7),
+)
+
 
 def reconstructions(
     original: Float[Tensor, "pictures channels height width"],
     hidden: Bool[Tensor, "pictures 1 height width"],
     prediction: Float[Tensor, "pictures channels height width"],
     *,
+    beside: Sequence[Float[Tensor, "pictures channels height width"]] = (),
     across: int = 3,
 ) -> bytes:
-    """Triples of masked, reconstructed and original picture, `across` triples in a line. Values are 0-1.
+    """Triples of masked, reconstructed and original picture, `across` triples in a line, behind what the model saw
+    `beside` them. Values are 0-1.
 
     `hidden` marks the pixels the model did not see: grey in the first picture, the prediction's in the second; the
     second shows the original elsewhere, because nothing asks a masked autoencoder to predict what it sees.
     Pictures with neither one nor at least three channels show their first channel; more than three, the first three.
     """
+    columns = [*map(_rgb, beside), *_masked_filled_shown(original, hidden, prediction)]
+    return _png(_grid(list(zip(*map(_tiles, columns), strict=True)), across))
+
+
+def clip_reconstructions(
+    original: Float[Tensor, "clips channels frames height width"],
+    hidden: Bool[Tensor, "clips 1 frames height width"],
+    prediction: Float[Tensor, "clips channels frames height width"],
+) -> bytes:
+    """Three strips a clip, one below the other: masked, reconstructed, original; up to eight frames each."""
+    chosen = torch.linspace(0, original.shape[2] - 1, min(8, original.shape[2])).round().long()
+    lines = []
+    for clip in zip(original, hidden, prediction, strict=True):
+        frames = [values[:, chosen].transpose(0, 1) for values in clip]
+        lines += [_tiles(strip) for strip in _masked_filled_shown(*frames)]
+    return _png(_grid(lines, 1))
+
+
+def tracks(
+    frames: UInt8[Tensor, "frames channels height width"], masks: Sequence[UInt8[Tensor, "frames height width"]]
+) -> bytes:
+    """A strip of at most eight frames for each of `masks` (predicted, true ...), its objects tinted by their ids."""
+    chosen = torch.linspace(0, len(frames) - 1, min(8, len(frames))).round().long()
+    shown, colours = _rgb(frames[chosen].float() / 255), torch.tensor(_OBJECTS)
+    lines = []
+    for ids in masks:
+        mask = ids[chosen].long().cpu()
+        tint = colours[mask % len(colours)].permute(0, 3, 1, 2)
+        lines.append(_tiles(torch.where(mask[:, None] > 0, 0.4 * shown + 0.6 * tint, shown)))
+    return _png(_grid(lines, 1))
+
+
+def _masked_filled_shown(
+    original: Float[Tensor, "pictures channels height width"],
+    hidden: Bool[Tensor, "pictures 1 height width"],
+    prediction: Float[Tensor, "pictures channels height width"],
+) -> list[Float[Tensor, "pictures 3 height width"]]:
     shown = _rgb(original)
-    masked = torch.where(hidden, _HIDDEN, shown)
-    filled = torch.where(hidden, _rgb(prediction), shown)
-    return _png(_grid(list(zip(_tiles(masked), _tiles(filled), _tiles(shown), strict=True)), across))
+    return [torch.where(hidden, _HIDDEN, shown), torch.where(hidden, _rgb(prediction), shown), shown]
 
 
 def patch_components(

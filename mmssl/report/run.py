@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,20 +12,23 @@ import torch
 from jaxtyping import Bool, Float
 from mmssl_kernels import unpatchify
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation import Row
-from mmssl.objectives import MAE
+from mmssl.objectives import PixelObjective, load
 from mmssl.report.page import Report
-from mmssl.report.pictures import attention_maps, patch_components, reconstructions
+from mmssl.report.pictures import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
 from mmssl.tokenizer import Batch
 from mmssl.training import read_metrics
+from mmssl.training.checkpoints import replace_file
 from mmssl.transformer import Attention, Block
 
-PICTURES, ACCURACIES = "pictures.safetensors", "accuracies.json"
+PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
+TRACK_PARTS = ("frames", "predicted", "truth")
+_CLIPS = 4
 
 
 @torch.no_grad()
@@ -48,35 +52,66 @@ def class_attention(encoder: Encoder, batch: Batch) -> Float[Tensor, "batch head
 
 
 @torch.no_grad()
-def draw_pictures(report: Report, objective: MAE, pictures: Tensor) -> None:
-    """Reconstructions, patch features and attention of a trained MAE on some pictures."""
+def draw(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) -> None:
+    """Reconstructions, patch features and, with a class token, attention of a trained method on some media."""
     objective = objective.cpu().eval()
-    batch = {"image": pictures, "sample_id": torch.arange(len(pictures))}
+    name, media = objective.modality.name, {key: zero_to_one(values) for key, values in batch.items()}
+    batch = {**batch, "sample_id": torch.arange(len(batch[name]))}
     out = objective(batch)
-    grid, patch = objective.tokenizer.grid(batch), objective.modality.patch
-    original = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
-    report.heading("What it predicts")
-    report.figure(
-        reconstructions(
-            original,
-            hidden_pixels(out.mask.hide.boolean(out.mask.count), patch, grid),
-            objective.reconstruct(batch, out),
-        ),
-        f"Held-out pictures: {objective.config.mask_ratio:.0%} hidden, what the model predicts there, the original.",
-        name="reconstructions",
+    target = objective.target(batch)[name]
+    hidden = hidden_pixels(
+        out.mask.hide.boolean(out.mask.count), objective.modality.patch, objective.tokenizer.grid(batch)
     )
+    parts = (zero_to_one(target), hidden, objective.reconstruct(batch, out))
+    share = f"{objective.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
+    report.heading("What it predicts")
+    if target.ndim == 5:
+        png, caption = clip_reconstructions(*(part[:_CLIPS] for part in parts)), f"Held-out clips: {share}."
+    else:
+        beside = [values for key, values in media.items() if batch[key] is not target]
+        seen = "what the model sees whole, then the frame to predict: " if beside else ""
+        png, caption = reconstructions(*parts, beside=beside), f"Held-out pictures: {seen}{share}."
+    report.figure(png, caption, name="reconstructions")
     report.heading("What its features say")
-    tokens = objective.encoder(batch)
+    tokens, original = objective.encoder(batch), media[name]
+    patches = tokens.x[:, tokens.prefix :].unflatten(1, objective.tokenizer.grid(batch))
+    if original.ndim == 5:  # one picture a slice of tubes: its first frame
+        original = original[:_CLIPS, :, :: objective.modality.patch[0]].transpose(1, 2).flatten(0, 1)
+        patches = patches[:_CLIPS].flatten(0, 1)
     report.figure(
-        patch_components(original, tokens.x[:, tokens.prefix :].unflatten(1, grid)),
+        patch_components(original, patches),
         "First three principal components of the patch features as red, green, blue: equal colours, similar features.",
         name="features",
     )
-    report.figure(
-        attention_maps(original, class_attention(objective.encoder, batch)),
-        "Where the class token of the last block looks, a picture a head.",
-        name="attention",
-    )
+    if objective.encoder.config.prefix:
+        report.figure(
+            attention_maps(original, class_attention(objective.encoder, batch)),
+            "Where the class token of the last block looks, a picture a head.",
+            name="attention",
+        )
+
+
+def draw_tracks(report: Report, followed: dict[str, Tensor]) -> None:
+    """What `save_tracks` left: the propagated masks over the frames, above the true ones."""
+    report.heading("What it follows")
+    for number in range(len(followed) // 3):
+        frames, predicted, truth = (followed[f"{number}.{part}"] for part in TRACK_PARTS)
+        report.figure(
+            tracks(frames, [predicted, truth]),
+            "The first frame's masks carried on by the similarity of frozen features (above), and the true ones.",
+            name=f"track{number}",
+        )
+
+
+def save_tracks(run_dir: Path, sequences: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Frames uint8 [T, C, H, W], predicted and true masks uint8 [T, H, W] of some sequences, for the report."""
+    parts = {f"{i}.{part}": v.contiguous() for i, all_ in enumerate(sequences) for part, v in zip(TRACK_PARTS, all_)}
+    replace_file(run_dir / TRACKS, save(parts))
+
+
+def zero_to_one(media: Tensor) -> Float[Tensor, "batch channels *axes"]:
+    """uint8 as floats in 0-1; floats as they are."""
+    return media.float() / 255 if media.dtype == torch.uint8 else media
 
 
 def hidden_pixels(
@@ -93,9 +128,12 @@ def write_report(run_dir: Path) -> Path:
     """
     if not (run_dir / "final").is_dir():
         raise UserError(f"{run_dir}: no finished run here (no folder `final`); run the training to its end first")
-    objective = MAE.from_pretrained(run_dir / "final")
+    objective = load(run_dir / "final")
+    if not isinstance(objective, PixelObjective):
+        raise UserError(f"{run_dir}: {type(objective).__name__} predicts no pixels that a report could draw")
     try:
-        pictures = load_file(run_dir / PICTURES)["image"]
+        media = load_file(run_dir / PICTURES)
+        followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
@@ -103,11 +141,13 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(
             f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
         ) from error
-    report = Report(f"{run_dir.name}: masked autoencoder")
+    report = Report(f"{run_dir.name}: {type(objective).__name__}")
     if rows:
         report.heading("What the features are worth")
         report.accuracies(rows)
-    draw_pictures(report, objective, pictures)
+    draw(report, objective, media)
+    if followed:
+        draw_tracks(report, followed)
     report.heading("How it learned")
     report.curves(read_metrics(run_dir))
     report.heading("Settings")

@@ -85,7 +85,7 @@ def train(
     settled = record(settings, {**(context or {}), **where})
 
     objective.to(device).train()
-    groups = parameter_groups(objective, settings.weight_decay)
+    groups = parameter_groups(objective, settings.weight_decay, objective.undecayed)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = adamw(groups, settings.betas, device)
     start, notes = resume(run_dir, objective, optimizer, loader, settled)
@@ -145,7 +145,7 @@ def train(
                         "parts": dict(zip(names, values[1:], strict=True)),
                         "lr": rate,
                         "grad_norm": norm.item(),
-                        "pictures_per_second": busy_steps * settings.batch_size / busy,
+                        "samples_per_second": busy_steps * settings.batch_size / busy,
                         "seen": ledger["seen"],
                         "skipped": len(ledger["skipped"]),
                     }

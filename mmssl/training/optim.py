@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import nn
 ParameterGroup = dict[str, Any]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+def parameter_groups(module: nn.Module, weight_decay: float, undecayed: Collection[str] = ()) -> list[ParameterGroup]:
     """Two groups for an optimizer, one that decays and one that does not; frozen parameters are left out.
 
     Parameters of at most one axis and those whose name ends in `.bias` do not decay, except that names ending in
     `_token` or `_tokens` do: the authors of MAE keep class and mask tokens as 1 x 1 x D, so theirs decay in
-    pretraining (facebookresearch/mae with add_weight_decay of timm 0.3.2).
+    pretraining (facebookresearch/mae with add_weight_decay of timm 0.3.2). Those named in `undecayed` do not.
     """
     decaying: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -24,7 +25,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGr
         if parameter.requires_grad:
             is_token = name.endswith(("_token", "_tokens"))
             decays = is_token or (parameter.ndim > 1 and not name.endswith(".bias"))
-            (decaying if decays else free).append(parameter)
+            (decaying if decays and name not in undecayed else free).append(parameter)
     groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 

@@ -1,0 +1,324 @@
+"""Videos: which frames of a file make a sample, by time, and reading just those through decord, within a time limit.
+
+`VideoSource(root, Clips(frames=16, stride=4), short_side=256)` gives `video` [C, T, H, W], `Pairs()` two frames
+`image` and `image.1`; `TrainView` and `EvalView` cut them as they cut pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from torch import Tensor
+
+from mmssl.data.decode import BrokenSample, first_bytes, opened
+from mmssl.data.source import FileSource, part_of
+from mmssl.data.views import Keys
+from mmssl.errors import UserError
+from mmssl.masking.noise import uniform
+
+T = TypeVar("T")
+MANIFESTS = (".csv", ".jsonl")
+# Container times are rounded (Matroska's to milliseconds) and cameras jitter: a frame that begins within this share of
+# the average interval after the asked time is the one meant.
+TOLERANCE = 0.25
+# decord takes rows of these widths, which FFmpeg pads to 4/3, for pictures of four channels.
+MISREAD_WIDTHS = (8, 12, 16, 24, 48, 72)
+
+
+class Timeline(NamedTuple):
+    """When a video's frames begin, float64 seconds from the first one's start, and the average time between two."""
+
+    starts: Float64[np.ndarray, " frames"]
+    interval: float
+
+    def shown(self, times: Float64[np.ndarray, "slots times"]) -> Int64[np.ndarray, "slots times"]:
+        """The frames on the screen at these times; after the end, the last."""
+        after = np.searchsorted(self.starts, times + TOLERANCE * self.interval, side="right")
+        return np.maximum(after - 1, 0)
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """Which frames of a video are a sample."""
+
+    def times(self, video: Timeline, keys: Keys) -> Float64[np.ndarray, "slots frames"]:
+        """The times of each slot's frames."""
+        ...
+
+    def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
+        """A slot's frames as its sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clips:
+    """{"video": uint8 [C, frames, H, W]}: frames that are `stride` average frame intervals apart in time.
+
+    Frame k is the one shown at start + k * stride * interval, so that a steady video gives exactly every stride-th
+    frame and an unsteady one the frames that a viewer would see then; after the end the last frame repeats. With
+    `spread` 0 the start is random, from the noise's stream "clip"; with `spread` n, draw d gives clip d of n evenly
+    spread ones (n = 1: the centre), for evaluation with `repeats=n`.
+    """
+
+    frames: int = 16
+    stride: int = 4
+    spread: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride < 1 or self.spread < 0:
+            raise UserError(
+                f"Clips need frames and stride of at least 1 and a spread of at least 0, not {self.frames}, "
+                f"{self.stride} and {self.spread}."
+            )
+
+    def times(self, video: Timeline, keys: Keys) -> Float64[np.ndarray, "slots frames"]:
+        places = max(1, len(video.starts) - (self.frames - 1) * self.stride)
+        first = np.floor(_shares("clip", 1, self.spread, keys) * places)
+        return (first + np.arange(self.frames) * self.stride) * video.interval
+
+    def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
+        return {"video": frames.permute(3, 0, 1, 2)}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """{"image": the past, "image.1": the future}, uint8 [C, H, W] both: SiamMAE's pairs of frames.
+
+    The future is the frame shown `gap` seconds after the past one began, uniform in the range given (the default is
+    the paper's 4 to 48 frames at 30 a second), and the past is uniform over what leaves room for it; a video too
+    short for the gap gives its first and last frame. With `spread` n, draw d gives pair d of n evenly spread ones
+    with the middle gap.
+    """
+
+    gap: tuple[float, float] = (4 / 30, 48 / 30)
+    spread: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gap[0] <= self.gap[1] or self.spread < 0:
+            raise UserError(
+                f"Pairs need two ascending gaps in seconds and a spread of at least 0, not {self.gap}, {self.spread}."
+            )
+
+    def times(self, video: Timeline, keys: Keys) -> Float64[np.ndarray, "slots frames"]:
+        shares = _shares("pair", 2, self.spread, keys)
+        middle = 0.5 if self.spread else shares[:, 1:]
+        end = video.starts[-1]
+        gap = np.minimum(self.gap[0] + middle * (self.gap[1] - self.gap[0]), end)
+        past = video.starts[video.shown(shares[:, :1] * (end - gap))]
+        return np.concatenate([past, past + gap], 1)
+
+    def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
+        past, future = frames.permute(0, 3, 1, 2)
+        return {"image": past, "image.1": future}
+
+
+def _shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarray, "slots count"]:
+    """`count` numbers in [0, 1) a slot: the noise's, or the middle of the draw-th of `spread` equal parts."""
+    seed, sample_id, epoch, draw = keys
+    if spread:
+        return (((draw % spread).double() + 0.5) / spread)[:, None].expand(-1, count).numpy()
+    return uniform(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).double().numpy()
+
+
+class VideoSource(FileSource):
+    """The videos of a folder or a manifest, read through decord (`pip install decord2`) as `clips` samples them.
+
+    root: a folder, whose MP4, M4V, MOV, AVI, MKV and WebM files, at any depth, are taken in the order of their paths
+        (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
+        to the manifest, and optionally `label`, the class's name.
+    channels: 3 (RGB) or 1 (grey, as Pillow's "L").
+    short_side: frames are decoded at this many pixels on the shorter side (FFmpeg's bicubic filter, antialiased; the
+        other side as the aspect asks, within two pixels), never larger than they are; None leaves their size.
+    time_limit: seconds that reading one file may take, for all clips drawn of it. What takes longer is broken; the
+        thread that reads it is abandoned, and goes on using a core if the decoder hangs for good.
+
+    All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
+    that are cut short give the frames they have where their container allows, and are BrokenSample otherwise; so are
+    MKV and WebM files of one single frame, which decord refuses.
+
+    Raises UserError when decord or the root is missing, the manifest is wrong, or no video can be read.
+    """
+
+    kind = "video"
+    extensions = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+
+    def __init__(
+        self,
+        root: str | Path,
+        clips: Sampling,
+        *,
+        channels: int = 3,
+        short_side: int | None = None,
+        time_limit: float = 30.0,
+    ) -> None:
+        if channels not in (1, 3) or (short_side is not None and short_side < 1) or time_limit <= 0:
+            raise UserError(
+                f"Videos have 1 or 3 channels, not {channels}; short_side={short_side} and time_limit={time_limit} "
+                "must be above 0."
+            )
+        import_decord()
+        root = Path(root)
+        manifest = root.suffix.lower() in MANIFESTS and root.is_file()
+        super().__init__(root.parent if manifest else root, *(read_manifest if manifest else self.find)(root), channels)
+        self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self.find_one_readable()
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """What evaluation takes as draw 0."""
+        zero = torch.zeros(1, dtype=torch.int64)
+        return next(self.draw(index, Keys(0, torch.tensor([index]), zero, zero)))
+
+    def draw(self, index: int, keys: Keys) -> Iterator[dict[str, Tensor]]:
+        """One sample for each of the slots of `keys`, from one pass over the file; raises BrokenSample."""
+        frames, chosen = within(self.time_limit, lambda: self._frames(index, keys))
+        return (self.clips.sample(pick(frames, rows)) for rows in chosen.tolist())
+
+    def _frames(
+        self, index: int, keys: Keys
+    ) -> tuple[UInt8[Tensor, "frames height width channels"], Int64[Tensor, "slots frames_of_one"]]:
+        """The frames that the slots need, each once, and which of them make which slot."""
+        path = self.root / self.paths[index]
+        with opened(path) as file:
+            first_bytes(file, 1)
+        try:
+            reader = self._open(index, path)
+            video = timeline(reader.get_frame_timestamp(range(len(reader))))
+            shown = video.shown(self.clips.times(video, keys))
+            needed, chosen = np.unique(shown, return_inverse=True)
+            frames = torch.from_numpy(reader.get_batch(needed).asnumpy())
+        except (BrokenSample, UserError, MemoryError):
+            raise
+        except Exception as error:  # decord's own, RuntimeError and AssertionError
+            raise BrokenSample(reason_of(error)) from None
+        return frames if self.channels == 3 else grey(frames), torch.from_numpy(chosen.reshape(shown.shape))
+
+    def _open(self, index: int, path: Path) -> Any:
+        """A reader that resizes as it decodes; a file's size is learned at its first opening."""
+        decord = import_decord()
+        if index not in self._sizes:
+            height, width = decord.VideoReader(str(path), num_threads=1).next().shape[:2]
+            shrink = min(1.0, (self.short_side or height) / min(height, width))
+            height, width = max(1, round(shrink * height)), max(1, round(shrink * width))
+            self._sizes[index] = height, width + 2 * (width in MISREAD_WIDTHS)
+        height, width = self._sizes[index]
+        return decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+
+
+def open_videos(
+    path: str | Path,
+    split: str | None,
+    clips: Sampling,
+    *,
+    channels: int = 3,
+    short_side: int | None = None,
+    time_limit: float = 30.0,
+) -> VideoSource:
+    """The `split` of a folder of videos ("train", "test" or None, see `open_source`), or of a manifest, which has no
+    parts; the rest as in VideoSource.
+    """
+    part = part_of(Path(path), split)
+    return VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit)
+
+
+def read_manifest(path: Path) -> tuple[list[str], list[str] | None]:
+    """(paths, labels) of a .csv or .jsonl file, labels None where no row has one; UserError when it is not such."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".csv":
+                rows: list[dict[str, Any]] = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        paths = [str(row["path"]) for row in rows]
+        given = [row.get("label") for row in rows]
+    except KeyError:
+        raise UserError(f'The manifest {path} has rows without "path"; name each video\'s file there.') from None
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+    labels = [str(label) for label in given if label not in (None, "")]
+    if not paths or (labels and len(labels) < len(paths)):
+        problem = f"labels {len(labels)} of its {len(paths)} videos; label all or none" if paths else "lists no video"
+        raise UserError(f"The manifest {path} {problem}.")
+    return paths, labels or None
+
+
+def timeline(stamps: np.ndarray) -> Timeline:
+    """The timeline of decord's (start, end) a frame, in seconds; raises BrokenSample when time does not go on."""
+    starts = stamps[:, 0].astype(np.float64)
+    starts -= starts[0]
+    interval = float(starts[-1]) / max(1, len(starts) - 1)
+    if not (np.diff(starts) >= 0).all() or (len(starts) > 1 and interval <= 0):
+        raise BrokenSample("has frames whose times are missing or run backwards")
+    return Timeline(starts, interval)
+
+
+def pick(frames: UInt8[Tensor, "frames h w c"], rows: list[int]) -> UInt8[Tensor, "frames_of_one h w c"]:
+    """These rows; where they follow one another, as a lone clip's do, without a copy, which costs as much as a cut."""
+    run = range(rows[0], rows[0] + len(rows))
+    return frames[run.start : run.stop] if rows == list(run) else frames[rows]
+
+
+def grey(frames: UInt8[Tensor, "frames height width 3"]) -> UInt8[Tensor, "frames height width 1"]:
+    """ITU-R 601's luma in Pillow's fixed-point weights, so that a frame is as grey as the same picture."""
+    red, green, blue = frames.to(torch.int32).unbind(-1)
+    return (red * 19595 + green * 38470 + blue * 7471 + 2**15 >> 16).to(torch.uint8)[..., None]
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises; BrokenSample, its thread abandoned, once it has taken longer than `seconds`.
+
+    No reader outlives the thread, not even in the traceback of an exception: decord keeps pools of buffers by thread,
+    and a reader that is collected in a forked process ends that process, its own decoding thread being missing there.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            error.__cause__ = error.__context__ = None
+            errors.append(error.with_traceback(None))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise BrokenSample(f"took longer than {seconds:g} s to decode")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def reason_of(error: Exception) -> str:
+    """decord's complaint as a phrase that follows the file's name."""
+    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error)).strip().split("\n")[0]
+    if text.startswith("Error reading"):
+        return "is no video: its content is none of MP4, AVI, MKV or WebM, or is cut short before its index"
+    if "cannot find video stream" in text:
+        return "holds no video stream"
+    return f"cannot be decoded ({text.rstrip('.') or type(error).__name__})"
+
+
+def import_decord() -> ModuleType:
+    """decord, which with FFmpeg is told to be quiet when nobody has imported it before; UserError if it is missing."""
+    known = "decord" in sys.modules
+    try:
+        import decord
+    except ImportError as error:
+        raise UserError(f"Videos are read through decord ({error}); pip install decord2.") from error
+    if not known:
+        decord.logging.set_level(decord.logging.QUIET)
+    return decord

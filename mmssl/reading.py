@@ -1,0 +1,22 @@
+"""How media are read for a frozen encoder: what `mmssl embed` and `mmssl evaluate` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Batches, pooling, and which clips of a video."""
+
+    pool: Literal["mean", "class"] = "mean"
+    batch_size: int = 64
+    workers: int = 2
+    device: str = "auto"
+    clips: int = 1
+    """Clips of each video, evenly spread; their features are averaged."""
+    stride: int = 4
+    """From one frame of a clip to the next, in the video's average frame intervals."""
+    frames: int = 0
+    """Ask a model of pictures about videos: frames of a clip, whose features are joined."""

@@ -1,0 +1,633 @@
+"""Videos: the right frames by time, decoded once, cut alike; broken files are counted and nothing ever hangs."""
+
+import gc
+import importlib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmssl.data import (
+    BrokenSample,
+    Clips,
+    EvalView,
+    Keys,
+    Ledger,
+    Loader,
+    NoTestPart,
+    Pairs,
+    TrainView,
+    VideoSource,
+    evaluation_batches,
+    hold_out,
+    open_videos,
+    subset,
+)
+from mmssl.data import video as videos
+from mmssl.data.video import TOLERANCE, Timeline, grey
+from mmssl.errors import UserError
+
+STEP = 5  # grey levels from one frame to the next, so that a frame's number can be read from its pixels
+CODECS = {".mp4": "libx264", ".avi": "mpeg4", ".mkv": "ffv1", ".webm": "libvpx"}
+
+
+def film(path, count=40, fps=30, size=(32, 64), pts=None, codec=None, picture=None, options=None):
+    """A video of flat frames, the k-th of grey level 5 k, or of one `picture` all the time; pts in frames."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = codec or CODECS[path.suffix]
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = size if picture is None else picture.shape[:2]
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        stream.gop_size, stream.bit_rate = 12, 4_000_000
+        if codec == "libvpx":
+            stream.options = {"cpu-used": "8", "deadline": "realtime"}
+        for number in range(count):
+            array = np.full((*size, 3), number * STEP % 256, np.uint8) if picture is None else picture
+            frame = av.VideoFrame.from_ndarray(array, "rgb24")
+            frame.pts, frame.time_base = number if pts is None else pts[number], Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(video):
+    """The frames' numbers [T] of a clip [C, T, H, W], or the number of a picture [C, H, W]."""
+    levels = video.float().mean((0, -2, -1)) / STEP
+    assert (levels - levels.round()).abs().max() < 0.3
+    return levels.round().long().tolist()
+
+
+def keys(index=0, count=1, seed=0, epoch=0, draws=None):
+    rows = torch.full((count,), index)
+    draw = torch.arange(count) if draws is None else torch.tensor(draws)
+    return Keys(seed, rows, torch.full_like(rows, epoch), draw)
+
+
+def steady(count, fps=30.0):
+    return Timeline(np.arange(count) / fps, 1 / fps)
+
+
+def noise_picture(height=70, width=96, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def truncated(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Two classes, every container, and one broken file among six."""
+    root = tmp_path_factory.mktemp("tree")
+    for number, suffix in enumerate(CODECS):
+        film(root / ("cat" if number % 2 else "dog") / f"{number}{suffix}")
+    film(root / "cat" / "short.mkv", count=5)
+    (root / "dog" / "words.mp4").write_text("these are words, whatever the name")
+    return root
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """The files that decord opens, in order."""
+    import decord
+
+    opened = []
+
+    class Counting(decord.VideoReader):
+        def __init__(self, uri, **options):
+            opened.append(Path(uri).name)
+            super().__init__(uri, **options)
+
+    monkeypatch.setattr(decord, "VideoReader", Counting)
+    return opened
+
+
+# Which frames
+
+
+@given(count=st.integers(1, 200), frames=st.integers(1, 20), stride=st.integers(1, 6), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_a_steady_video_gives_every_stride_th_frame_and_then_its_last(count, frames, stride, seed):
+    """Whatever the rounding of the container's times, here to milliseconds."""
+    for fps in (15, 30000 / 1001, 60, 200):
+        starts = np.round(np.arange(count) / fps, 3)
+        timeline = Timeline(starts, starts[-1] / max(1, count - 1))
+        shown = timeline.shown(Clips(frames, stride).times(timeline, keys(count=3, seed=seed)))
+        assert shown.shape == (3, frames)
+        room = max(1, count - (frames - 1) * stride)
+        assert (shown[:, 0] < room).all()
+        assert (shown == np.minimum(shown[:, :1] + np.arange(frames) * stride, count - 1)).all()
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 60))
+@settings(max_examples=60, deadline=None)
+def test_an_unsteady_video_gives_the_frames_on_the_screen_at_the_times(seed, count):
+    starts = np.concatenate([[0.0], np.random.default_rng(seed).exponential(1.0, count - 1).cumsum()])
+    timeline = Timeline(starts, starts[-1] / (count - 1))
+    times = Clips(4, 2).times(timeline, keys(seed=seed))
+    ahead = times + TOLERANCE * timeline.interval
+    for time_, index in zip(ahead[0], timeline.shown(times)[0], strict=True):
+        assert index == max(k for k in range(count) if starts[k] <= time_)
+
+
+def test_every_start_comes_and_starts_are_uniform():
+    first = steady(20).shown(Clips(4, 4).times(steady(20), keys(count=4000)))[:, 0]
+    counts = np.bincount(first, minlength=8)
+    assert len(counts) == 8
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
+
+
+def test_evaluation_takes_the_centre_or_evenly_spread_clips():
+    assert steady(21).shown(Clips(5, 2, spread=1).times(steady(21), keys())).tolist() == [[6, 8, 10, 12, 14]]
+    spread = steady(41).shown(Clips(2, 1, spread=4).times(steady(41), keys(count=4)))
+    assert spread[:, 0].tolist() == [5, 15, 25, 35]
+    every = steady(8).shown(Clips(1, 1, spread=8).times(steady(8), keys(count=8)))
+    assert every[:, 0].tolist() == list(range(8))
+    middle = Pairs((0.2, 0.4), spread=1).times(steady(61), keys())
+    assert middle[0, 1] - middle[0, 0] == pytest.approx(0.3)
+    assert middle.mean() == pytest.approx(1.0, abs=0.02)
+
+
+@given(fps=st.sampled_from([15, 25, 30, 60]), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_the_gap_of_a_pair_is_in_seconds_at_every_frame_rate(fps, seed):
+    timeline = steady(10 * fps, fps)
+    times = Pairs().times(timeline, keys(count=200, seed=seed))
+    gaps = times[:, 1] - times[:, 0]
+    assert (gaps >= 4 / 30 - 1e-9).all() and (gaps <= 48 / 30 + 1e-9).all()
+    assert gaps.min() < 0.3 and gaps.max() > 1.4
+    past, future = timeline.shown(times).T
+    assert (np.abs((future - past) / fps - gaps) <= 1 / fps).all()
+    assert (times[:, 1] <= timeline.starts[-1] + 1 / fps).all()
+    assert past.min() < fps and past.max() > 7 * fps
+
+
+def test_a_video_too_short_for_the_gap_gives_its_ends():
+    assert steady(3).shown(Pairs().times(steady(3), keys(count=5))).tolist() == [[0, 2]] * 5
+    assert steady(1).shown(Pairs().times(steady(1), keys(count=2))).tolist() == [[0, 0]] * 2
+    gaps = np.ptp(steady(16).shown(Pairs().times(steady(16), keys(count=300))), 1)
+    assert (gaps.min(), gaps.max()) == (4, 15)
+
+
+@pytest.mark.parametrize("wrong", [lambda: Clips(0), lambda: Clips(4, 0), lambda: Clips(spread=-1)])
+def test_wrong_clips_are_refused(wrong):
+    with pytest.raises(UserError, match="Clips need"):
+        wrong()
+
+
+def test_wrong_pairs_and_sources_are_refused(tree):
+    with pytest.raises(UserError, match="two ascending gaps"):
+        Pairs((0.5, 0.1))
+    for options in ({"channels": 4}, {"short_side": 0}, {"time_limit": 0.0}):
+        with pytest.raises(UserError, match="1 or 3 channels"):
+            VideoSource(tree, Clips(), **options)
+
+
+# Reading files
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_every_container_gives_the_frames_asked_for(tmp_path, suffix):
+    film(tmp_path / f"a{suffix}")
+    source = VideoSource(tmp_path, Clips(5, 3))
+    for seed in range(4):
+        (sample,) = source.draw(0, keys(seed=seed))
+        clip = sample["video"]
+        assert (clip.dtype, clip.shape) == (torch.uint8, (3, 5, 32, 64))
+        first = numbers(clip)[0]
+        assert numbers(clip) == [first + 3 * k for k in range(5)]
+    late = numbers(VideoSource(tmp_path, Clips(4, 1, spread=40)).read(0)["video"])
+    assert late == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_variable_frame_rate_goes_by_time(tmp_path, suffix):
+    """Twenty frames a thirtieth apart, then twenty a third apart: 17 frames stretch over the whole film's time."""
+    pts = [*range(20), *range(20, 220, 10)]
+    film(tmp_path / f"a{suffix}", pts=pts)
+    interval = pts[-1] / 39
+    chosen = numbers(VideoSource(tmp_path, Clips(13, 3, spread=1)).read(0)["video"])
+    begin = round((39 - 36) / 2 + 0.5) * interval
+    wanted = begin + 3 * interval * np.arange(13) + TOLERANCE * interval
+    assert chosen == [max(k for k in range(40) if pts[k] <= time_) for time_ in wanted]
+    assert sum(number < 20 for number in chosen) < 4
+
+
+def test_a_short_clip_repeats_its_last_frame(tmp_path):
+    film(tmp_path / "a.mp4", count=5)
+    assert numbers(VideoSource(tmp_path, Clips(6, 2)).read(0)["video"]) == [0, 2, 4, 4, 4, 4]
+    film(tmp_path / "b" / "one.mp4", count=1)
+    assert numbers(VideoSource(tmp_path / "b", Clips(3, 2)).read(0)["video"]) == [0, 0, 0]
+    pair = VideoSource(tmp_path / "b", Pairs()).read(0)
+    assert torch.equal(pair["image"], pair["image.1"])
+
+
+def test_a_pair_is_two_pictures_of_one_video(tmp_path):
+    film(tmp_path / "a.mkv", count=50, fps=15)
+    pairs = list(VideoSource(tmp_path, Pairs()).draw(0, keys(count=30)))
+    assert {(name, value.dtype, tuple(value.shape)) for pair in pairs for name, value in pair.items()} == {
+        (name, torch.uint8, (3, 32, 64)) for name in ("image", "image.1")
+    }
+    gaps = [numbers(pair["image.1"][:, None])[0] - numbers(pair["image"][:, None])[0] for pair in pairs]
+    assert min(gaps) >= 2 and max(gaps) <= 24 and len(set(gaps)) > 8
+
+
+def test_frames_are_decoded_at_the_size_asked_for_and_never_enlarged(tmp_path):
+    film(tmp_path / "a.mkv", size=(120, 200))
+    for short_side, shape in ((60, (60, 100)), (30, (30, 50)), (None, (120, 200)), (500, (120, 200))):
+        clip = VideoSource(tmp_path, Clips(4, 2, 1), short_side=short_side).read(0)["video"]
+        assert clip.shape == (3, 4, *shape)
+        assert numbers(clip) == [17, 19, 21, 23]
+
+
+@pytest.mark.parametrize("width", videos.MISREAD_WIDTHS)
+def test_widths_that_decord_misreads_are_readable(tmp_path, width):
+    film(tmp_path / "a.mkv", size=(32, width), count=3)
+    assert numbers(VideoSource(tmp_path, Clips(3, 1)).read(0)["video"]) == [0, 1, 2]
+
+
+def test_a_telephones_rotation_is_applied(tmp_path):
+    """The display matrix in an MP4's track header, as a telephone held upright writes it."""
+    picture = np.zeros((64, 128, 3), np.uint8)
+    picture[:32, :64] = 250
+    path = film(tmp_path / "a.mp4", count=3, picture=picture)
+    one = (1 << 16).to_bytes(4, "big")
+    none, minus, last = bytes(4), (-(1 << 16)).to_bytes(4, "big", signed=True), (1 << 30).to_bytes(4, "big")
+    header = path.read_bytes()
+    place = header.index(b"".join([one, none, none, none, one, none, none, none, last]), header.index(b"tkhd"))
+    turned = b"".join([none, one, none, minus, none, none, (64 << 16).to_bytes(4, "big"), none, last])
+    path.write_bytes(header[:place] + turned + header[place + 36 :])
+    clip = VideoSource(tmp_path, Clips(1, 1)).read(0)["video"]
+    assert clip.shape == (3, 1, 128, 64)
+    quarters = [clip[:, 0, a : a + 40, b : b + 20].float().mean() > 125 for a in (10, 74) for b in (6, 38)]
+    assert quarters == [False, True, False, False]
+
+
+def test_grey_is_pillows(tmp_path):
+    picture = noise_picture()
+    expected = np.array(Image.fromarray(picture).convert("L"))
+    assert np.array_equal(grey(torch.from_numpy(picture)[None])[0, ..., 0], expected)
+    film(tmp_path / "a.mkv", count=2, picture=picture)
+    source = VideoSource(tmp_path, Clips(2, 1), channels=1)
+    assert source.channels == 1
+    assert np.array_equal(source.read(0)["video"], np.stack([expected] * 2)[None])
+
+
+# Views
+
+
+@pytest.mark.parametrize("size", [(40, 64), (70, 96)])
+def test_all_that_a_sample_holds_is_cut_alike_and_as_a_picture_would_be(tmp_path, size):
+    """A still film: every frame of a clip, and both of a pair, must come out as the one picture does."""
+    picture = noise_picture(*size)
+    film(tmp_path / "a.mkv", count=9, picture=picture)
+    clip, pair = (VideoSource(tmp_path, clips).read(0) for clips in (Clips(3, 2), Pairs()))
+    still = {"image": torch.from_numpy(picture).permute(2, 0, 1)}
+    for view in (TrainView(32), EvalView(32)):
+        rows = keys(count=8)
+        expected = view([still] * 8, rows)["image"]
+        made = view([clip] * 8, rows)["video"]
+        assert (made.dtype, made.shape) == (torch.uint8, (8, 3, 3, 32, 32))
+        assert made.is_contiguous()
+        assert torch.equal(made, expected[:, :, None].expand_as(made))
+        both = view([pair] * 8, rows)
+        assert torch.equal(both["image"], expected) and torch.equal(both["image.1"], expected)
+    assert not torch.equal(expected[0], TrainView(32)([still], keys())["image"][0])
+
+
+def test_several_views_of_a_clip_and_what_cannot_be_named(tmp_path):
+    clip = {"video": torch.randint(0, 256, (3, 4, 40, 50), dtype=torch.uint8)}
+    made = TrainView(16, views=2)([clip, clip], keys(count=2))
+    assert {name: batch.shape for name, batch in made.items()} == dict.fromkeys(("video", "video.1"), (2, 3, 4, 16, 16))
+    assert not torch.equal(made["video"], made["video.1"])
+    frame = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"samples hold image\.1 already"):
+        TrainView(16, views=2)([{"image": frame, "image.1": frame}], keys())
+    with pytest.raises(UserError, match=r"agree in height and width.*image \[3, 40, 50\].*depth \[1, 20, 25\]"):
+        TrainView(16)([{"image": frame, "depth": frame[:1, :20, :25]}], keys())
+    with pytest.raises(UserError, match="One sample holds image and another video"):
+        TrainView(16)([{"image": frame}, clip], keys(count=2))
+
+
+# Batches
+
+
+def test_workers_batch_layout_and_company_change_nothing(tree):
+    source = VideoSource(tree, Clips(4, 2), short_side=24)
+    view = TrainView(16)
+
+    def run(start=0, stop=3, **changes):
+        options = {"batch_size": 8, "seed": 3, "repeats": 2, "ceiling": 1.0} | changes
+        loader = Loader(source, view, **options)
+        made = list(loader.batches(start, stop))
+        assert loader.ledger.seen + len(loader.ledger.skipped) == len(made) * options["batch_size"]
+        return made
+
+    whole = run()
+    assert (whole[0]["video"].dtype, whole[0]["video"].shape) == (torch.uint8, (8, 3, 4, 16, 16))
+    assert_equal(whole, run(workers=2))
+    assert_equal(whole, run(0, 1) + run(1, 3))
+    rows = {key: torch.cat([batch[key] for batch in whole]) for key in whole[0] if key != "step"}
+    singles = run(stop=24, batch_size=1)
+    assert_equal([rows], [{key: torch.cat([batch[key] for batch in singles]) for key in rows}])
+
+
+def test_seeds_epochs_and_draws_take_other_frames(tmp_path):
+    film(tmp_path / "a.mkv")
+    source = VideoSource(tmp_path, Clips(1, 1))
+    starts = [
+        [numbers(sample["video"])[0] for sample in source.draw(0, keys(count=12, **change))]
+        for change in ({}, {"seed": 1}, {"epoch": 1})
+    ]
+    assert all(len(set(family)) > 4 for family in starts)
+    assert len({tuple(family) for family in starts}) == 3
+
+
+def test_repeats_decode_the_file_once(tmp_path, openings):
+    for name in "abc":
+        film(tmp_path / f"{name}.mkv")
+    source = VideoSource(tmp_path, Clips(4, 2))
+    list(evaluation_batches(source, EvalView(16), batch_size=3))  # sizes are learned at the first opening
+    openings.clear()
+    made = list(Loader(source, TrainView(16), batch_size=12, repeats=4).batches(0, 2))
+    assert sorted(openings) == ["a.mkv", "a.mkv", "b.mkv", "b.mkv", "c.mkv", "c.mkv"]
+    starts = {tuple(row.flatten().tolist()) for row in made[0]["video"][:, 0, 0, 0]}
+    assert len(starts) > 3
+    openings.clear()
+    list(evaluation_batches(subset(source, [1]), EvalView(16), batch_size=8, repeats=8))
+    assert openings == ["b.mkv"]
+
+
+def test_evaluation_takes_several_clips_of_each_video(tree):
+    ledger = Ledger()
+    source = VideoSource(tree, Clips(2, 1, spread=3))
+    made = list(evaluation_batches(source, EvalView(16), batch_size=7, repeats=3, ledger=ledger))
+    assert [len(batch["video"]) for batch in made] == [7, 7, 1]
+    rows = {key: torch.cat([batch[key] for batch in made]) for key in ("video", "sample_id", "draw", "label")}
+    assert rows["sample_id"].tolist() == [i for i in range(5) for _ in range(3)]
+    assert rows["draw"].tolist() == [0, 1, 2] * 5
+    assert rows["label"].tolist() == [0] * 9 + [1] * 6
+    assert [numbers(clip)[0] for clip in rows["video"][:3]] == [6, 19, 32]
+    assert (ledger.seen, [name for name, _ in ledger.skipped]) == (15, ["dog/words.mp4"] * 3)
+    assert torch.equal(source.read(0)["video"], next(source.draw(0, keys()))["video"])
+
+
+def test_a_subset_draws_with_its_own_numbers(tree):
+    source = VideoSource(tree, Clips(2, 1))
+    part = subset(source, [3])
+    (ours,), (theirs,) = part.draw(0, keys(0)), source.draw(3, keys(0))
+    assert torch.equal(ours["video"], theirs["video"])
+    rest, held = hold_out(source, 0.5)
+    assert (len(rest), len(held), rest.classes) == (3, 3, ["cat", "dog"])
+
+
+# Folders and manifests
+
+
+def test_a_tree_has_classes_and_splits(tree, tmp_path):
+    source = VideoSource(tree, Clips(2, 1))
+    assert source.paths == ["cat/1.avi", "cat/3.webm", "cat/short.mkv", "dog/0.mp4", "dog/2.mkv", "dog/words.mp4"]
+    assert (source.classes, source.labels) == (["cat", "dog"], [0, 0, 0, 1, 1, 1])
+    for name in ("train/x/1.mkv", "train/y/2.mkv", "val/x/3.mkv"):
+        film(tmp_path / name, count=2)
+    assert open_videos(tmp_path, "train", Clips(2, 1)).labels == [0, 1]
+    assert open_videos(tmp_path, "test", Clips(2, 1), channels=1, short_side=16).read(0)["video"].shape == (
+        1,
+        2,
+        16,
+        32,
+    )
+    with pytest.raises(NoTestPart, match="has no test part"):
+        open_videos(tree, "test", Clips())
+    with pytest.raises(UserError, match=r"has files but no video; videos end in \.mp4"):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "a.png").touch()
+        VideoSource(tmp_path / "empty", Clips())
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_manifest_lists_videos_with_or_without_labels(tmp_path, kind):
+    for name in ("far/b.mkv", "a.mkv"):
+        film(tmp_path / name, count=2)
+
+    def write(rows):
+        path = tmp_path / f"list.{kind}"
+        if kind == "jsonl":
+            path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+        else:
+            names = list(rows[0])
+            path.write_text("\n".join([",".join(names), *(",".join(f'"{row[n]}"' for n in names) for row in rows)]))
+        return path
+
+    rows = [{"path": "far/b.mkv", "label": "jump, high"}, {"path": "a.mkv", "label": "bow"}]
+    source = open_videos(write(rows), "train", Clips(2, 1))
+    assert (source.paths, source.classes, source.labels) == (["far/b.mkv", "a.mkv"], ["bow", "jump, high"], [1, 0])
+    assert numbers(source.read(0)["video"]) == [0, 1]
+    source = VideoSource(write([{"path": "a.mkv"}, {"path": "gone.mkv"}]), Clips(2, 1))
+    assert (source.labels, source.classes) == (None, [])
+    with pytest.raises(BrokenSample, match="No such file"):
+        source.read(1)
+    with pytest.raises(NoTestPart):
+        open_videos(write(rows), "test", Clips())
+    for wrong, words in (
+        ([{"file": "a.mkv"}], 'without "path"'),
+        ([{"path": "a.mkv", "label": "x"}, {"path": "a.mkv", "label": ""}], "labels 1 of its 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            VideoSource(write(wrong), Clips())
+    (tmp_path / f"list.{kind}").write_bytes(b"path\n\xff\xfe" if kind == "csv" else b"{")
+    with pytest.raises(UserError, match="cannot be read"):
+        VideoSource(tmp_path / f"list.{kind}", Clips())
+    (tmp_path / f"list.{kind}").write_text("path\n" if kind == "csv" else "")
+    with pytest.raises(UserError, match="lists no video"):
+        VideoSource(tmp_path / f"list.{kind}", Clips())
+
+
+# What is broken
+
+
+def sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "zero bytes"),
+        (lambda path: path.write_text("words " * 500), "is no video"),
+        (lambda path: truncated(film(path), 0.5), "is no video|holds no video stream"),  # its index was at the end
+        (sound, "holds no video stream"),
+        (lambda path: path.mkdir(), "cannot be opened"),
+    ],
+)
+def test_what_is_broken_says_why_at_once(tmp_path, make, words):
+    make(tmp_path / "b.mp4")
+    film(tmp_path / "a.mkv", count=2)
+    (tmp_path / "list.csv").write_text("path\na.mkv\nb.mp4\n")
+    source = VideoSource(tmp_path / "list.csv", Clips(4, 4))
+    begin = time.perf_counter()
+    with pytest.raises(BrokenSample, match=words) as raised:
+        source.read(1)
+    assert time.perf_counter() - begin < 5
+    assert "\n" not in raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("b.mp4", "mpeg4"), ("c.avi", None), ("d.mkv", None)]
+)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_file_gives_its_frames_or_is_broken_but_never_hangs(tmp_path, name, codec, share):
+    """Asked for the very last frames that the index promises."""
+    film(tmp_path / "z.mkv", count=2)
+    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    truncated(film(tmp_path / name, count=48, size=(64, 96), codec=codec, options=options), share)
+    source = VideoSource(tmp_path, Clips(8, 1, spread=1), time_limit=10.0)
+    begin = time.perf_counter()
+    for clips in (Clips(48, 1), Clips(8, 6), Clips(1, 1, spread=100)):
+        source.clips, reason, made = clips, None, []
+        try:
+            made = [sample["video"].shape[1] for sample in source.draw(0, keys(draws=[0, 99]))]
+        except BrokenSample as error:
+            reason = error.reason
+        assert made == [clips.frames] * 2 or re.match("cannot be decoded|is no video|holds no video", reason)
+    assert time.perf_counter() - begin < 5
+
+
+def test_broken_files_are_counted_and_replaced(tree):
+    source = VideoSource(tree, Clips(4, 2))
+    for workers in (0, 2):
+        loader = Loader(source, TrainView(16), batch_size=6, repeats=2, workers=workers, ceiling=0.5)
+        made = list(loader.batches(0, 4))
+        assert (loader.ledger.seen, len(loader.ledger.skipped)) == (20, 4)
+        assert {name for name, _ in loader.ledger.skipped} == {"dog/words.mp4"}
+        assert all(5 not in batch["sample_id"] for batch in made)
+    substitutes = [(batch, row) for batch in made for row in (batch["draw"] >= 2).nonzero().flatten().tolist()]
+    assert len(substitutes) == 4
+    for batch, row in substitutes:
+        index, draw = int(batch["sample_id"][row]), int(batch["draw"][row])
+        (own,) = source.draw(index, keys(index, epoch=int(batch["epoch"][row]), draws=[draw]))
+        assert numbers(batch["video"][row]) == numbers(own["video"])
+
+
+def test_a_decoder_that_hangs_is_given_up(tmp_path, monkeypatch):
+    import decord
+
+    film(tmp_path / "a.mkv")
+    source = VideoSource(tmp_path, Clips(2, 1), time_limit=0.3)
+    over = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(decord.VideoReader, "get_batch", lambda reader, indices: over.wait())
+        with pytest.raises(BrokenSample, match=r"^took longer than 0\.3 s to decode$"):
+            source.read(0)
+    over.set()
+    assert source.read(0)["video"].shape == (3, 2, 32, 64)
+
+
+def test_a_broken_files_reader_is_gone_when_the_read_returns(tmp_path, monkeypatch):
+    """Were it collected later, in a forked worker, that would die: there, its decoding thread does not exist."""
+    import decord
+
+    readers = []
+
+    class Watched(decord.VideoReader):
+        def __init__(self, *args, **options):
+            readers.append(weakref.ref(self))
+            super().__init__(*args, **options)
+
+    film(tmp_path / "a.mkv", count=2)
+    options = {"movflags": "faststart"}
+    truncated(film(tmp_path / "b.mp4", count=48, size=(64, 96), options=options), 0.6)
+    (tmp_path / "c.mp4").write_text("words")
+    source = VideoSource(tmp_path, Clips(48, 1))
+    monkeypatch.setattr(decord, "VideoReader", Watched)
+    gc.disable()
+    try:
+        kept = []
+        for index in (0, 1, 2):
+            try:
+                kept.append(source.read(index))
+            except BrokenSample as error:
+                kept.append(error)
+        assert [type(one) for one in kept] == [dict, BrokenSample, BrokenSample]
+        assert len(readers) >= 3
+        assert all(reader() is None for reader in readers)
+    finally:
+        gc.enable()
+
+
+def test_a_program_whose_decoder_hangs_goes_on_and_ends(tmp_path):
+    """One file of two hangs every time: in this process, and in workers forked after decord was used here."""
+    for name, count in (("a.mkv", 4), ("b.mkv", 5)):
+        film(tmp_path / name, count=count)
+    script = f"""
+    import time
+    import decord
+    from mmssl.data import Clips, Loader, TrainView, VideoSource
+
+    source = VideoSource({str(tmp_path)!r}, Clips(2, 1), time_limit=0.5)
+    decode = decord.VideoReader.get_batch
+    def hang(reader, indices):
+        if len(reader) == 4:
+            time.sleep(1000)
+        return decode(reader, indices)
+    decord.VideoReader.get_batch = hang
+    for workers in (0, 2):
+        loader = Loader(source, TrainView(8), batch_size=2, workers=workers, ceiling=1.0)
+        print([batch["sample_id"].tolist() for batch in loader.batches(0, 2)], loader.ledger)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    hung = "('a.mkv', 'took longer than 0.5 s to decode')"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"[[1, 1], [1, 1]] Ledger(seen=2, skipped=[{hung}, {hung}])\n" * 2
+
+
+def test_missing_decord_says_what_to_install(tree, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(UserError, match="pip install decord2"):
+        VideoSource(tree, Clips())
+
+
+def test_decord_is_made_quiet_only_when_nobody_had_imported_it(tmp_path, monkeypatch):
+    import decord
+
+    monkeypatch.setattr(decord.logging, "set_level", lambda level: pytest.fail("the user's level was changed"))
+    assert videos.import_decord() is decord
+    (tmp_path / "decord.py").write_text("class logging:\n    QUIET, levels = -8, []\n    set_level = levels.append\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "decord")
+    assert videos.import_decord().logging.levels == [-8]
+
+
+def test_importing_the_data_package_needs_no_decord(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert importlib.import_module("mmssl.data").Clips is Clips
