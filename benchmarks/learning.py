@@ -1,6 +1,6 @@
 """What VideoMAE and SiamMAE learn, against random initialisation and MAE on single frames, on a SEMI-SYNTHETIC set.
 
-    python -m benchmarks.learning                       # everything; three quarters of an hour on two CPU cores
+    python -m benchmarks.learning                       # everything; an hour on two CPU cores
     python -m benchmarks.learning --steps 20 --clips 64 --test-clips 32     # does it run at all
 
 Training media: the clips that `mmssl data moving-objects` makes (Fashion-MNIST items moving over real videos) and the
@@ -10,9 +10,9 @@ pair of frames of a clip for the methods that read pictures; the recipes' object
 
 Measured on the test part (other items, other backgrounds): top-1 accuracy of a linear probe and of kNN, trained on all
 labelled training clips, on the motion of the moving item (8 classes, in pairs that only the order of frames tells
-apart) and on its kind (10 classes); and J&F of label propagation at 128 pixels. Features of picture encoders are those
-of all 16 frames joined in order, so that they, too, can tell a movement from its reverse; of video encoders, the mean
-of all tokens.
+apart) and on its kind (10 classes); and J&F of label propagation. Features of picture encoders are those of all 8
+frames joined in order, so that they, too, can tell a movement from its reverse; of video encoders, the mean of all
+tokens.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ from mmssl.report.run import save_tracks, write_report
 from mmssl.training import TrainSettings
 from mmssl.workflow import pretrain
 
-SIZE, PATCH, FRAMES, DEPTH = 64, 8, 16, 6
+SIZE, PATCH, FRAMES, STRIDE, DEPTH = 64, 8, 8, 2, 6
 REPEATS = 4
-PAIRS = Pairs()
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Entry:
     objective: Objective
     clips: Clips | Pairs
     view: View
-    base_lr: float
 
 
 def entries() -> dict[str, Entry]:
@@ -91,14 +89,13 @@ def entries() -> dict[str, Entry]:
     crops = TrainView(SIZE, scale=(0.5, 1.0))
     return {
         "MAE on single frames": Entry(
-            MAE(MAEConfig(pictures, mae_decoder_config(96, 2, 3), norm_pix=True)), PAIRS, crops, 1e-3
+            MAE(MAEConfig(pictures, mae_decoder_config(96, 2, 3), norm_pix=True)), Pairs(), crops
         ),
-        "SiamMAE": Entry(SiamMAE(SiamMAEConfig(pictures, siammae_decoder_config(96, 2, 3))), PAIRS, crops, 1e-3),
+        "SiamMAE": Entry(SiamMAE(SiamMAEConfig(pictures, siammae_decoder_config(96, 2, 3))), Pairs(), crops),
         "VideoMAE": Entry(
             VideoMAE(VideoMAEConfig(clips, videomae_decoder_config(96, 2, 3))),
-            Clips(FRAMES, 1),
+            Clips(FRAMES, STRIDE),
             MultiScaleView(SIZE),
-            1e-3,
         ),
     }
 
@@ -119,7 +116,7 @@ def accuracies(encoder: Encoder, data: Path) -> dict[str, float]:
     """Linear probe and kNN on motion and item, in per cent."""
     found: dict[str, FeatureSet] = {}
     for part in ("train", "test"):
-        source = VideoSource(data / f"{part}-items.csv", Clips(FRAMES, 1, spread=1), short_side=SIZE)
+        source = VideoSource(data / f"{part}-items.csv", Clips(FRAMES, STRIDE, spread=1), short_side=SIZE)
         batches = evaluation_batches(source, EvalView(SIZE, resize=SIZE), batch_size=50)
         reader = encoder if "video" in encoder.tokenizers else FrameEncoder(encoder)
         found[part] = extract(reader, batches, names=source.paths)
@@ -143,88 +140,92 @@ def motions(clips: FeatureSet) -> torch.Tensor:
     return torch.tensor([MOTIONS.index(name.split("/")[-2]) for name in clips.names or []])
 
 
-def following(encoder: Encoder, folder: DavisFolder) -> float:
-    """J&F of label propagation, in per cent."""
-    return round(100 * mask_means(evaluate_masks(encoder, folder)).both, 1)
+def following(encoder: Encoder, data: Path) -> dict[str, float]:
+    """J&F of label propagation, in per cent, on frames of their own size and of twice that."""
+    folders = {side: DavisFolder(data / "davis", short_side=side) for side in (SIZE, 2 * SIZE)}
+    scores = {side: mask_means(evaluate_masks(encoder, folder)).both for side, folder in folders.items()}
+    return {f"J&F, {side} px": round(100 * score, 1) for side, score in scores.items()}
+
+
+def left_in_place(data: Path) -> dict[str, float]:
+    """The same for a tracker that leaves the first mask where it is."""
+    scores = {}
+    for side in (SIZE, 2 * SIZE):
+        folder = DavisFolder(data / "davis", short_side=side)
+        rows = [row for s in folder for row in mask_rows(s.name, s.masks[:1].expand_as(s.masks), s.masks)]
+        scores[f"J&F, {side} px"] = round(100 * mask_means(rows).both, 1)
+    return scores
+
+
+def pretrained(name: str, entry: Entry, manifest: Path, data: Path, run: Path, options: argparse.Namespace) -> float:
+    """Train one method into its run folder; the minutes it took."""
+    settings = TrainSettings(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        warmup_epochs=options.steps / 20 * options.batch_size / (REPEATS * 1.25 * options.clips),
+        base_lr=1e-3 * 256 / options.batch_size,
+        log_every=20,
+        save_every=500,
+        validate_every=max(1, options.steps // 4),
+    )
+    start = time.perf_counter()
+    pretrain(
+        entry.objective,
+        VideoSource(manifest, entry.clips, short_side=SIZE),
+        VideoSource(data / "test", replace(entry.clips, spread=1), short_side=SIZE),
+        settings,
+        run,
+        view=entry.view,
+        held_out_view=EvalView(SIZE, resize=SIZE),
+        device=torch.device("cpu"),
+        workers=options.workers,
+        repeats=REPEATS,
+        watch=64,
+        context={"method": name},
+    )
+    return round((time.perf_counter() - start) / 60, 1)
+
+
+def draw(encoder: Encoder, data: Path, run: Path) -> Path:
+    """The run's report, with objects followed through three test clips."""
+    sequences = list(itertools.islice(DavisFolder(data / "davis", short_side=SIZE), 3))
+    followed = [propagate_masks(encoder, each.frames, each.masks[0]) for each in sequences]
+    save_tracks(run, [(each.frames, masks, each.masks) for each, masks in zip(sequences, followed, strict=True)])
+    return write_report(run)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--test-clips", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", default=list(entries()), choices=list(entries()))
     options = parser.parse_args()
     videos = fetch_clips(options.out.parent / "data" / "clips")
-    sizes = {"train": options.clips, "test": options.test_clips, "size": SIZE, "frames": FRAMES}
+    sizes = {"train": options.clips, "test": options.test_clips, "size": SIZE, "frames": FRAMES * STRIDE}
     data = write_moving_objects(options.out / f"moving-objects-{options.clips}", videos, **sizes)
-    manifest, folder = training_list(data, videos), DavisFolder(data / "davis", short_side=2 * SIZE)
-    still = [row for each in folder for row in mask_rows(each.name, each.masks[:1].expand_as(each.masks), each.masks)]
-    rows: list[dict[str, Any]] = [
-        {"encoder": "the first mask, left where it is", "J&F": round(100 * mask_means(still).both, 1)}
-    ]
+    manifest = training_list(data, videos)
+    rows: list[dict[str, Any]] = [{"encoder": "none: the first mask stays where it is", **left_in_place(data)}]
     for name, entry in entries().items():
-        if name not in options.methods:
-            continue
-        encoder, run = entry.objective.encoder, options.out / name.lower().replace(" ", "-")
-        kind = "tubes" if name == "VideoMAE" else "frames"
-        if not any(row["encoder"] == f"random initialisation, {kind}" for row in rows):
-            rows.append(
-                {
-                    "encoder": f"random initialisation, {kind}",
-                    **accuracies(encoder, data),
-                    "J&F": following(encoder, folder),
-                }
-            )
-        settings = TrainSettings(
-            steps=options.steps,
-            batch_size=options.batch_size,
-            warmup_epochs=options.steps / 20 * options.batch_size / (REPEATS * 1.25 * options.clips),
-            base_lr=entry.base_lr * 256 / options.batch_size,
-            log_every=20,
-            save_every=500,
-            validate_every=max(1, options.steps // 10),
-        )
-        start = time.perf_counter()
-        pretrain(
-            entry.objective,
-            VideoSource(manifest, entry.clips, short_side=SIZE),
-            VideoSource(data / "test", replace(entry.clips, spread=1), short_side=SIZE),
-            settings,
-            run,
-            view=entry.view,
-            held_out_view=EvalView(SIZE, resize=SIZE),
-            device=torch.device("cpu"),
-            workers=options.workers,
-            repeats=REPEATS,
-            watch=128,
-            context={"method": name},
-        )
-        minutes = round((time.perf_counter() - start) / 60, 1)
-        rows.append(
-            {
-                "encoder": name,
-                **accuracies(encoder, data),
-                "J&F": following(encoder, folder),
-                "training, minutes": minutes,
-            }
-        )
-        print(markdown(aligned(rows)), flush=True)
-        sequences = list(itertools.islice(folder, 3))
-        tracked = [propagate_masks(encoder, each.frames, each.masks[0]) for each in sequences]
-        save_tracks(run, [(each.frames, masks, each.masks) for each, masks in zip(sequences, tracked, strict=True)])
-        print(write_report(run))
-    content = {"settings": vars(options) | {"out": str(options.out)}, "rows": aligned(rows)}
-    print(f"\n{device_name(torch.device('cpu'))}\n\n{write('learning', torch.device('cpu'), content)}")
+        encoder = entry.objective.encoder
+        untrained = f"random initialisation, {'tubes' if 'video' in encoder.tokenizers else 'frames'}"
+        if untrained not in [row["encoder"] for row in rows]:
+            rows.append({"encoder": untrained, **accuracies(encoder, data), **following(encoder, data)})
+        run = options.out / name.lower().replace(" ", "-")
+        minutes = pretrained(name, entry, manifest, data, run, options)
+        measured = {**accuracies(encoder, data), **following(encoder, data)}
+        rows.append({"encoder": name, **measured, "training, minutes": minutes})
+        print(f"{markdown(aligned(rows))}\n{draw(encoder, data, run)}", flush=True)
+    content = {"settings": {**vars(options), "out": str(options.out)}, "rows": aligned(rows)}
+    print(f"\n{device_name(torch.device('cpu'))}\n\n{write('learning-video', torch.device('cpu'), content)}")
 
 
 def aligned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with the same columns, those that have no value left empty."""
     columns = dict.fromkeys(column for row in rows for column in row)
-    order = sorted(columns, key=lambda column: (column == "training, minutes", column == "J&F", column != "encoder"))
+    order = sorted(columns, key=lambda column: (column[:8] == "training", column[:3] == "J&F", column != "encoder"))
     return [{column: row.get(column, "") for column in order} for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Fill the README's tables from the JSON under results/, so that no number in it is typed by hand.
+"""Fill the tables of README.md and learning.md from the JSON under results/, so that no number is typed by hand.
 
     python -m benchmarks.readme                     # from the results that are there
     python -m benchmarks.readme --demo runs/demo    # after taking over a demo's accuracies and picture
@@ -21,12 +21,12 @@ from benchmarks.machine import RESULTS, markdown, write
 from mmssl.evaluation import Row, table
 from mmssl.report.run import ACCURACIES
 
-README = RESULTS.parent.parent / "README.md"
+PAGES = (RESULTS.parent.parent / "README.md", RESULTS.parent / "learning.md")
 PICTURE = RESULTS / "demo.png"
 
 
 def filled(text: str) -> str:
-    """The README's text with every marked table written anew."""
+    """A page's text with every marked table written anew."""
 
     def replace(match: re.Match[str]) -> str:
         content = json.loads((RESULTS / f"{match[1]}.json").read_text())
@@ -46,7 +46,8 @@ def main() -> None:
     if options.demo:
         write("demo", torch.device("cpu"), {"rows": json.loads((options.demo / ACCURACIES).read_text())})
         shutil.copyfile(options.demo / "pictures" / "reconstructions.png", PICTURE)
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":

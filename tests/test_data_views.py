@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
-from mmssl.data import EvalView, Keys, TrainView
+from mmssl.data import EvalView, Keys, MultiScaleView, TrainView
 from mmssl.data.views import axis_weights, draw_numbers, random_boxes
 
 
@@ -179,3 +179,27 @@ def test_wrong_settings_are_named(settings):
         TrainView(**({"size": 8} | settings))
     with pytest.raises(ValueError, match="resize"):
         EvalView(32, resize=16)
+
+
+def test_multi_scale_crops_are_of_the_papers_sizes_and_places_without_flips():
+    """Every box is one of 10 shapes at one of 13 places; the picture holds its own coordinates."""
+    height, width = 100, 140
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    picture = torch.stack([rows, columns]).float() / 255
+    found, count = set(), 600
+    for start in range(0, count, 100):
+        keys = Keys(0, torch.arange(start, start + 100), torch.zeros(100).long(), torch.zeros(100).long())
+        batch = MultiScaleView(64)([{"image": picture}] * 100, keys)["image"] * 255
+        for down, across in zip(batch[:, 0], batch[:, 1], strict=True):
+            tall, wide = ((axis[-1] - axis[0]).item() * 64 / 63 for axis in (down[8:-8, 32], across[32, 8:-8]))
+            tall, wide = tall * 63 / 47, wide * 63 / 47  # antialiasing bends the ends
+            found.add((round(tall), round(wide), round(down[32, 32].item()), round(across[32, 32].item())))
+    sides = {100, 87, 75, 66}
+    shapes = {(min(sides, key=lambda s: abs(s - t)), min(sides, key=lambda s: abs(s - w))) for t, w, *_ in found}
+    order = sorted(sides)
+    assert shapes == {(a, b) for a in sides for b in sides if abs(order.index(a) - order.index(b)) <= 1}
+    assert all(w > 0 and t > 0 for t, w, *_ in found)
+    smallest = {(y, x) for t, w, y, x in found if abs(t - 66) < 3 and abs(w - 66) < 3}
+    quarters = {(round((y - 33) / (34 / 4)), round((x - 33) / (74 / 4))) for y, x in smallest}
+    assert quarters <= {(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2}
+    assert len(quarters) == 13

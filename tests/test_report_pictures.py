@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.report import attention_maps, patch_components, reconstructions
+from mmssl.report import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
 
 GAP = 6
 
@@ -116,3 +116,31 @@ def test_attention_is_brightest_where_it_looks():
 def test_no_picture_is_named():
     with pytest.raises(ValueError, match="at least one"):
         reconstructions(pictures(0), hidden_patches(0), pictures(0))
+
+
+def test_what_the_model_saw_beside_comes_first():
+    original, hidden, past = pictures(2), hidden_patches(2), 1 - pictures(2)
+    shown = opened(reconstructions(original, hidden, original, beside=[past], across=1))
+    assert shown.shape == (2 * 112 + GAP, 4 * 112 + 3 * GAP, 4)
+    assert np.array_equal(shown[:112:4, :112:4, 0], (past[0, 0] * 255).round().to(torch.uint8).numpy())
+
+
+def test_a_clip_is_three_strips_of_at_most_eight_frames():
+    clips = torch.rand(2, 3, 16, 28, 28)
+    hidden = hidden_patches(2)[:, :, None].expand(-1, -1, 16, -1, -1)
+    shown = opened(clip_reconstructions(clips, hidden, 1 - clips))
+    assert shown.shape == (6 * 112 + 5 * GAP, 8 * 112 + 7 * GAP, 4)
+    third, last = shown[2 * (112 + GAP) :: 4, : 112 * 8 + 7 * GAP][:28], clips[0, :, -1]
+    assert np.array_equal(third[:, -112::4, :3], (last * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def test_tracks_tint_objects_and_leave_the_background():
+    frames = torch.full((4, 3, 28, 28), 100, dtype=torch.uint8)
+    truth = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    truth[:, :14], truth[:, 14:, :14] = 1, 2
+    shown = opened(tracks(frames, [torch.zeros_like(truth), truth]))
+    assert (shown[:112, :112, :3] == 100).all()
+    below = shown[112 + GAP :, :112, :3]
+    first, second, ground = (below[y, x].tolist() for y, x in ((10, 10), (100, 10), (100, 100)))
+    assert ground == [100] * 3
+    assert len({tuple(first), tuple(second), tuple(ground)}) == 3

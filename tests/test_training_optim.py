@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmssl import VideoMAE
+from mmssl.objectives import videomae_config
 from mmssl.training import adamw, cosine_schedule, learning_rate, parameter_groups
 
 
@@ -38,6 +40,16 @@ def test_matrices_and_tokens_decay_vectors_and_biases_do_not_and_frozen_ones_are
         "blocks.1.bias": 0.0,
         "table.bias": 0.0,
     }
+
+
+def test_a_method_may_name_what_does_not_decay() -> None:
+    method = VideoMAE(videomae_config("small"))
+    groups = named_groups(method, parameter_groups(method, 0.05, method.undecayed))
+    free = {name.rsplit(".", 1)[-1] for name, group in groups.items() if not group["weight_decay"]}
+    assert free == {"mask_token", "query_value_bias", "bias", "weight"}
+    assert groups["encoder.transformer.blocks.0.attn.layer.qkv.weight"]["weight_decay"] == 0.05
+    assert groups["encoder.transformer.blocks.0.attn.norm.weight"]["weight_decay"] == 0.0
+    assert not any("position" in name for name in groups)
 
 
 def test_the_schedule_warms_up_from_zero_and_falls_along_a_half_cosine() -> None:

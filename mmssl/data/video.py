@@ -139,8 +139,9 @@ class VideoSource(FileSource):
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
         to the manifest, and optionally `label`, the class's name.
     channels: 3 (RGB) or 1 (grey, as Pillow's "L").
-    short_side: frames are decoded at this many pixels on the shorter side (FFmpeg's bicubic filter, antialiased; the
-        other side as the aspect asks, within two pixels), never larger than they are; None leaves their size.
+    short_side: videos at least twice as large are decoded at this many pixels on the shorter side (FFmpeg's bicubic
+        filter, antialiased; the other side as the aspect asks, within two pixels); others, and all with None, at their
+        own size, because resizing every frame on the way to those asked for would cost more than views of larger ones.
     time_limit: seconds that reading one file may take, for all clips drawn of it. What takes longer is broken; the
         thread that reads it is abandoned, and goes on using a core if the decoder hangs for good.
 
@@ -173,7 +174,7 @@ class VideoSource(FileSource):
         manifest = root.suffix.lower() in MANIFESTS and root.is_file()
         super().__init__(root.parent if manifest else root, *(read_manifest if manifest else self.find)(root), channels)
         self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._sizes: dict[int, dict[str, int]] = {}
         self.find_one_readable()
 
     def read(self, index: int) -> dict[str, Tensor]:
@@ -211,10 +212,13 @@ class VideoSource(FileSource):
         if index not in self._sizes:
             height, width = decord.VideoReader(str(path), num_threads=1).next().shape[:2]
             shrink = min(1.0, (self.short_side or height) / min(height, width))
-            height, width = max(1, round(shrink * height)), max(1, round(shrink * width))
-            self._sizes[index] = height, width + 2 * (width in MISREAD_WIDTHS)
-        height, width = self._sizes[index]
-        return decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+            # FFmpeg resizes every frame on the way to those asked for: it pays where much is thrown away
+            asked = (
+                (max(1, round(shrink * height)), max(1, round(shrink * width))) if shrink <= 0.5 else (height, width)
+            )
+            asked = asked[0], asked[1] + 2 * (asked[1] in MISREAD_WIDTHS)
+            self._sizes[index] = {} if asked == (height, width) else {"height": asked[0], "width": asked[1]}
+        return decord.VideoReader(str(path), num_threads=1, **self._sizes[index])
 
 
 def open_videos(
