@@ -3,8 +3,9 @@
 #
 #     benchmarks/gpu.sh [--quick] [FOLDER [STEP...]]
 #
-# STEP: environment, correctness, kernels, step, learning; all of them where none is named, about a quarter of an hour.
-# Where a command may take ten minutes: `gpu.sh OUT environment correctness kernels`, then `gpu.sh OUT step learning`.
+# STEP: environment, correctness, kernels, step, video, learning; all where none is named, about twenty minutes.
+# Where a command may take ten minutes: `gpu.sh OUT environment correctness kernels`, then `gpu.sh OUT step`, and then
+# `gpu.sh OUT video learning`.
 # FOLDER ($OUT, else benchmarks/results) gets a log a step and the JSON files. --quick: two minutes, does it run at all.
 # A failed step does not stop the next ones; the exit code is 1 if any failed, 2 where there is no GPU.
 # MMSSL_DEVICE=cpu tries the script itself on a machine without one. PYTHON: the interpreter, python3 by default.
@@ -14,7 +15,7 @@ quick=
 if [[ ${1:-} == --quick ]]; then quick=1; shift; fi
 folder=${1:-${OUT:-benchmarks/results}}
 shift || true
-if (($# == 0)); then set -- environment correctness kernels step learning; fi
+if (($# == 0)); then set -- environment correctness kernels step video learning; fi
 
 export PYTHONPATH=.:kernels MMSSL_CHECK_SHAPES=0 PYTHONUNBUFFERED=1
 export MMSSL_DEVICE=${MMSSL_DEVICE:-cuda} MMSSL_RESULTS=$folder
@@ -78,6 +79,12 @@ step() {
     run step 420 "$python" -m benchmarks.step --device "$MMSSL_DEVICE" "${size[@]}"
 }
 
+video() {
+    local size=(--models videomae-small videomae-base --precisions fp32 bf16 --modes eager compiled --batch 16)
+    if [[ $quick ]]; then size=(--models videomae-small --precisions bf16 --batch 2 --rounds 2); fi
+    run video 300 "$python" -m benchmarks.step --device "$MMSSL_DEVICE" --name step-videomae "${size[@]}"
+}
+
 # The recipe's training on pictures made here. recipes/image_mae.py itself reads its settings with tyro, which may be
 # missing; everything it calls is called here.
 learning() {
@@ -124,7 +131,7 @@ END
 
 for name in "$@"; do
     case $name in
-        environment | correctness | kernels | step | learning) "$name" ;;
+        environment | correctness | kernels | step | video | learning) "$name" ;;
         *) echo "gpu.sh: no step is called $name" >&2; failed+=("$name") ;;
     esac
 done

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import README, filled
+from benchmarks.readme import PAGES, filled
+
+README = PAGES[0]
 
 
-def test_the_tables_are_those_of_the_result_files():
-    assert filled(README.read_text()) == README.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_are_those_of_the_result_files(page):
+    assert filled(page.read_text()) == page.read_text()
 
 
 def test_the_example_runs(tmp_path, monkeypatch):

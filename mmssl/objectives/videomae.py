@@ -27,8 +27,14 @@ V = TypeVar("V", bound="VideoMAE")
 
 # The table follows the flattened grid; it is in no checkpoint.
 POSITION: Layout = "sincos_interleaved"
-# Width, depth and heads of the decoder beside each encoder (the authors' modeling_pretrain.py and scripts).
-DECODERS = {"small": (192, 4, 3), "base": (384, 4, 6), "large": (512, 12, 8), "huge": (640, 12, 8)}
+# Width, depth and heads of the decoder beside each encoder (the authors' modeling_pretrain.py and scripts; tiny is ours).
+DECODERS = {
+    "tiny": (96, 4, 3),
+    "small": (192, 4, 3),
+    "base": (384, 4, 6),
+    "large": (512, 12, 8),
+    "huge": (640, 12, 8),
+}
 
 
 def videomae_decoder_config(dim: int = 384, depth: int = 4, heads: int = 6, norm_eps: float = 1e-6) -> DecoderConfig:
