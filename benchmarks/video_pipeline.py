@@ -3,8 +3,8 @@
     python -m benchmarks.video_pipeline [--data DIR] [--rounds 5] [--size 224]
 
 All read the same videos (six of 320 x 240 pixels are made when none are given), one random clip of 16 frames, 4 apart,
-of each, and cut one random box of it to `size` pixels square. Ours asks for a shorter side of `size` * 8 / 7 pixels, with
-one clip a file and with four (repeated sampling), in batches of 4. Plainly: a VideoReader at the videos' own size and
+of each, and cut one random box of it to `size` pixels square. Ours asks for a shorter side of `size` * 8 / 7, with one
+clip a file and with four (repeated sampling), in batches of 4. Plainly: a VideoReader at the videos' own size and
 one told to resize (to what ours decodes at, known beforehand), get_batch, and torch's antialiased bicubic resize of the
 box; with one decoding thread each, as ours. They alternate, so that what else the machine does hits all alike; medians
 over the rounds and their ratios are printed as a table and written to benchmarks/results/.

@@ -1,19 +1,8 @@
 """Videos: the right frames by time, decoded once, cut alike; broken files are counted and nothing ever hangs."""
 
-import gc
-import importlib
 import json
-import re
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-import weakref
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -25,7 +14,6 @@ from mmssl.data import (
     BrokenSample,
     Clips,
     EvalView,
-    Keys,
     Ledger,
     Loader,
     NoTestPart,
@@ -40,74 +28,12 @@ from mmssl.data import (
 from mmssl.data import video as videos
 from mmssl.data.video import TOLERANCE, Timeline, grey
 from mmssl.errors import UserError
-
-STEP = 5  # grey levels from one frame to the next, so that a frame's number can be read from its pixels
-CODECS = {".mp4": "libx264", ".avi": "mpeg4", ".mkv": "ffv1", ".webm": "libvpx"}
-
-
-def film(path, count=40, fps=30, size=(32, 64), pts=None, codec=None, picture=None, options=None):
-    """A video of flat frames, the k-th of grey level 5 k, or of one `picture` all the time; pts in frames."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    codec = codec or CODECS[path.suffix]
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.height, stream.width = size if picture is None else picture.shape[:2]
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-        stream.gop_size, stream.bit_rate = 12, 4_000_000
-        if codec == "libvpx":
-            stream.options = {"cpu-used": "8", "deadline": "realtime"}
-        for number in range(count):
-            array = np.full((*size, 3), number * STEP % 256, np.uint8) if picture is None else picture
-            frame = av.VideoFrame.from_ndarray(array, "rgb24")
-            frame.pts, frame.time_base = number if pts is None else pts[number], Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def numbers(video):
-    """The frames' numbers [T] of a clip [C, T, H, W], or the number of a picture [C, H, W]."""
-    levels = video.float().mean((0, -2, -1)) / STEP
-    assert (levels - levels.round()).abs().max() < 0.3
-    return levels.round().long().tolist()
-
-
-def keys(index=0, count=1, seed=0, epoch=0, draws=None):
-    rows = torch.full((count,), index)
-    draw = torch.arange(count) if draws is None else torch.tensor(draws)
-    return Keys(seed, rows, torch.full_like(rows, epoch), draw)
-
-
-def steady(count, fps=30.0):
-    return Timeline(np.arange(count) / fps, 1 / fps)
-
-
-def noise_picture(height=70, width=96, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def truncated(path, share):
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-
-
-def assert_equal(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+from tests.films import CODECS, assert_equal, film, film_tree, keys, noise_picture, numbers, steady
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Two classes, every container, and one broken file among six."""
-    root = tmp_path_factory.mktemp("tree")
-    for number, suffix in enumerate(CODECS):
-        film(root / ("cat" if number % 2 else "dog") / f"{number}{suffix}")
-    film(root / "cat" / "short.mkv", count=5)
-    (root / "dog" / "words.mp4").write_text("these are words, whatever the name")
-    return root
+    return film_tree(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture
@@ -465,169 +391,3 @@ def test_a_manifest_lists_videos_with_or_without_labels(tmp_path, kind):
     (tmp_path / f"list.{kind}").write_text("path\n" if kind == "csv" else "")
     with pytest.raises(UserError, match="lists no video"):
         VideoSource(tmp_path / f"list.{kind}", Clips())
-
-
-# What is broken
-
-
-def sound(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda path: path.write_bytes(b""), "zero bytes"),
-        (lambda path: path.write_text("words " * 500), "is no video"),
-        (lambda path: truncated(film(path), 0.5), "is no video|holds no video stream"),  # its index was at the end
-        (sound, "holds no video stream"),
-        (lambda path: path.mkdir(), "cannot be opened"),
-    ],
-)
-def test_what_is_broken_says_why_at_once(tmp_path, make, words):
-    make(tmp_path / "b.mp4")
-    film(tmp_path / "a.mkv", count=2)
-    (tmp_path / "list.csv").write_text("path\na.mkv\nb.mp4\n")
-    source = VideoSource(tmp_path / "list.csv", Clips(4, 4))
-    begin = time.perf_counter()
-    with pytest.raises(BrokenSample, match=words) as raised:
-        source.read(1)
-    assert time.perf_counter() - begin < 5
-    assert "\n" not in raised.value.reason
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"), [("a.mp4", "libx264"), ("b.mp4", "mpeg4"), ("c.avi", None), ("d.mkv", None)]
-)
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_truncated_file_gives_its_frames_or_is_broken_but_never_hangs(tmp_path, name, codec, share):
-    """Asked for the very last frames that the index promises."""
-    film(tmp_path / "z.mkv", count=2)
-    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
-    truncated(film(tmp_path / name, count=48, size=(64, 96), codec=codec, options=options), share)
-    source = VideoSource(tmp_path, Clips(8, 1, spread=1), time_limit=10.0)
-    begin = time.perf_counter()
-    for clips in (Clips(48, 1), Clips(8, 6), Clips(1, 1, spread=100)):
-        source.clips, reason, made = clips, None, []
-        try:
-            made = [sample["video"].shape[1] for sample in source.draw(0, keys(draws=[0, 99]))]
-        except BrokenSample as error:
-            reason = error.reason
-        assert made == [clips.frames] * 2 or re.match("cannot be decoded|is no video|holds no video", reason)
-    assert time.perf_counter() - begin < 5
-
-
-def test_broken_files_are_counted_and_replaced(tree):
-    source = VideoSource(tree, Clips(4, 2))
-    for workers in (0, 2):
-        loader = Loader(source, TrainView(16), batch_size=6, repeats=2, workers=workers, ceiling=0.5)
-        made = list(loader.batches(0, 4))
-        assert (loader.ledger.seen, len(loader.ledger.skipped)) == (20, 4)
-        assert {name for name, _ in loader.ledger.skipped} == {"dog/words.mp4"}
-        assert all(5 not in batch["sample_id"] for batch in made)
-    substitutes = [(batch, row) for batch in made for row in (batch["draw"] >= 2).nonzero().flatten().tolist()]
-    assert len(substitutes) == 4
-    for batch, row in substitutes:
-        index, draw = int(batch["sample_id"][row]), int(batch["draw"][row])
-        (own,) = source.draw(index, keys(index, epoch=int(batch["epoch"][row]), draws=[draw]))
-        assert numbers(batch["video"][row]) == numbers(own["video"])
-
-
-def test_a_decoder_that_hangs_is_given_up(tmp_path, monkeypatch):
-    import decord
-
-    film(tmp_path / "a.mkv")
-    source = VideoSource(tmp_path, Clips(2, 1), time_limit=0.3)
-    over = threading.Event()
-    with monkeypatch.context() as patch:
-        patch.setattr(decord.VideoReader, "get_batch", lambda reader, indices: over.wait())
-        with pytest.raises(BrokenSample, match=r"^took longer than 0\.3 s to decode$"):
-            source.read(0)
-    over.set()
-    assert source.read(0)["video"].shape == (3, 2, 32, 64)
-
-
-def test_a_broken_files_reader_is_gone_when_the_read_returns(tmp_path, monkeypatch):
-    """Were it collected later, in a forked worker, that would die: there, its decoding thread does not exist."""
-    import decord
-
-    readers = []
-
-    class Watched(decord.VideoReader):
-        def __init__(self, *args, **options):
-            readers.append(weakref.ref(self))
-            super().__init__(*args, **options)
-
-    film(tmp_path / "a.mkv", count=2)
-    options = {"movflags": "faststart"}
-    truncated(film(tmp_path / "b.mp4", count=48, size=(64, 96), options=options), 0.6)
-    (tmp_path / "c.mp4").write_text("words")
-    source = VideoSource(tmp_path, Clips(48, 1))
-    monkeypatch.setattr(decord, "VideoReader", Watched)
-    gc.disable()
-    try:
-        kept = []
-        for index in (0, 1, 2):
-            try:
-                kept.append(source.read(index))
-            except BrokenSample as error:
-                kept.append(error)
-        assert [type(one) for one in kept] == [dict, BrokenSample, BrokenSample]
-        assert len(readers) >= 3
-        assert all(reader() is None for reader in readers)
-    finally:
-        gc.enable()
-
-
-def test_a_program_whose_decoder_hangs_goes_on_and_ends(tmp_path):
-    """One file of two hangs every time: in this process, and in workers forked after decord was used here."""
-    for name, count in (("a.mkv", 4), ("b.mkv", 5)):
-        film(tmp_path / name, count=count)
-    script = f"""
-    import time
-    import decord
-    from mmssl.data import Clips, Loader, TrainView, VideoSource
-
-    source = VideoSource({str(tmp_path)!r}, Clips(2, 1), time_limit=0.5)
-    decode = decord.VideoReader.get_batch
-    def hang(reader, indices):
-        if len(reader) == 4:
-            time.sleep(1000)
-        return decode(reader, indices)
-    decord.VideoReader.get_batch = hang
-    for workers in (0, 2):
-        loader = Loader(source, TrainView(8), batch_size=2, workers=workers, ceiling=1.0)
-        print([batch["sample_id"].tolist() for batch in loader.batches(0, 2)], loader.ledger)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    hung = "('a.mkv', 'took longer than 0.5 s to decode')"
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"[[1, 1], [1, 1]] Ledger(seen=2, skipped=[{hung}, {hung}])\n" * 2
-
-
-def test_missing_decord_says_what_to_install(tree, monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(UserError, match="pip install decord2"):
-        VideoSource(tree, Clips())
-
-
-def test_decord_is_made_quiet_only_when_nobody_had_imported_it(tmp_path, monkeypatch):
-    import decord
-
-    monkeypatch.setattr(decord.logging, "set_level", lambda level: pytest.fail("the user's level was changed"))
-    assert videos.import_decord() is decord
-    (tmp_path / "decord.py").write_text("class logging:\n    QUIET, levels = -8, []\n    set_level = levels.append\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "decord")
-    assert videos.import_decord().logging.levels == [-8]
-
-
-def test_importing_the_data_package_needs_no_decord(monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
-    assert importlib.import_module("mmssl.data").Clips is Clips

@@ -14,7 +14,7 @@ from mmssl.cli import run
 from mmssl.errors import UserError
 from mmssl.objectives import load
 from mmssl.report.run import write_report
-from tests.test_data_video import film, noise_picture
+from tests.films import film, noise_picture
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

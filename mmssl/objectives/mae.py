@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mmssl import interop
-from mmssl.decoder import Decoder, DecoderConfig, mae_decoder_config
-from mmssl.encoder import Encoder, EncoderConfig, vit_config
+from mmssl.decoder import DecoderConfig, mae_decoder_config
+from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
 from mmssl.objectives.objective import Output
@@ -47,12 +47,8 @@ class MAE(PixelObjective):
     config_class = MAEConfig
 
     def __init__(self, config: MAEConfig = MAEConfig()):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
-        visible_count(math.prod(grid), config.mask_ratio)
-        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
+        super().__init__(config)
+        visible_count(math.prod(self.tokenizer.size_grid), config.mask_ratio)
 
     def hide(self, batch: Batch) -> Mask:
         """A random mask for every sample: int(N * (1 - mask_ratio)) patches stay."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,8 @@ from mmssl_kernels import TargetNorm, masked_patch_mse, normalized_patches, unpa
 from torch import Tensor
 
 from mmssl import interop
-from mmssl.encoder import single_modality
+from mmssl.decoder import Decoder
+from mmssl.encoder import Encoder, single_modality
 from mmssl.masking import Positions
 from mmssl.modality import Modality
 from mmssl.objectives.objective import Objective, Output
@@ -30,6 +31,14 @@ class PixelObjective(Objective):
 
     norm: ClassVar[TargetNorm] = "patch"
     raw: ClassVar[bool] = False
+
+    def __init__(self, config: Any):
+        """An encoder and a light decoder, as `config.encoder` and `config.decoder` say."""
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
 
     @property
     def modality(self) -> Modality:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmssl import interop
-from mmssl.decoder import Decoder, DecoderConfig
-from mmssl.encoder import Encoder, EncoderConfig, vit_config
+from mmssl.decoder import DecoderConfig
+from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
 from mmssl.objectives.objective import Output
@@ -60,12 +60,8 @@ class SiamMAE(PixelObjective):
     config_class = SiamMAEConfig
 
     def __init__(self, config: SiamMAEConfig = SiamMAEConfig()):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
-        visible_count(math.prod(grid), config.mask_ratio)
-        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
+        super().__init__(config)
+        visible_count(math.prod(self.tokenizer.size_grid), config.mask_ratio)
 
     def target(self, batch: Batch) -> Batch:
         """The batch with its future frames in the place of the past ones."""

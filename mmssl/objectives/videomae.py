@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from mmssl import interop
-from mmssl.decoder import Decoder, DecoderConfig
-from mmssl.encoder import SIZES, Encoder, EncoderConfig
+from mmssl.decoder import DecoderConfig
+from mmssl.encoder import SIZES, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, tube_mask
 from mmssl.modality import VIDEO, Modality
@@ -27,7 +27,7 @@ V = TypeVar("V", bound="VideoMAE")
 
 # The table follows the flattened grid; it is in no checkpoint.
 POSITION: Layout = "sincos_interleaved"
-# Width, depth and heads of the decoder beside each encoder (the authors' modeling_pretrain.py and scripts; tiny is ours).
+# Width, depth and heads of the decoder beside each encoder (the authors' code and scripts; tiny is ours).
 DECODERS = {
     "tiny": (96, 4, 3),
     "small": (192, 4, 3),
@@ -83,15 +83,12 @@ class VideoMAE(PixelObjective):
     raw = True
 
     def __init__(self, config: VideoMAEConfig = VideoMAEConfig()):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
+        super().__init__(config)
+        grid = self.tokenizer.size_grid
         if len(grid) != 3 or not 0 < int(config.mask_ratio * math.prod(grid[1:])) < math.prod(grid[1:]):
             raise UserError(
                 f"a mask ratio of {config.mask_ratio} on the grid {grid}: VideoMAE hides some, not all, of the places"
             )
-        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
         self._init()
 
     def _init(self) -> None:
