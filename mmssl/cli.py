@@ -132,9 +132,15 @@ class Evaluate(ReadMedia):
     """What frozen features are worth: kNN and linear probe on labelled media, or objects followed through videos."""
 
     out: Path | None = None
-    """Folder for accuracies.json."""
+    """Folder for accuracies.json, or masks.json or points.json."""
     task: Literal["classes", "masks", "points"] = "classes"
     """masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one in JHMDB's, PCK is printed."""
+    rule: Literal["crw", "dino"] = "crw"
+    """Whose code masks and points are propagated as: that of CRW, SiamMAE and CropMAE, or DINO's."""
+    side: int | None = None
+    """Shorter side that frames with masks or points are resized to; their own where not given."""
+    split_lists: tuple[Path, ...] = ()
+    """JHMDB's lists (`splits/*_test_split1.txt`) of the videos to test; all where none is given."""
 
     def __call__(self) -> None:
         from mmssl.commands import evaluate, follow
@@ -142,7 +148,7 @@ class Evaluate(ReadMedia):
         if self.task == "classes":
             evaluate(self.model, self.data, self.out, self)
         else:
-            follow(self.model, self.data, self.task, self.device)
+            follow(self.model, self.data, self.out, self.task, self.rule, self.side, self.split_lists, self.device)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +29,12 @@ from mmssl.data import (
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
 from mmssl.evaluation import (
+    CROPMAE,
+    DINO,
     FeatureSet,
     FrameEncoder,
+    MaskRow,
+    PointRow,
     average_clips,
     evaluate_masks,
     evaluate_points,
@@ -152,24 +157,44 @@ def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> Non
         (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
-def follow(model: Path, data: Path, kind: Literal["masks", "points"], device: str) -> None:
-    """Print how well the features carry the labels of each sequence's first frame on to the others."""
+def follow(
+    model: Path,
+    data: Path,
+    out: Path | None,
+    kind: Literal["masks", "points"],
+    rule: Literal["crw", "dino"],
+    side: int | None,
+    split_lists: Sequence[Path],
+    device: str,
+) -> None:
+    """Print, and write where asked, how well the features carry each sequence's first labels on to its other frames."""
     from rich.progress import Progress
 
     encoder, where = Encoder.from_pretrained(model), distributed.init(device)
-    folder: DavisFolder | JhmdbFolder = (DavisFolder if kind == "masks" else JhmdbFolder)(data, short_side=None)
+    settings = CROPMAE if rule == "crw" else DINO
     with Progress(transient=True) as bar:
-        task = bar.add_task("sequences", total=len(folder))
+        task = bar.add_task("sequences", total=None)
 
         def advance(_: str) -> None:
             bar.advance(task)
 
-        if isinstance(folder, DavisFolder):
-            text = mask_table(evaluate_masks(encoder, folder, device=where, progress=advance))
+        rows: list[MaskRow] | list[PointRow]
+        if kind == "masks":
+            masks = DavisFolder(data, short_side=side)
+            bar.update(task, total=len(masks))
+            rows = found = evaluate_masks(encoder, masks, settings, device=where, progress=advance)
+            text = mask_table(found)
         else:
-            rows = evaluate_points(encoder, folder, device=where, progress=advance)
-            text = "\n".join(f"PCK@{alpha}: {100 * pck(rows, alpha):.1f} %" for alpha in (0.1, 0.2))
+            points = JhmdbFolder(data, split_lists or None, short_side=side)
+            bar.update(task, total=len(points))
+            rows = errors = evaluate_points(encoder, points, settings, device=where, progress=advance)
+            text = "\n".join(f"PCK@{alpha}: {100 * pck(errors, alpha):.1f} %" for alpha in (0.1, 0.2))
     print(text)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{kind}.json").write_text(
+            json.dumps([asdict(row) for row in rows], indent=1, default=torch.Tensor.tolist)
+        )
 
 
 def export(model: Path, out: Path, to: Literal["vit_mae", "videomae", "vit", "timm"]) -> None:

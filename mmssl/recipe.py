@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from mmssl.data import Source, View
+from mmssl.data import Clips, Pairs, Source, View
 from mmssl.objectives import Objective
 from mmssl.report.run import write_report
 from mmssl.training import TrainSettings, distributed
-from mmssl.workflow import accumulation, pretrain
+from mmssl.workflow import accumulation, open_clips, pretrain
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     epochs: float = 800.0
     warmup_epochs: float | None = None
-    """A twentieth of the epochs where not given: 40 of 800."""
+    """A twentieth of the epochs, at most 40, where not given."""
     batch_size: int = 4096
     """Samples of one optimizer step, over all processes."""
     at_once: int | None = None
@@ -54,7 +54,7 @@ class Recipe:
         at_once = (64 if device.type == "cpu" else 256) if self.at_once is None else self.at_once
         return TrainSettings(
             epochs=self.epochs,
-            warmup_epochs=self.epochs / 20 if self.warmup_epochs is None else self.warmup_epochs,
+            warmup_epochs=min(40.0, self.epochs / 20) if self.warmup_epochs is None else self.warmup_epochs,
             batch_size=self.batch_size,
             accumulate=accumulation(self.batch_size, world_size, at_once),
             base_lr=self.base_lr,
@@ -108,8 +108,38 @@ class Recipe:
                 context=context,
             )
             if distributed.rank() == 0:
-                if afterwards is not None:
-                    afterwards(objective, device)
-                print(f"encoder: {self.out / 'final'}\nreport:  {write_report(self.out)}")
+                try:
+                    if afterwards is not None:
+                        afterwards(objective, device)
+                finally:
+                    print(f"encoder: {self.out / 'final'}\nreport:  {write_report(self.out)}")
         finally:
             distributed.shutdown()
+
+
+@dataclass(frozen=True)
+class VideoRecipe(Recipe):
+    """What recipes that read videos can be told besides."""
+
+    size: int = 224
+    """Side of the square crops, in pixels."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    short_side: int | None = None
+    """Pixels on the shorter side that large videos are decoded at: 8/7 of the size where not given."""
+    repeats: int = 1
+    """Samples of each video that is opened: more where decoding is the bottleneck. An epoch shows as many of each video
+    as one with `--repeats 1`, and opens fewer."""
+
+    def training(self, world_size: int, device: torch.device) -> TrainSettings:
+        """The settings of the training loop, whose epochs visit every video `repeats` times."""
+        settings = super().training(world_size, device)
+        assert settings.epochs is not None
+        return replace(
+            settings, epochs=settings.epochs / self.repeats, warmup_epochs=settings.warmup_epochs / self.repeats
+        )
+
+    def media(self, clips: Clips | Pairs) -> tuple[Source, Source]:
+        """What is trained on, sampled as `clips` says, and what is held out, always the same samples of it."""
+        short_side = self.short_side or self.size * 8 // 7
+        return open_clips(self.data, clips, replace(clips, spread=1), short_side=short_side, seed=self.seed)

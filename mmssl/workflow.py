@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmssl.data import (
+    DrawnSource,
     Ledger,
     Loader,
     NoTestPart,
@@ -125,6 +126,7 @@ def pretrain(
         features = extract(objective.encoder, watched, device=device).features
         return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
 
+    sampling = {"sampling": media.sampling} if isinstance(media, DrawnSource) else {}
     result = train(
         objective,
         loader,
@@ -133,7 +135,7 @@ def pretrain(
         device=device,
         validate=validate,
         on_log=on_log,
-        context={**(context or {}), "view": str(view), "media": fingerprint(media), "repeats": repeats},
+        context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
     )
     if distributed.rank() == 0:
         replace_file(run_dir / PICTURES, save(_shown(watched)))

@@ -8,7 +8,8 @@ DIR is a folder tree of MP4, AVI, MKV or WebM files, with or without class folde
 inside; or a manifest, .csv or .jsonl, with a `path` for each video. `--tracks DAVIS_DIR` follows objects through
 DAVIS-style folders with the trained features and shows it in the report. The defaults are the paper's recipe for
 Kinetics-400: ViT-S/16 at 224 pixels, 2000 epochs, batch 2048, AdamW with weight decay 0.05, 40 epochs of warm-up, two
-pairs of frames from each video, 95 % of the future frame hidden, one crop (50-100 % of the area) and flip for both.
+pairs of frames of each video that is opened, 95 % of the future frame hidden, one crop (50-100 % of the area) and one
+flip for both.
 Run the same command again to resume, also after a signal (exit code 75).
 
 The paper leaves choices open and its authors published no code; taken here are: the gap between both frames uniform in
@@ -20,45 +21,38 @@ nothing of that size has been trained with this recipe. What has been is in benc
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from mmssl.cli import run
 from mmssl.data import DavisFolder, EvalView, Pairs, TrainView
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.evaluation import Propagation, evaluate_masks, mask_table, propagate_masks
+from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
 from mmssl.modality import image
 from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
-from mmssl.recipe import Recipe
+from mmssl.recipe import VideoRecipe
 from mmssl.report.run import save_tracks
-from mmssl.workflow import open_clips
 
 
 @dataclass(frozen=True)
-class VideoSiamMAE(Recipe):
+class VideoSiamMAE(VideoRecipe):
     """Pretrain SiamMAE on a folder of videos."""
 
     out: Path = Path("runs/video_siammae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "small"
-    size: int = 224
-    """Side of the square crops, in pixels."""
-    patch: int = 16
-    """Side of a patch, in pixels."""
     gap: tuple[float, float] = (4 / 30, 48 / 30)
     """Seconds from the past to the future frame, uniform in this range."""
-    short_side: int | None = None
-    """Pixels on the shorter side that videos are decoded at: 8/7 of the size where not given."""
     repeats: int = 2
-    """Pairs of frames of each video that is opened."""
+    """Pairs of frames of each video that is opened; an epoch shows as many of each as one with `--repeats 1`."""
     mask_ratio: float = 0.95
     norm_pix: bool = True
     """Standardise each target patch."""
@@ -66,7 +60,6 @@ class VideoSiamMAE(Recipe):
     tracks: Path | None = None
     """DAVIS-style folder (JPEGImages, Annotations) to follow objects in with the trained encoder."""
     epochs: float = 2000.0
-    warmup_epochs: float | None = 40.0
     batch_size: int = 2048
     """Pairs of one optimizer step, over all processes."""
 
@@ -78,36 +71,30 @@ class VideoSiamMAE(Recipe):
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size))
         return SiamMAEConfig(encoder, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
 
-    def follow(self, objective: Objective, device: torch.device) -> None:
-        """Propagate the masks of `--tracks`: scores on the screen, four sequences for the report."""
-        if self.tracks is None:
-            return
-        folder, encoder = DavisFolder(self.tracks, short_side=None), objective.encoder
-        print(mask_table(evaluate_masks(encoder, folder, Propagation(), device=device)))
-        shown = []
-        for sequence in itertools.islice(folder, 4):
-            predicted = propagate_masks(encoder, sequence.frames, sequence.masks[0], Propagation(), device=device)
-            shown.append((sequence.frames, predicted, sequence.masks))
+    def follow(self, folder: DavisFolder, objective: Objective, device: torch.device) -> None:
+        """Propagate the masks of `folder`: scores on the screen, four sequences for the report."""
+        rows: list[MaskRow] = []
+        shown: list[tuple[Tensor, Tensor, Tensor]] = []
+        for sequence in folder:
+            masks = propagate_masks(objective.encoder, sequence.frames, sequence.masks[0], device=device)
+            rows += mask_rows(sequence.name, masks, sequence.masks)
+            if len(shown) < 4:
+                shown.append((sequence.frames, masks, sequence.masks))
         save_tracks(self.out, shown)
+        print(mask_table(rows))
 
 
 def main() -> None:
     config = tyro.cli(VideoSiamMAE, description=__doc__)
-    pairs = Pairs(config.gap)
+    folder = None if config.tracks is None else DavisFolder(config.tracks, short_side=None)
     config.train(
         lambda: SiamMAE(config.method()),
-        lambda: open_clips(
-            config.data,
-            pairs,
-            dataclasses.replace(pairs, spread=1),
-            short_side=config.short_side or config.size * 8 // 7,
-            seed=config.seed,
-        ),
+        lambda: config.media(Pairs(config.gap)),
         TrainView(config.size, scale=config.crop_scale),
         EvalView(config.size),
         repeats=config.repeats,
         watch=256,
-        afterwards=config.follow,
+        afterwards=None if folder is None else partial(config.follow, folder),
     )
 
 

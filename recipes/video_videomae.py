@@ -31,12 +31,11 @@ from mmssl.data import Clips, EvalView, MultiScaleView
 from mmssl.errors import UserError
 from mmssl.modality import VIDEO
 from mmssl.objectives import VideoMAE, VideoMAEConfig, videomae_config
-from mmssl.recipe import Recipe
-from mmssl.workflow import open_clips
+from mmssl.recipe import VideoRecipe
 
 
 @dataclass(frozen=True)
-class VideoVideoMAE(Recipe):
+class VideoVideoMAE(VideoRecipe):
     """Pretrain VideoMAE on a folder of videos."""
 
     out: Path = Path("runs/video_videomae")
@@ -46,14 +45,6 @@ class VideoVideoMAE(Recipe):
     """Frames of a clip."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
-    size: int = 224
-    """Side of the square crops, in pixels."""
-    patch: int = 16
-    """Side of a tube, in pixels; it is two frames long."""
-    short_side: int | None = None
-    """Pixels on the shorter side that videos are decoded at: 8/7 of the size where not given."""
-    repeats: int = 1
-    """Clips of each video that is opened; more where decoding is the bottleneck."""
     mask_ratio: float = 0.9
     norm_pix: bool = True
     """Standardise each channel of each target tube."""
@@ -82,16 +73,9 @@ class VideoVideoMAE(Recipe):
 
 def main() -> None:
     config = tyro.cli(VideoVideoMAE, description=__doc__)
-    clips = Clips(config.frames, config.stride)
     config.train(
         lambda: VideoMAE(config.method()),
-        lambda: open_clips(
-            config.data,
-            clips,
-            dataclasses.replace(clips, spread=1),
-            short_side=config.short_side or config.size * 8 // 7,
-            seed=config.seed,
-        ),
+        lambda: config.media(Clips(config.frames, config.stride)),
         MultiScaleView(config.size),
         EvalView(config.size),
         repeats=config.repeats,

@@ -391,3 +391,19 @@ def test_a_manifest_lists_videos_with_or_without_labels(tmp_path, kind):
     (tmp_path / f"list.{kind}").write_text("path\n" if kind == "csv" else "")
     with pytest.raises(UserError, match="lists no video"):
         VideoSource(tmp_path / f"list.{kind}", Clips())
+
+
+@pytest.mark.parametrize("fps", [0.5, 1, 3, 24])
+def test_the_frames_of_a_pair_differ_wherever_a_video_has_two(fps):
+    many = keys(count=200)
+    for count in (2, 3, 40):
+        video = steady(count, float(fps))
+        past, future = video.shown(Pairs().times(video, many)).T
+        assert (past < future).all()
+
+
+def test_a_clip_that_spans_its_video_shows_the_same_frames_backwards():
+    """What benchmarks/learning.py rests on: a movement and its reverse differ in the order of frames alone."""
+    video = steady(15, 10.0)
+    shown = video.shown(Clips(8, 2, spread=1).times(video, keys())).flatten()
+    assert shown.tolist() == list(range(0, 15, 2)) == (14 - shown[::-1]).tolist()

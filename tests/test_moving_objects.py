@@ -281,6 +281,17 @@ def test_a_complete_set_is_used_at_once_and_another_is_never_overwritten(tmp_pat
         write_moving_objects(tmp_path / "other", **parts | {"sequences": 9})
 
 
+def test_a_set_over_other_videos_or_with_a_damaged_marker_is_not_taken_for_the_one_asked_for(tmp_path, parts):
+    out = write_moving_objects(tmp_path / "set", **parts)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "film.mp4").write_bytes(b"other bytes")
+    with pytest.raises(UserError, match="over other videos"):
+        write_moving_objects(out, **parts | {"clips": tmp_path / "other"})
+    (out / "moving-objects.json").write_text("")
+    with pytest.raises(UserError, match=r"moving-objects\.json is damaged"):
+        write_moving_objects(out, **parts)
+
+
 def test_an_interrupted_set_is_done_again(tmp_path, parts, monkeypatch):
     write = moving_objects._write_sequence
 

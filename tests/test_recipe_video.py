@@ -90,7 +90,8 @@ def test_videos_become_a_videomae_a_report_and_accuracies(videos, tmp_path, monk
     assert {path.stem for path in (out / "pictures").iterdir()} == {"reconstructions", "features"}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["seen"] + rows[-1]["skipped"] == rows[-1]["step"] * 4
-    capsys.readouterr()
+    assert recipe(monkeypatch, "video_videomae", *arguments, "--stride", "1") == 2  # other frames than in the past
+    assert "sampling: " in capsys.readouterr().err
     command(monkeypatch, "evaluate", "--model", out / "final", "--data", videos / "films", "--clips", 2, "--stride", 2,
             "--workers", 0, "--device", "cpu")  # fmt: skip
     assert "| top-1 accuracy, % | kNN, all | linear, all |" in capsys.readouterr().out
@@ -135,6 +136,11 @@ def test_videos_become_a_siammae_that_follows_objects(videos, tmp_path, monkeypa
         "cpu",
     )
     assert "square" in capsys.readouterr().out
+    command(
+        monkeypatch, "evaluate", "--model", out / "final", "--data", videos / "davis", "--task", "masks", "--rule", "dino",
+        "--side", 64, "--out", tmp_path / "scores", "--device", "cpu",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "scores" / "masks.json").read_text())[0]["sequence"] == "square"
     # an encoder of pictures on videos: features of a clip's frames, joined
     command(monkeypatch, "embed", "--model", out / "final", "--data", videos / "films", "--frames", 3, "--stride", 2,
             "--out", tmp_path / "features.npz", "--workers", 0, "--device", "cpu")  # fmt: skip
@@ -159,7 +165,10 @@ def test_the_defaults_are_the_papers(monkeypatch):
     assert (encoder.dim, encoder.qkv_bias, decoder.dim, decoder.depth, decoder.heads) == (768, "query_value", 384, 4, 6)
     siamese = VideoSiamMAE(data=Path("videos"))
     method, settings = siamese.method(), siamese.training(1, torch.device("cpu"))
-    assert (settings.epochs, settings.batch_size, settings.base_lr, settings.warmup_epochs) == (2000, 2048, 1.5e-4, 40)
+    # two pairs of each video that is opened: half as many visits
+    assert (settings.epochs, settings.batch_size, settings.base_lr, settings.warmup_epochs) == (1000, 2048, 1.5e-4, 20)
+    longer = VideoVideoMAE(data=Path("videos"), epochs=2400.0).training(1, torch.device("cpu"))
+    assert (longer.epochs, longer.warmup_epochs) == (2400, 40)
     assert (siamese.repeats, siamese.crop_scale, method.mask_ratio, method.encoder.transformer.dim) == (
         2,
         (0.5, 1.0),
@@ -177,6 +186,7 @@ def test_the_defaults_are_the_papers(monkeypatch):
         ("video_siammae", ["--size", "100"], "patch 16 does not divide"),
         ("video_siammae", ["--gap", "2", "1"], "two ascending gaps"),
         ("video_videomae", ["--data", "nowhere"], "nowhere does not exist"),
+        ("video_siammae", ["--tracks", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_gets_one_sentence(videos, tmp_path, monkeypatch, capsys, name, arguments, words):
@@ -185,6 +195,7 @@ def test_bad_input_gets_one_sentence(videos, tmp_path, monkeypatch, capsys, name
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_a_method_is_named(tmp_path):

@@ -144,3 +144,5 @@ def test_tracks_tint_objects_and_leave_the_background():
     first, second, ground = (below[y, x].tolist() for y, x in ((10, 10), (100, 10), (100, 100)))
     assert ground == [100] * 3
     assert len({tuple(first), tuple(second), tuple(ground)}) == 3
+    void = opened(tracks(frames, [torch.full_like(truth, 255)]))
+    assert (void[:, :112, :3] == 100).all()

@@ -26,7 +26,7 @@ from mmssl.data.fashion_mnist import CLASSES, fetch_fashion_mnist
 from mmssl.data.real_clips import fetch_clips, video_files
 from mmssl.data.sequences import MaskSequence
 from mmssl.data.source import ArraySource, idx_source
-from mmssl.data.video import MISREAD_WIDTHS, import_decord
+from mmssl.data.video import MISREAD_WIDTHS, import_decord, within
 from mmssl.errors import UserError
 from mmssl.masking.noise import uniform
 
@@ -38,6 +38,7 @@ LABELLED, OTHER = 1, 2
 _CLIPS, _FRAMES = 60, 6000
 _STRIDES = 3
 _RATE = 10
+_SECONDS = 120.0
 _MARKER = "moving-objects.json"
 _PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]
 _FIELDS = (
@@ -267,14 +268,16 @@ def background_clips(folder: Path, split: Literal["train", "test"], frames: int,
 
 
 def _decode(path: Path, short_side: int, most: int) -> np.ndarray:
-    decord = import_decord()
-    height, width = decord.VideoReader(str(path), num_threads=1)[0].shape[:2]
-    scale = short_side / min(height, width)
-    height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
-    width += 2 * (width in MISREAD_WIDTHS)
-    reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
-    frames = reader.get_batch(range(min(most, len(reader)))).asnumpy()
-    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2))
+    def frames() -> np.ndarray:
+        decord = import_decord()
+        height, width = decord.VideoReader(str(path), num_threads=1)[0].shape[:2]
+        scale = short_side / min(height, width)
+        height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
+        width += 2 * (width in MISREAD_WIDTHS)
+        reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+        return reader.get_batch(range(min(most, len(reader)))).asnumpy()
+
+    return np.ascontiguousarray(within(_SECONDS, frames).transpose(3, 0, 1, 2))
 
 
 def write_moving_objects(
@@ -312,8 +315,7 @@ def write_moving_objects(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / _MARKER).is_file():
             raise UserError(f"{out} exists and is no set of moving objects; choose another place.")
-        if (found := json.loads((out / _MARKER).read_text())) != settings:
-            raise UserError(f"{out} holds a set with {found}, not {settings}; choose another place, or delete it.")
+        _check_marker(out, settings, None if clips is None else Path(clips))
         return out
     items = Path(items) if items is not None else fetch_fashion_mnist(out.parent / "fashion-mnist")
     clips = fetch_clips(out.parent / "clips", clips)
@@ -329,11 +331,31 @@ def write_moving_objects(
             _write_clips(made, aside, part, progress=partial(bar.advance, task))
             for index in range(sequences if part == "test" else 0):
                 _write_sequence(made.sequence(index), aside / "davis")
-    (aside / _MARKER).write_text(json.dumps(settings))
+    (aside / _MARKER).write_text(json.dumps({**settings, "videos": _listed(clips)}))
     if out.exists():
         out.rmdir()
     os.replace(aside, out)
     return out
+
+
+def _listed(clips: Path) -> dict[str, int]:
+    """The background videos and their sizes in bytes: what tells one folder of them from another."""
+    return {path.relative_to(clips).as_posix(): path.stat().st_size for path in video_files(clips)}
+
+
+def _check_marker(out: Path, settings: dict[str, int], clips: Path | None) -> None:
+    """Raises UserError where the set in `out` is not the one asked for."""
+    try:
+        found = json.loads((out / _MARKER).read_text())
+        videos = found.pop("videos")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{out / _MARKER} is damaged ({error}); delete {out} and make the set again.") from error
+    if found != settings:
+        raise UserError(f"{out} holds a set with {found}, not {settings}; choose another place, or delete it.")
+    if clips is not None and videos != _listed(clips):
+        raise UserError(
+            f"{out} holds a set over other videos than those of {clips}; choose another place, or delete it."
+        )
 
 
 def _write_clips(source: MovingObjects, root: Path, part: str, progress: Callable[[], None]) -> None:

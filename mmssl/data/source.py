@@ -48,6 +48,11 @@ class Source(Protocol):
 class DrawnSource(Source, Protocol):
     """A source whose sample is another one in each slot (clips of a video), as the noise's keys say."""
 
+    @property
+    def sampling(self) -> str:
+        """What decides on the samples beside the keys; a resumed run must find it unchanged."""
+        ...
+
     def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
         """One sample for each of the slots that `keys` describes, all made of `index`, which is opened once.
 
@@ -205,6 +210,10 @@ class Subset:
     def read(self, index: int) -> dict[str, Tensor]:
         return self.source.read(self.indices[index])
 
+    @property
+    def sampling(self) -> str:
+        return self.source.sampling if isinstance(self.source, DrawnSource) else ""
+
     def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
         return read_slots(self.source, self.indices[index], keys)
 
@@ -221,7 +230,10 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Su
     """
     count = max(1, round(fraction * len(source)))
     if not 0 < fraction < 1 or count >= len(source):
-        raise UserError(f"Holding out {fraction} of {len(source)} samples leaves one part empty; change the fraction.")
+        raise UserError(
+            f"Holding out {fraction} of {len(source)} samples leaves one part empty; "
+            "add samples, or make two parts of them (train and val)."
+        )
     order = permutation(len(source), seed=seed, stream="hold-out").tolist()
     return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
 

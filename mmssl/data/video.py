@@ -97,9 +97,9 @@ class Pairs:
     """{"image": the past, "image.1": the future}, uint8 [C, H, W] both: SiamMAE's pairs of frames.
 
     The future is the frame shown `gap` seconds after the past one began, uniform in the range given (the default is
-    the paper's 4 to 48 frames at 30 a second), and the past is uniform over what leaves room for it; a video too
-    short for the gap gives its first and last frame. With `spread` n, draw d gives pair d of n evenly spread ones
-    with the middle gap.
+    the paper's 4 to 48 frames at 30 a second), or the next frame where that is later, and the past is uniform over what
+    leaves room for it; a video too short for the gap gives its first and last frame. With `spread` n, draw d gives pair
+    d of n evenly spread ones with the middle gap.
     """
 
     gap: tuple[float, float] = (4 / 30, 48 / 30)
@@ -116,8 +116,11 @@ class Pairs:
         middle = 0.5 if self.spread else shares[:, 1:]
         end = video.starts[-1]
         gap = np.minimum(self.gap[0] + middle * (self.gap[1] - self.gap[0]), end)
-        past = video.starts[video.shown(shares[:, :1] * (end - gap))]
-        return np.concatenate([past, past + gap], 1)
+        last = len(video.starts) - 1
+        past = np.minimum(video.shown(shares[:, :1] * (end - gap)), max(0, last - 1))
+        # slow videos: a pair is two frames wherever there are two
+        future = np.maximum(video.starts[past] + gap, video.starts[np.minimum(past + 1, last)])
+        return np.concatenate([video.starts[past], future], 1)
 
     def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
         past, future = frames.permute(0, 3, 1, 2)
@@ -176,6 +179,10 @@ class VideoSource(FileSource):
         self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
         self._sizes: dict[int, dict[str, int]] = {}
         self.find_one_readable()
+
+    @property
+    def sampling(self) -> str:
+        return f"{self.clips}, short_side={self.short_side}"
 
     def read(self, index: int) -> dict[str, Tensor]:
         """What evaluation takes as draw 0."""

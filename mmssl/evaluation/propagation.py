@@ -75,6 +75,8 @@ def patch_features(
     modality = single_modality(encoder)
     if modality.axes[-2:] != ("height", "width") or modality.axes[:-2] not in ((), ("time",)):
         raise ValueError(f"label propagation reads pictures or clips, but this encoder reads {modality.axes}")
+    if frames.shape[1] != modality.channels:
+        raise UserError(f"the frames have {frames.shape[1]} channels, but this encoder reads {modality.channels}")
     rows, columns = (
         max(1, round(side / patch)) for side, patch in zip(frames.shape[2:], modality.patch[-2:], strict=True)
     )
@@ -160,8 +162,8 @@ def propagate_masks(
     """The object of each pixel in every frame, from the object ids of the first (0 background, 255 void: no label).
 
     A cell's label is the share of its pixels that each id has. Predictions are upsampled bilinearly to the picture's
-    size, and the largest wins. On the CPU; frame 0 is `first` itself. (DINO and CRW label a cell by one pixel; DINO
-    also stretches each predicted map to 0-1 before the vote, which is not done here.)
+    size, and the largest wins. On the CPU; frame 0 is `first` itself. (CropMAE's code
+    resizes the masks bilinearly, DINO's takes one pixel a cell and also stretches each predicted map to 0-1.)
     """
     ids = torch.tensor(sorted({0, *first.unique().tolist()} - {VOID}), dtype=torch.uint8)
     features = patch_features(encoder, frames, batch_size=batch_size, device=device)

@@ -53,6 +53,8 @@ def label_budgets(labels: Int64[Tensor, " samples"], seed: int = 0) -> dict[str,
         raise UserError(
             f"Evaluation needs labels >= 0 of at least two classes; these hold {classes[:3]}: label more samples."
         )
+    if len(labels) < 5:
+        raise UserError(f"Evaluation trains a probe on 5 labelled samples at least, and there are {len(labels)}.")
     shuffled = permutation(len(labels), seed=seed, stream="evaluation/labels")
     members = [shuffled[labels[shuffled] == label] for label in classes]
 

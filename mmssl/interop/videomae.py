@@ -131,6 +131,8 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
     patch = (config.get("tubelet_size", 2), config["patch_size"], config["patch_size"])
     size = (config.get("num_frames", 16), config["image_size"], config["image_size"])
     settings = _settings(config.get("num_channels", 3), patch, size, transformer)
+    if "classifier.weight" in state and "fc_norm.weight" not in state:
+        raise UserError("this VideoMAE classifies by its first token (use_mean_pooling is false): not supported")
     if "fc_norm.weight" in state:
         settings |= {"pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
     return settings | {"classes": len(state["classifier.weight"]) if "classifier.weight" in state else 0}
@@ -170,6 +172,11 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "use_mean_pooling": not transformer["final_norm"],
     }
     if classes:
+        if transformer["final_norm"] or not settings["pool_norm"]:
+            raise UserError(
+                "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm); this "
+                "encoder does not, and its logits would differ"
+            )
         fixed_eps("pooling", settings["pool_norm_eps"] or transformer["norm_eps"])
         config["id2label"] = {str(label): f"LABEL_{label}" for label in range(classes)}
         config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mmssl.evaluation.tracking_scores import VOID
+
 Picture = UInt8[Tensor, "tile_height tile_width 3"]
 
 _TILE = 112
@@ -22,9 +24,8 @@ _HIDDEN = 0.5
 # Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
 _HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
 
-# Objects' tints, those of a colour-blind safe palette (Okabe and Ito); the first is the background's and is not used.
+# Objects' tints, those of a colour-blind safe palette (Okabe and Ito).
 _OBJECTS = (
-    (0.0, 0.0, 0.0),
     (0.9, 0.6, 0.0),
     (0.34, 0.71, 0.91),
     (0.0, 0.62, 0.45),
@@ -75,8 +76,9 @@ def tracks(
     lines = []
     for ids in masks:
         mask = ids[chosen].long().cpu()
-        tint = colours[mask % len(colours)].permute(0, 3, 1, 2)
-        lines.append(_tiles(torch.where(mask[:, None] > 0, 0.4 * shown + 0.6 * tint, shown)))
+        is_object = (mask > 0) & (mask != VOID)
+        tint = colours[(mask - 1) % len(colours)].permute(0, 3, 1, 2)
+        lines.append(_tiles(torch.where(is_object[:, None], 0.4 * shown + 0.6 * tint, shown)))
     return _png(_grid(lines, 1))
 
 
