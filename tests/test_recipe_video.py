@@ -17,21 +17,10 @@ from mmssl.report.run import write_report
 from tests.films import film, noise_picture
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--model",
-    "tiny",
-    "--size",
-    "32",
-    "--patch",
-    "16",
-    "--epochs",
-    "1",
-    "--warmup-epochs",
-    "0",
-    "--batch-size",
-    "4",
-]
-QUIET = ["--workers", "0", "--log-every", "1", "--validate-every", "2", "--max-skipped", "0.5", "--device", "cpu"]
+SMALL = (
+    "--model tiny --size 32 --patch 16 --epochs 1 --warmup-epochs 0 --batch-size 4 --workers 0 --log-every 1 "
+    "--validate-every 2 --max-skipped 0.5 --device cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +40,17 @@ def videos(tmp_path_factory) -> Path:
     return root
 
 
-def recipe(monkeypatch, name: str, *arguments: object) -> int:
+def recipe(monkeypatch, name: str, line: str) -> int:
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *line.split()])
     monkeypatch.setenv("COLUMNS", "120")
     return run(__import__(name).main)
 
 
-def command(monkeypatch, *arguments: object) -> None:
+def command(monkeypatch, line: str) -> None:
     from mmssl.cli import main
 
-    monkeypatch.setattr(sys, "argv", ["mmssl", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["mmssl", *line.split()])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
@@ -69,51 +58,27 @@ def command(monkeypatch, *arguments: object) -> None:
 
 def test_videos_become_a_videomae_a_report_and_accuracies(videos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    arguments = [
-        "--data",
-        videos / "films",
-        "--out",
-        out,
-        "--frames",
-        "4",
-        "--stride",
-        "2",
-        "--repeats",
-        "2",
-        *SMALL,
-        *QUIET,
-    ]
-    assert recipe(monkeypatch, "video_videomae", *arguments) == 0, capsys.readouterr().err
+    line = f"--data {videos}/films --out {out} --frames 4 --stride 2 --repeats 2 {SMALL}"
+    assert recipe(monkeypatch, "video_videomae", line) == 0, capsys.readouterr().err
     method = load(out / "final")
     assert isinstance(method, VideoMAE)
     assert method.config.encoder.tokenizers[0].size == (4, 32, 32)
     assert {path.stem for path in (out / "pictures").iterdir()} == {"reconstructions", "features"}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["seen"] + rows[-1]["skipped"] == rows[-1]["step"] * 4
-    assert recipe(monkeypatch, "video_videomae", *arguments, "--stride", "1") == 2  # other frames than in the past
+    assert recipe(monkeypatch, "video_videomae", f"{line} --stride 1") == 2  # other frames than in the past
     assert "sampling: " in capsys.readouterr().err
-    command(monkeypatch, "evaluate", "--model", out / "final", "--data", videos / "films", "--clips", 2, "--stride", 2,
-            "--workers", 0, "--device", "cpu")  # fmt: skip
+    reading = f"--model {out}/final --data {videos}/films --workers 0 --device cpu"
+    command(monkeypatch, f"evaluate {reading} --clips 2 --stride 2")
     assert "| top-1 accuracy, % | kNN, all | linear, all |" in capsys.readouterr().out
-    command(monkeypatch, "export", "--model", out / "final", "--out", tmp_path / "theirs", "--to", "vit")
+    command(monkeypatch, f"export --model {out}/final --out {tmp_path}/theirs --to vit")
     assert "VideoMAEModel" in (tmp_path / "theirs" / "config.json").read_text()
 
 
 def test_videos_become_a_siammae_that_follows_objects(videos, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    arguments = [
-        "--data",
-        videos / "films",
-        "--out",
-        out,
-        "--tracks",
-        videos / "davis",
-        "--mask-ratio",
-        "0.5",
-        *SMALL,
-        *QUIET,
-    ]
-    assert recipe(monkeypatch, "video_siammae", *arguments) == 0, capsys.readouterr().err
+    out, davis = tmp_path / "run", videos / "davis"
+    line = f"--data {videos}/films --out {out} --tracks {davis} --mask-ratio 0.5 {SMALL}"
+    assert recipe(monkeypatch, "video_siammae", line) == 0, capsys.readouterr().err
     assert "J&F" in capsys.readouterr().out
     assert isinstance(load(out / "final"), SiamMAE)
     assert {path.stem for path in (out / "pictures").iterdir()} == {
@@ -123,27 +88,14 @@ def test_videos_become_a_siammae_that_follows_objects(videos, tmp_path, monkeypa
         "track0",
     }
     assert write_report(out).read_text().count("data:image/png;base64") == 4
-    command(
-        monkeypatch,
-        "evaluate",
-        "--model",
-        out / "final",
-        "--data",
-        videos / "davis",
-        "--task",
-        "masks",
-        "--device",
-        "cpu",
-    )
+    command(monkeypatch, f"evaluate --model {out}/final --data {davis} --task masks --device cpu")
     assert "square" in capsys.readouterr().out
-    command(
-        monkeypatch, "evaluate", "--model", out / "final", "--data", videos / "davis", "--task", "masks", "--rule", "dino",
-        "--side", 64, "--out", tmp_path / "scores", "--device", "cpu",
-    )  # fmt: skip
+    line = f"--task masks --rule dino --side 64 --out {tmp_path}/scores --device cpu"
+    command(monkeypatch, f"evaluate --model {out}/final --data {davis} {line}")
     assert json.loads((tmp_path / "scores" / "masks.json").read_text())[0]["sequence"] == "square"
     # an encoder of pictures on videos: features of a clip's frames, joined
-    command(monkeypatch, "embed", "--model", out / "final", "--data", videos / "films", "--frames", 3, "--stride", 2,
-            "--out", tmp_path / "features.npz", "--workers", 0, "--device", "cpu")  # fmt: skip
+    line = f"--frames 3 --stride 2 --out {tmp_path}/features.npz --workers 0 --device cpu"
+    command(monkeypatch, f"embed --model {out}/final --data {videos}/films {line}")
     features = np.load(tmp_path / "features.npz")
     assert features["features"].shape == (8, 3 * 192)
     assert set(features["labels"]) == {"high", "low"}
@@ -179,19 +131,18 @@ def test_the_defaults_are_the_papers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("name", "line", "words"),
     [
-        ("video_videomae", ["--frames", "5"], "choose an even --frames"),
-        ("video_videomae", ["--size", "100"], "--size a multiple of --patch"),
-        ("video_siammae", ["--size", "100"], "patch 16 does not divide"),
-        ("video_siammae", ["--gap", "2", "1"], "two ascending gaps"),
-        ("video_videomae", ["--data", "nowhere"], "nowhere does not exist"),
-        ("video_siammae", ["--tracks", "nowhere"], "nowhere"),
+        ("video_videomae", "--frames 5", "choose an even --frames"),
+        ("video_videomae", "--size 100", "--size a multiple of --patch"),
+        ("video_siammae", "--size 100", "patch 16 does not divide"),
+        ("video_siammae", "--gap 2 1", "two ascending gaps"),
+        ("video_videomae", "--data nowhere", "nowhere does not exist"),
+        ("video_siammae", "--tracks nowhere", "nowhere"),
     ],
 )
-def test_bad_input_gets_one_sentence(videos, tmp_path, monkeypatch, capsys, name, arguments, words):
-    known = ["--data", videos / "films"] if "--data" not in arguments else []
-    assert recipe(monkeypatch, name, *known, "--out", tmp_path / "run", "--batch-size", 4, *arguments) == 2
+def test_bad_input_gets_one_sentence(videos, tmp_path, monkeypatch, capsys, name, line, words):
+    assert recipe(monkeypatch, name, f"--data {videos}/films --out {tmp_path}/run --batch-size 4 {line}") == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
