@@ -20,13 +20,14 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import device_name, markdown, write
+from benchmarks.machine import RESULTS, device_name, markdown, write
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE
 from mmssl.data import (
     MOTIONS,
@@ -66,6 +67,12 @@ from mmssl.workflow import pretrain
 
 SIZE, PATCH, FRAMES, STRIDE, DEPTH = 64, 8, 8, 2, 6
 REPEATS = 4
+# What README.md and learning.md show of the runs.
+PICTURES = {
+    "videomae.png": Path("videomae", "pictures", "reconstructions.png"),
+    "siammae.png": Path("siammae", "pictures", "reconstructions.png"),
+    "siammae-track.png": Path("siammae", "pictures", "track0.png"),
+}
 
 
 @dataclass(frozen=True)
@@ -227,7 +234,10 @@ def main() -> None:
         measured = {**accuracies(encoder, data), **following(encoder, data)}
         rows.append({"encoder": name, **measured, "training, minutes": minutes(run, options.batch_size)})
         print(f"{markdown(aligned(rows))}\n{draw(encoder, data, run)}", flush=True)
-    content = {"settings": {**vars(options), "out": str(options.out)}, "rows": aligned(rows)}
+    for name, picture in PICTURES.items():
+        shutil.copyfile(options.out / picture, RESULTS / name)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    content = {"settings": settings, "rows": aligned(rows)}
     print(f"\n{device_name(torch.device('cpu'))}\n\n{write('learning-video', torch.device('cpu'), content)}")
 
 

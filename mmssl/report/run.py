@@ -28,7 +28,7 @@ from mmssl.transformer import Attention, Block
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
-_CLIPS = 4
+_CLIPS = 2
 
 
 @torch.no_grad()
