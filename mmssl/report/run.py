@@ -64,6 +64,8 @@ def draw(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) ->
     )
     parts = (zero_to_one(target), hidden, objective.reconstruct(batch, out))
     share = f"{objective.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
+    if objective.config.norm_pix:
+        share += " (the model predicts standardised patches: their mean and contrast are the original's)"
     report.heading("What it predicts")
     if target.ndim == 5:
         png, caption = clip_reconstructions(*(part[:_CLIPS] for part in parts)), f"Held-out clips: {share}."
