@@ -216,7 +216,7 @@ def test_the_classifier_counts_are_the_authors():
 
 
 def test_the_position_table_is_the_authors_and_follows_the_grid():
-    table = sincos_table((8, 14, 14), 768, "sincos_interleaved")
+    table = sincos_table((8, 14, 14), 768, "sincos_interleaved").double()
     assert table.sum().item() == pytest.approx(245744.990, abs=0.01)
     assert table.square().sum().item() == pytest.approx(602112, abs=1)
     assert table[1, :3].tolist() == pytest.approx([0.841471, 0.540302, 0.828431], abs=1e-6)

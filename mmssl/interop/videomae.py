@@ -90,16 +90,10 @@ def matches(state: Mapping[str, Tensor]) -> bool:
     return any(key.endswith("patch_embed.proj.weight") and value.ndim == 5 for key, value in state.items())
 
 
-def official_settings(
-    state: Mapping[str, Tensor],
-    *,
-    heads: int | None = None,
-    eps: float = 1e-6,
-    size: tuple[int, int, int] | None = None,
-) -> dict[str, Any]:
+def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' encoder, read off its tensors.
 
-    size: frames, height and width of the clips, which no tensor tells; 16 x 224 x 224 where None.
+    No tensor tells the clips' size: 16 x 224 x 224 is the papers', and positions follow the grid of any other.
     """
     part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
     dim, channels, *patch = state[f"{part}patch_embed.proj.weight"].shape
@@ -114,10 +108,8 @@ def official_settings(
         "final_norm": f"{part}norm.weight" in state,
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
-    return _settings(channels, patch, (16, 224, 224), transformer) | {
-        "pool_norm": fine_tuned,
-        "classes": classes,
-    }
+    settings = _settings(channels, patch, (16, 224, 224), transformer)
+    return settings | {"pool_norm": fine_tuned, "classes": classes}
 
 
 def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

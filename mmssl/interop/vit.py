@@ -170,7 +170,7 @@ def depth(state: Mapping[str, Tensor], blocks: str) -> int:
     return 1 + max(int(key.removeprefix(blocks).split(".")[0]) for key in state if key.startswith(blocks))
 
 
-def official_settings(state: Mapping[str, Tensor], *, heads: int | None = None, eps: float = 1e-6) -> dict[str, Any]:
+def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' ViT, read off its tensors. Raises UserError where it is none."""
     needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight")
     if absent := [key for key in needed if key not in state]:
