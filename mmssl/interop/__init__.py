@@ -10,10 +10,9 @@ from mmssl.interop.folder import (
     read_weights,
     resolve,
     save_folder,
-    unwrap,
 )
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
-from mmssl.interop.vit import AUTHORS_MAE, TRANSFORMERS_MAE, Found, default_heads, depth, hub_names, is_plain, timm_vit
+from mmssl.interop.vit import AUTHORS_MAE, TRANSFORMERS_MAE, Found, depth, hub_names, is_plain, timm_vit
 
 __all__ = [
     "AUTHORS_MAE",
@@ -22,7 +21,6 @@ __all__ = [
     "KeyMap",
     "Rule",
     "config_from_dict",
-    "default_heads",
     "depth",
     "hub_names",
     "is_plain",
@@ -39,6 +37,5 @@ __all__ = [
     "to_theirs",
     "transformers_encoder",
     "transformers_form",
-    "unwrap",
     "videomae",
 ]
