@@ -1,7 +1,7 @@
 """Masked-patch, attention and contrastive kernels for PyTorch; needs torch, triton on a GPU, and jaxtyping."""
 
 from mmssl_kernels.attention import attention, attention_qkvpacked
-from mmssl_kernels.contrastive import info_nce
+from mmssl_kernels.contrastive import info_nce, linear_cross_entropy, nt_xent, siglip_loss
 from mmssl_kernels.masked_patch import (
     TargetNorm,
     masked_patch_embed,
@@ -18,11 +18,14 @@ __all__ = [
     "gather_patches",
     "grid_of",
     "info_nce",
+    "linear_cross_entropy",
     "masked_patch_embed",
     "masked_patch_mse",
     "normalized_patches",
+    "nt_xent",
     "patch_view",
     "patchify",
     "restore_tokens",
+    "siglip_loss",
     "unpatchify",
 ]

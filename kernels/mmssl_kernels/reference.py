@@ -1,4 +1,4 @@
-"""What the ops must equal, as their authors write it: every patch embedded, restored or compared, then selected.
+"""What the ops must equal, as their authors write it: everything computed and held, then selected or summed.
 
 Plain PyTorch, differentiable, in the dtype of its floating-point inputs (float64 makes it an oracle). Tests and
 benchmarks import these; nothing else does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmssl_kernels.patches import Patch, patchify
 
@@ -101,3 +102,49 @@ def masked_patch_mse(
         return errors.mean()
     weight = weights[rows] if rows is not None else weights[:, None].expand_as(errors)
     return (errors * weight).sum() / weight.sum()
+
+
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    *,
+    labels: Tensor | None = None,
+    symmetric: bool = True,
+    exclude_self: bool = False,
+    queue: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The matrix of logits and two cross entropies (CLIP's pseudocode, MoCo's, SimCLR's)."""
+    exact = torch.promote_types(a.dtype, torch.float32)
+    a, b = a.to(exact), b.to(exact)
+    if queue is not None:
+        positives, negatives = (a * b).sum(1, keepdim=True), a @ queue.to(exact).T
+        logits, labels = scale * torch.cat([positives, negatives], 1), torch.zeros(len(a), dtype=torch.int64)
+    else:
+        logits = scale * a @ b.T
+    labels = torch.arange(len(a)) if labels is None else labels
+    labels = labels.to(a.device)
+    if exclude_self:
+        logits = logits.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), -torch.inf)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    if symmetric:
+        losses = (losses + F.cross_entropy(logits.T[labels], torch.arange(len(a)).to(labels), reduction="none")) / 2
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+
+
+def siglip_loss(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The sum over the matrix, divided by its rows (SigLIP's pseudocode)."""
+    exact = torch.promote_types(a.dtype, torch.float32)
+    logits = scale * a.to(exact) @ b.to(exact).T + bias
+    signs = 2 * torch.eye(len(a), dtype=exact, device=a.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(a)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100
+) -> Tensor:
+    """The logits, then their cross entropy."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    logits = F.linear(x.to(exact), weight.to(exact), bias if bias is None else bias.to(exact))
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index)

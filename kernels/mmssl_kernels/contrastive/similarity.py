@@ -1,0 +1,248 @@
+"""The tile engine: what losses need of a matrix of similarities, which never exists as a whole.
+
+    l_ij = scale * <x_i, y_j> + bias_j        logits, in float32 (float64 for float64 inputs)
+    rows_i = log sum_j exp(l_ij)              or, of pairwise sigmoids, sum_j log(1 + exp(l_ij))
+    columns_j = log sum_i exp(l_ij)
+    positives_i = l_i,labels_i
+
+Losses are short differentiable formulas over these vectors, in `losses`; forward and backward make every logit anew, a
+tile at a time: 8 N M D FLOP in place of the 6 that keeping them would take. All sums have one fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl_kernels.frame import checks, op
+from mmssl_kernels.frame.dispatch import values_are_checked
+
+Kind = Literal["softmax", "sigmoid"]
+TRITON = "mmssl_kernels.contrastive.similarity_triton"
+# Logits of a tile of the PyTorch path: with the two copies that backward makes it stays in the cache of a core or two.
+TILE = 2**18
+
+
+def similarity(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    kind: Kind = "softmax",
+    exclude: int | None = None,
+    columns: bool = False,
+    ignored: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows [N], columns [M], positives [N]) of x `[N, D]` and y `[M, D]`, as the top of this file says.
+
+    scale `[]`, bias `[M]`; labels `[N]`: the column of each row's positive, `ignored` where it has none (its positive
+    is then 0). exclude: row i does not see column i + exclude. `columns` False and labels None give empty vectors.
+    Gradients: x, y, scale, bias. Shapes and dtypes are the caller's to check.
+    """
+    exact = exact_dtype(x)
+    return _op(x, y, scale.to(exact), bias if bias is None else bias.to(exact), labels, kind, exclude, columns, ignored)
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """Of logits, statistics and sums."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def statistics(x: Tensor, y: Tensor, labels: Tensor | None, kind: str, columns: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and positives of no logits at all: what tiles are added to."""
+    exact = exact_dtype(x)
+    start = 0.0 if kind == "sigmoid" else -torch.inf
+    rows = x.new_full((x.shape[0],), start, dtype=exact)
+    found = x.new_full((y.shape[0] if columns else 0,), start, dtype=exact)
+    return rows, found, x.new_zeros(0 if labels is None else x.shape[0], dtype=exact)
+
+
+def empty_gradients(x: Tensor, y: Tensor, scale: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unwritten gradients of x, y, scale and bias; of no size where not needed."""
+    shapes = (x.shape, y.shape, (), y.shape[:1])
+    of_x, of_y, of_scale, of_bias = (shape if need else (0,) for shape, need in zip(shapes, needs, strict=True))
+    return x.new_empty(of_x), y.new_empty(of_y), scale.new_empty(of_scale), scale.new_empty(of_bias)
+
+
+# The PyTorch path
+
+
+def blocks(rows: int, columns: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of rows, each with the blocks of columns that make its tiles: squares, longer where one side is short."""
+    side = int(TILE**0.5)
+    tall, wide = max(side, TILE // max(columns, 1)), max(side, TILE // max(rows, 1))
+    across = [slice(start, min(start + wide, columns)) for start in range(0, columns, wide)]
+    for start in range(0, rows, tall):
+        yield slice(start, min(start + tall, rows)), across
+
+
+def shaped(buffer: Tensor, row: slice, column: slice) -> Tensor:
+    """The part of a flat buffer that holds a tile."""
+    shape = row.stop - row.start, column.stop - column.start
+    return buffer[: shape[0] * shape[1]].view(shape)
+
+
+def fill(
+    tile: Tensor, x: Tensor, y: Tensor, bias: Tensor | None, exclude: int | None, row: slice, column: slice
+) -> Tensor:
+    """The logits of a tile, from rows of x that carry the scale already."""
+    torch.mm(x, y[column].T, out=tile)
+    if bias is not None:
+        tile += bias[column]
+    if exclude is not None:
+        diagonal = row.start + exclude - column.start
+        if -len(tile) < diagonal < tile.shape[1]:
+            tile.diagonal(diagonal).fill_(-torch.inf)
+    return tile
+
+
+def in_tile(labels: Tensor, column: slice) -> tuple[Tensor, Tensor]:
+    """Of a block of rows: which have their positive in these columns, and `[rows, 1]`, where in the tile."""
+    inside = (labels >= column.start) & (labels < column.stop)
+    return inside, (labels - column.start).clamp(0, column.stop - column.start - 1)[:, None]
+
+
+def similarity_sums(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    kind: str,
+    exclude: int | None,
+    columns: bool,
+    ignored: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and positives, tile by tile."""
+    rows, found, positives = statistics(x, y, labels, kind, columns)
+    buffer = rows.new_empty(min(TILE, len(x) * len(y)))
+    y = y.to(rows.dtype)
+    for row, across in blocks(len(x), len(y)):
+        scaled = x[row].to(rows.dtype) * scale
+        for column in across:
+            tile = fill(shaped(buffer, row, column), scaled, y, bias, exclude, row, column)
+            if labels is not None:
+                inside, where = in_tile(labels[row], column)
+                positives[row] = torch.where(inside, tile.gather(1, where)[:, 0], positives[row])
+            if kind == "sigmoid":
+                rows[row] -= F.logsigmoid(-tile).sum(1)
+                continue
+            rows[row] = torch.logaddexp(rows[row], tile.logsumexp(1))
+            if columns:
+                found[column] = torch.logaddexp(found[column], tile.logsumexp(0))
+    return rows, found, positives
+
+
+def similarity_backward(
+    d_rows: Tensor,
+    d_columns: Tensor | None,
+    d_positives: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    kind: str,
+    exclude: int | None,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, y, scale and bias, given rows and columns of the whole matrix of which this may be a part."""
+    of_x, of_y, of_scale, of_bias = needs
+    d_x, d_y, d_scale, d_bias = empty_gradients(x, y, scale, needs)
+    exact = rows.dtype
+    full = y.to(exact)
+    sum_y, sum_scale, sum_bias = torch.zeros_like(full) if of_y else d_y, rows.new_zeros(()), torch.zeros_like(d_bias)
+    logits, gradients = rows.new_empty(2, min(TILE, len(x) * len(y)))
+    for row, across in blocks(len(x), len(y)):
+        raw = x[row].to(exact)
+        scaled, weighted = raw * scale, torch.zeros_like(raw)
+        for column in across:
+            tile = fill(shaped(logits, row, column), scaled, full, bias, exclude, row, column)
+            gradient = shaped(gradients, row, column)
+            if kind == "sigmoid":
+                torch.sigmoid(tile, out=gradient).mul_(d_rows[row, None])
+            else:
+                torch.sub(tile, rows[row, None], out=gradient).exp_().mul_(d_rows[row, None])
+            if d_columns is not None:
+                gradient += tile.sub_(columns[None, column]).exp_().mul_(d_columns[None, column])
+            if d_positives is not None and labels is not None:
+                inside, where = in_tile(labels[row], column)
+                added = torch.where(inside, d_positives[row], 0)[:, None]
+                gradient.scatter_(1, where, gradient.gather(1, where) + added)
+            if of_x or of_scale:
+                weighted.addmm_(gradient, full[column])
+            if of_y:
+                sum_y[column].addmm_(gradient.T, scaled)
+            if of_bias:
+                sum_bias[column] += gradient.sum(0)
+        if of_scale:
+            sum_scale += (weighted * raw).sum()
+        if of_x:
+            d_x[row] = weighted * scale
+    return d_x, d_y.copy_(sum_y), d_scale.copy_(sum_scale) if of_scale else d_scale, d_bias.copy_(sum_bias)
+
+
+# Registration
+
+
+def check_labels(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, labels: Tensor | None, *settings: Any
+) -> None:
+    """Values of labels: a column each, or `ignored`; and not the excluded one."""
+    _, exclude, _, ignored = settings
+    if labels is None or not labels.numel() or not values_are_checked(labels):
+        return
+    counted = labels if ignored is None else labels[labels != ignored]
+    if counted.numel():
+        checks.values_below("labels", counted, len(y))
+    if exclude is not None and bool((labels == torch.arange(len(x), device=labels.device) + exclude).any()):
+        raise ValueError("labels name a row's own column as its positive, which exclude_self leaves out")
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.kind, ctx.exclude, ctx.columns, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[:2])
+
+
+def _differentiate(
+    ctx: Any, d_rows: Tensor | None, d_columns: Tensor | None, d_positives: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, labels, rows, columns = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    d_rows = torch.zeros_like(rows) if d_rows is None else d_rows
+    d_columns, d_positives = d_columns if ctx.columns else None, None if labels is None else d_positives
+    found = similarity_gradients(
+        d_rows, d_columns, d_positives, *tensors, labels, rows, columns, ctx.kind, ctx.exclude, needs
+    )
+    return *(gradient if need else None for gradient, need in zip(found, needs, strict=True)), *([None] * 5)
+
+
+_op = op.define(
+    "similarity_sums",
+    "(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor? labels, str kind, int? exclude, bool columns, "
+    "int? ignored) -> (Tensor, Tensor, Tensor)",
+    similarity_sums,
+    TRITON,
+    fake=lambda x, y, scale, bias, labels, kind, exclude, columns, ignored: statistics(x, y, labels, kind, columns),
+    check=check_labels,
+)
+similarity_gradients = op.define(
+    "similarity_backward",
+    "(Tensor d_rows, Tensor? d_columns, Tensor? d_positives, Tensor x, Tensor y, Tensor scale, Tensor? bias, "
+    "Tensor? labels, Tensor rows, Tensor columns, str kind, int? exclude, bool[] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    similarity_backward,
+    TRITON,
+    fake=lambda d_rows, d_columns, d_positives, x, y, scale, *rest: empty_gradients(x, y, scale, rest[-1]),
+)
+_op.register_autograd(_differentiate, setup_context=_save)
+op.autocast(_op, "x", "y")
