@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from mmssl_kernels.contrastive import similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton
 
 B, N, K, DIM, WIDTH = 256, 196, 49, 768, 512
@@ -86,6 +87,30 @@ def mse(
     mse_triton.mse_backward(loss, prediction, pixels, index, rows, mean, mean, weights, patch, norm)
 
 
+def similarity(
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: int = 32768,
+    size: int = 32768,
+    dim: int = 512,
+    kind: str = "softmax",
+    exclude: int | None = None,
+    columns: bool = False,
+    labelled: bool = True,
+    bias: bool = False,
+    needs: tuple[bool, bool, bool, bool] = (True, True, True, False),
+) -> None:
+    """Forward and backward of the contrastive losses' tile engine."""
+    x, y, scale = torch.zeros(rows, dim, dtype=dtype), torch.zeros(size, dim, dtype=dtype), torch.zeros(())
+    labels = torch.zeros(rows, dtype=torch.int64) if labelled else None
+    shift = torch.zeros(size) if bias else None
+    sums, found, positives = similarity_triton.similarity_sums(x, y, scale, shift, labels, kind, exclude, columns, None)
+    upstream = sums, found if columns else None, positives if labelled else None
+    similarity_triton.similarity_backward(
+        *upstream, x, y, scale, shift, labels, sums, found, kind, exclude, list(needs)
+    )
+
+
 def _pictures(dtype: torch.dtype = torch.uint8, samples: int = B, size: int = 224) -> torch.Tensor:
     return torch.zeros(samples, 3, size, size, dtype=dtype)
 
@@ -123,4 +148,13 @@ EXAMPLES: dict[str, Callable[[], None]] = {
     "VideoMAE loss": lambda: mse(_clips(), [2, 16, 16], "channel", hidden=1408),
     "Audio-MAE loss": lambda: mse(_sounds(), [16, 16], "patch", hidden=410),
     "large patches": lambda: mse(_pictures(), [32, 32], "patch", hidden=37),
+    "CLIP": lambda: similarity(columns=True),
+    "CLIP, fp16": lambda: similarity(columns=True, dtype=half),
+    "CLIP, fp32": lambda: similarity(columns=True, dtype=single),
+    "SimCLR": lambda: similarity(rows=8192, size=8192, dim=128, exclude=0),
+    "MoCo, fp32": lambda: similarity(
+        rows=256, size=65536, dim=128, labelled=False, dtype=single, needs=(True, False, False, False)
+    ),
+    "SigLIP": lambda: similarity(kind="sigmoid", bias=True, needs=(True, True, True, True)),
+    "BERT's head": lambda: similarity(rows=5000, size=30522, dim=768, bias=True, needs=(True, True, False, True)),
 }

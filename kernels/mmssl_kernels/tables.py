@@ -29,8 +29,29 @@ def _everywhere(rows: Rows, interpreter: Config) -> dict[str, Rows]:
     return {**dict.fromkeys(FAMILIES, rows), "interpreter": ((None, interpreter),)}
 
 
-def _product(m: int, n: int, k: int, warps: int, stages: int) -> Config:
-    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages)
+def _product(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> Config:
+    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, **more}, warps, stages)
+
+
+def _tiles(half: dict[str, Config], single: Config, interpreter: Config) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """Of 16-bit and of 32-bit operands: one row a family."""
+    interpreted: dict[str, Rows] = {"interpreter": ((None, interpreter),)}
+    of_half: dict[str, Rows] = {family: ((None, config),) for family, config in half.items()}
+    of_single: dict[str, Rows] = dict.fromkeys(FAMILIES, ((None, single),))
+    return {**of_half, **interpreted}, {**of_single, **interpreted}
+
+
+# A tile of logits in registers is taken along both axes: on sm_100 one of 128 x 128 spills.
+_SUMS = _tiles(
+    {
+        "sm_80": _product(128, 128, 32, 8, 3, GROUP=8),
+        "sm_90": _product(128, 128, 64, 8, 3, GROUP=8),
+        "sm_100": _product(128, 64, 64, 8, 3, GROUP=8),
+        "gfx942": _product(128, 128, 32, 8, 2, GROUP=8),
+    },
+    single=_product(64, 64, 32, 4, 2, GROUP=8),
+    interpreter=_product(64, 64, 64, 1, 1, GROUP=2),
+)
 
 
 # A chip with less shared memory than an A100 takes the sm_80 rows, so these stay below 99 KiB.
@@ -48,6 +69,11 @@ TABLES: dict[str, dict[str, Rows]] = {
         **dict.fromkeys(FAMILIES, ((2048, _product(32, 64, 32, 4, 2)), (None, _product(64, 64, 32, 4, 2)))),
         "interpreter": ((None, _product(64, 64, 256, 1, 1)),),
     },
+    # size: logits
+    "similarity_16_bit": _SUMS[0],
+    "similarity_32_bit": _SUMS[1],
+    "similarity_gradient_16_bit": _SUMS[0],
+    "similarity_gradient_32_bit": _SUMS[1],
     # size: values of one patch
     "normalized_patches": _everywhere(
         ((None, Config({"BLOCK_S": 4, "BLOCK_V": 512})),), Config({"BLOCK_S": 64, "BLOCK_V": 1024})
