@@ -19,9 +19,11 @@ def test_one_representative_of_each_kernel(family):
     kernels = {line.split()[1] for line in done.stdout.splitlines() if line.startswith(family)}
     assert kernels == {
         "embed_kernel",
+        "gradient_kernel",
         "masked_patch_mse_kernel",
         "normalized_patches_kernel",
         "position_sums_kernel",
         "restore_kernel",
         "slot_map_kernel",
+        "sums_kernel",
     }

@@ -1,10 +1,11 @@
 """Every kernel test runs under deterministic algorithms, which also fill each new tensor with NaN before it is used.
 
-Pieces of the PyTorch path are so small that every call takes several.
+Pieces and tiles of the PyTorch path, and chunks of the Triton code, are so small that every call takes several.
 """
 
 import pytest
 import torch
+from mmssl_kernels.contrastive import losses, similarity
 from mmssl_kernels.masked_patch import pixels
 
 from tests.kernels.support import TRITON
@@ -15,6 +16,13 @@ collect_ignore = [] if TRITON else ["test_triton.py"]
 @pytest.fixture(autouse=True)
 def _deterministic_poisoned_and_in_pieces(monkeypatch):
     monkeypatch.setattr(pixels, "PIECE_BYTES", 2500)
+    monkeypatch.setattr(similarity, "TILE", 50)
+    monkeypatch.setattr(losses, "WHOLE", 0)
+    if TRITON:
+        from mmssl_kernels.contrastive import similarity_triton
+
+        for name in ("PARTIALS", "GRADIENTS", "CHUNK_ROWS"):
+            monkeypatch.setattr(similarity_triton, name, 64)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

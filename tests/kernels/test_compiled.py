@@ -53,3 +53,48 @@ def test_the_masked_patch_path_compiles_to_one_graph():
 
 def test_the_gradient_of_pixels_is_traced():
     run(OF_PIXELS)
+
+
+CONTRASTIVE = """
+import torch
+from mmssl_kernels import info_nce, linear_cross_entropy, nt_xent, siglip_loss
+from mmssl_kernels.contrastive import losses
+from tests.kernels.support import DEVICE, draw
+
+log_scale, bias, weight = (leaf.requires_grad_() for leaf in (draw(), draw(), draw(13, 6)))
+
+def clip(a, b):
+    return info_nce(a, b, log_scale.exp())
+
+def others(a, b):
+    labels, queue = torch.arange(len(a), device=DEVICE).flip(0), b[:3].detach()
+    moco = info_nce(a, b, 5.0, symmetric=False, queue=queue)
+    matched = info_nce(a, b, log_scale.exp(), labels=labels, weights=a[:, 0].abs())
+    head = linear_cross_entropy(a, weight, labels, bias=weight[:, 0], ignore_index=2)
+    return nt_xent(a, b, 5.0) + siglip_loss(a, b, log_scale.exp(), bias) + moco + matched + head
+
+def check(function, compiled, low=None):
+    for rows in (5, 8, 12):
+        a, b = (draw(rows, 6).requires_grad_() for _ in range(2))
+        results = []
+        for each in (function, compiled):
+            with torch.autocast(DEVICE.type, low, enabled=low is not None):
+                loss = each(a, b)
+            leaves = [leaf for leaf in (a, b, log_scale, bias, weight)]
+            results.append([loss, *torch.autograd.grad(loss, leaves, allow_unused=True)])
+        for plain, found in zip(*results, strict=True):
+            if plain is not None:
+                torch.testing.assert_close(found, plain, rtol=1e-2 if low else 1e-4, atol=1e-2 if low else 1e-5)
+
+for losses.WHOLE in (0, 2**22):
+    for function in (clip, others):
+        for dynamic in (False, True):
+            torch._dynamo.reset()
+            check(function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic))
+    torch._dynamo.reset()
+    check(clip, torch.compile(clip, backend="aot_eager", fullgraph=True), torch.float16)
+"""
+
+
+def test_contrastive_losses_compile_to_one_graph():
+    run(CONTRASTIVE)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmssl_kernels import masked_patch_embed, restore_tokens
+from mmssl_kernels.contrastive import similarity
 from mmssl_kernels.frame import dispatch
 from mmssl_kernels.tables import FAMILIES, TABLES
 
@@ -37,6 +38,22 @@ def mse_arguments(norm, weighted=False):
     return prediction, fixed["pixels"], fixed["index"], None, fixed["mean"], fixed["std"], weights, [8, 8], norm
 
 
+def similarity_arguments(kind="softmax", exclude=None, columns=True, ignored=None, bias=False, dtype=torch.float32):
+    x, y = (draw(rows, 5, dtype=dtype).requires_grad_() for rows in (7, 9))
+    labels = torch.tensor([1, 2, 3, 4, 5, 6, 8], device=DEVICE)
+    shift = draw(9).requires_grad_() if bias else None
+    return x, y, torch.tensor(3.0, device=DEVICE).requires_grad_(), shift, labels, kind, exclude, columns, ignored
+
+
+def similarity_gradient_arguments():
+    x, y, scale, _, labels, kind, exclude, *_ = similarity_arguments(exclude=0)
+    with torch.no_grad():
+        rows, columns, positives = similarity.similarity(x, y, scale, labels=labels, exclude=0, columns=True)
+        upstream = (torch.rand_like(each) for each in (rows[:, 0], columns[:, 0], positives))
+        fixed = (each.detach() for each in (x, y, scale))
+        return *upstream, *fixed, None, labels, rows, columns, kind, exclude, [True, True, True, False]
+
+
 CALLS = {
     "masked_patch_embed": [
         lambda: embed_arguments(),
@@ -60,6 +77,12 @@ CALLS = {
         lambda: restore_arguments(restore.ragged_subset),
     ],
     "masked_patch_mse": [lambda: mse_arguments("patch"), lambda: mse_arguments("channel", weighted=True)],
+    "similarity_sums": [
+        lambda: similarity_arguments(),
+        lambda: similarity_arguments(exclude=0, columns=False, ignored=3, dtype=torch.float16),
+        lambda: similarity_arguments("sigmoid", columns=False, bias=True),
+    ],
+    "similarity_backward": [similarity_gradient_arguments],
 }
 
 
@@ -92,6 +115,15 @@ def test_autocast_of_the_op_itself():
     assert torch.equal(tokens, torch.ops.mmssl.masked_patch_embed(*lowered))
     tokens.backward(upstream_of(tokens))
     assert arguments[1].grad.dtype == torch.float32
+
+
+def test_autocast_lowers_features_and_nothing_else():
+    x, y, *rest = similarity_arguments(bias=True)
+    with torch.autocast(DEVICE.type, torch.float16):
+        found = torch.ops.mmssl.similarity_sums(x, y, *rest)
+    expected = torch.ops.mmssl.similarity_sums(x.half(), y.half(), *rest)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
 
 
 def test_the_switch_forces_either_path(monkeypatch):

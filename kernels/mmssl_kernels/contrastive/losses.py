@@ -2,7 +2,11 @@
 
 Rows come normalised where the method normalises them; `scale` is the multiplier of the similarities itself (the inverse
 of a temperature), its logarithm the model's business. Logits, statistics and losses are float32 whatever the inputs,
-float64 for float64. None of these losses holds more than a tile of the matrix, nor keeps more than its vectors.
+float64 for float64. None of these losses holds more than tiles of the matrix, nor keeps more than its vectors.
+
+group: ranks of `torch.distributed` that hold a part of the batch each, as many rows as they like. The loss is that of
+all rows together, the same on every rank, and its gradient is the ranks' number times this rank's share: averaged over
+the ranks, as DistributedDataParallel does, it is that of one process with all rows. None: this process alone.
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
+from mmssl_kernels.contrastive.distributed import mean_across, similarity_across
 from mmssl_kernels.contrastive.similarity import Kind, check_labels, exact_dtype, similarity
 from mmssl_kernels.frame import checks
 from mmssl_kernels.frame.dispatch import backend
@@ -31,8 +37,9 @@ def info_nce(
     exclude_self: bool = False,
     queue: Float[Tensor, "queued dim"] | None = None,
     weights: Float[Tensor, " rows"] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
-    """InfoNCE: each row of `a` must find its own among those of `b`, `mean_i -log softmax_j(scale <a_i, b_j>)[labels_i]`.
+    """InfoNCE: each row of `a` must find its own in `b`, `mean_i -log softmax_j(scale <a_i, b_j>)[labels_i]`.
 
     labels: which row of `b` belongs to each row of `a`; row i to row i where None. `b` may have more rows than `a`
     (CPC, arXiv 1807.03748; ImageBind, arXiv 2305.05665), several rows of `a` may name one of `b`.
@@ -43,6 +50,7 @@ def info_nce(
     the queue. It serves one direction: pass symmetric=False. To have b's other rows as negatives too, hand in
     `b = torch.cat([b, queue])` and no queue.
     weights: of each row of `a`, none negative; the result is the weighted mean. Nothing to compare gives 0.
+    group: see the top of this file. Labels name rows of this rank's `b`, a queue is this rank's own.
     Gradients: a, b, queue, weights, and scale where it is a tensor.
 
     Raises ValueError naming both shapes where sizes, labels or devices do not fit, TypeError for other dtypes.
@@ -53,19 +61,23 @@ def info_nce(
             raise ValueError(
                 "a queue holds negatives of a's rows only: pass symmetric=False, no labels, no exclude_self"
             )
-        return weighted_mean(_against_queue(a, b, queue, scale), weights)
+        return weighted_mean(_against_queue(a, b, queue, scale), weights, group)
     if exclude_self and a.shape != b.shape:
         raise ValueError(f"exclude_self compares a batch with itself: {tuple(a.shape)} and {tuple(b.shape)} differ")
     if exclude_self and labels is None:
         raise ValueError("exclude_self leaves out column i of row i: pass labels that name another")
     if labels is None and len(b) < len(a):
         raise ValueError(f"row i of a belongs to row i of b without labels: {tuple(a.shape)} and {tuple(b.shape)}")
-    exclude = 0 if exclude_self else None
-    of_rows, of_columns = negative_log_likelihoods(a, b, scale, labels=labels, exclude=exclude, columns=symmetric)
-    return weighted_mean((of_rows + of_columns) / 2 if symmetric else of_rows, weights)
+    of_rows, of_columns = negative_log_likelihoods(
+        a, b, scale, labels=labels, exclude_self=exclude_self, columns=symmetric, group=group
+    )
+    losses = of_rows if of_columns is None else (of_rows + of_columns) / 2
+    return weighted_mean(losses, weights, group)
 
 
-def nt_xent(a: Float[Tensor, "pairs dim"], b: Float[Tensor, "pairs dim"], scale: Scale) -> Float[Tensor, ""]:
+def nt_xent(
+    a: Float[Tensor, "pairs dim"], b: Float[Tensor, "pairs dim"], scale: Scale, *, group: ProcessGroup | None = None
+) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR, arXiv 2002.05709, equation 1): two views of each sample; all other rows of both are negatives.
 
     Each of the 2N rows must find its partner among the 2N - 1 others. Gradients and errors as of `info_nce`.
@@ -73,11 +85,16 @@ def nt_xent(a: Float[Tensor, "pairs dim"], b: Float[Tensor, "pairs dim"], scale:
     checks.shape(tuple(a.shape), "b holds the second view of each row of a", b=b)
     views = torch.cat([a, b])
     partners = torch.arange(len(views), device=a.device).roll(len(a))
-    return info_nce(views, views, scale, labels=partners, symmetric=False, exclude_self=True)
+    return info_nce(views, views, scale, labels=partners, symmetric=False, exclude_self=True, group=group)
 
 
 def siglip_loss(
-    a: Float[Tensor, "pairs dim"], b: Float[Tensor, "pairs dim"], scale: Scale, bias: Scale
+    a: Float[Tensor, "pairs dim"],
+    b: Float[Tensor, "pairs dim"],
+    scale: Scale,
+    bias: Scale,
+    *,
+    group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     """SigLIP's loss (arXiv 2303.15343, algorithm 1): `-sum_ij log sigmoid(z_ij (scale <a_i, b_j> + bias)) / N`.
 
@@ -85,9 +102,8 @@ def siglip_loss(
     """
     scale = _checked(a, b, scale)
     checks.shape(tuple(a.shape), "row i of b belongs to row i of a", b=b)
-    shift = _scalar("bias", bias, a).expand(b.shape[0])
-    losses, _ = negative_log_likelihoods(a, b, scale, shift, kind="sigmoid")
-    return weighted_mean(losses, None)
+    losses, _ = negative_log_likelihoods(a, b, scale, _scalar("bias", bias, a), kind="sigmoid", group=group)
+    return weighted_mean(losses, None, group)
 
 
 def linear_cross_entropy(
@@ -97,6 +113,7 @@ def linear_cross_entropy(
     *,
     bias: Float[Tensor, " classes"] | None = None,
     ignore_index: int = -100,
+    group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     """`F.cross_entropy(F.linear(x, weight, bias), labels)` without the logits: heads of BERT, BEiT and the like.
 
@@ -108,9 +125,9 @@ def linear_cross_entropy(
     """
     checks.shape(tuple(x.shape[:-1]), f"x has shape {tuple(x.shape)}", labels=labels)
     x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
-    one = _checked(x, weight, 1.0, labels=labels, bias=bias)
+    one = _checked(x, weight, 1.0, names=("x", "weight"), labels=labels, bias=bias)
     losses, _ = negative_log_likelihoods(x, weight, one, bias, labels, ignored=ignore_index)
-    return weighted_mean(losses, labels != ignore_index)
+    return weighted_mean(losses, labels != ignore_index, group)
 
 
 def negative_log_likelihoods(
@@ -121,56 +138,90 @@ def negative_log_likelihoods(
     labels: Tensor | None = None,
     *,
     kind: Kind = "softmax",
-    exclude: int | None = None,
+    exclude_self: bool = False,
     columns: bool = False,
     ignored: int | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Of each row's positive in its row, and (`columns`) in its column; row i's positive is column i without labels.
 
-    Tiles, except where the whole matrix is a tile that costs less to keep than to make again.
+    bias `[M]` or `[]`, of which only the latter goes with a group.
     """
     own, count = labels is None, x.shape[0]
     labels = torch.arange(count, device=x.device) if labels is None else labels
-    small = count * y.shape[0] <= WHOLE and backend([x]) == "torch"
-    if small and not torch.is_autocast_enabled(x.device.type):
-        if not own:
+    exclude = 0 if exclude_self else None
+    if group is not None:
+        rows, found, positives = similarity_across(
+            x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
+        )
+    elif _is_one_tile(x, y):
+        if not own and not torch.compiler.is_compiling():  # values are unknown then; cross_entropy refuses them later
             check_labels(x, y, scale, bias, labels, kind, exclude, columns, ignored)
-        exact = exact_dtype(x)
-        logits = F.linear(x.to(exact) * scale, y.to(exact), bias if bias is None else bias.to(exact))
-        if exclude is not None:
-            logits.diagonal(exclude).fill_(-torch.inf)
-        if kind == "sigmoid":
-            return -F.logsigmoid(-logits).sum(1) - logits.gather(1, labels[:, None])[:, 0], None
-        of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100 if ignored is None else ignored)
-        if not columns:
-            return of_rows, None
-        turned = logits[:, :count].T if own else logits.T[labels]
-        return of_rows, F.cross_entropy(turned, torch.arange(count, device=x.device), reduction="none")
-    rows, found, positives = similarity(
-        x, y, scale, bias, labels, kind=kind, exclude=exclude, columns=columns, ignored=ignored
-    )
-    return rows - positives, (found[:count] if own else found[labels]) - positives if columns else None
+        return _whole(x, y, scale, bias, labels, own, kind, exclude, columns, ignored)
+    else:
+        shift = bias if bias is None else bias.expand(y.shape[0])
+        rows, found, positives = similarity(
+            x, y, scale, shift, labels, kind=kind, exclude=exclude, columns=columns, ignored=ignored
+        )
+    of_rows = (rows[:, 0].detach() - positives) + rows[:, 1]
+    if not columns:
+        return of_rows, None
+    found = found[:count] if own else found[labels]
+    return of_rows, (found[:, 0].detach() - positives) + found[:, 1]
+
+
+def _is_one_tile(x: Tensor, y: Tensor) -> bool:
+    small = x.shape[0] * y.shape[0] <= WHOLE and backend([x]) == "torch"
+    return small and not torch.is_autocast_enabled(x.device.type)
+
+
+def _whole(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    own: bool,
+    kind: Kind,
+    exclude: int | None,
+    columns: bool,
+    ignored: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`negative_log_likelihoods` of logits that are kept."""
+    exact = exact_dtype(x)
+    logits = (x.to(exact) * scale) @ y.to(exact).T
+    if bias is not None:
+        logits = logits + bias
+    if exclude is not None:
+        logits.diagonal(exclude).fill_(-torch.inf)
+    if kind == "sigmoid":
+        return -F.logsigmoid(-logits).sum(1) - logits.gather(1, labels[:, None])[:, 0], None
+    of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100 if ignored is None else ignored)
+    if not columns:
+        return of_rows, None
+    turned = logits[:, : len(x)].T if own else logits.T[labels]
+    return of_rows, F.cross_entropy(turned, torch.arange(x.shape[0], device=x.device), reduction="none")
 
 
 def _against_queue(a: Tensor, b: Tensor, queue: Tensor, scale: Tensor) -> Tensor:
     """-log of the positive's share beside the negatives: `log(1 + sum_j exp(l_j - l_positive))`."""
     checks.shape(tuple(a.shape), "row i of b is the key of row i of a", b=b)
-    negatives, _, _ = similarity(a, queue, scale)
-    exact = exact_dtype(a)
-    return F.softplus(negatives - scale * (a.to(exact) * b.to(exact)).sum(1), threshold=torch.inf)
+    (top, log), exact = similarity(a, queue, scale)[0].unbind(1), exact_dtype(a)
+    return -F.logsigmoid((scale * (a.to(exact) * b.to(exact)).sum(1) - top.detach()) - log)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """0 where there is no weight."""
-    if weights is None:
+def weighted_mean(losses: Tensor, weights: Tensor | None, group: ProcessGroup | None) -> Tensor:
+    """Over the ranks of the group; 0 where there is no weight."""
+    if weights is None and group is None:
         return losses.mean() if losses.shape[0] else losses.sum()
-    weights = weights.to(losses.dtype)
-    total = weights.sum()
-    # a row without weight may have no finite loss
-    return torch.where(weights > 0, losses * weights, 0).sum() / torch.where(total == 0, 1, total)
+    weights = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
+    weighted, weight = (losses * weights).sum(), weights.sum()
+    if group is not None:
+        return mean_across(weighted, weight, group)
+    return weighted / torch.where(weight == 0, 1, weight)
 
 
-def _scalar(name: str, value: Scale, like: Tensor) -> Tensor:
+def _scalar(name: str, value: Tensor | float | int, like: Tensor) -> Tensor:
     """As a tensor `[]` beside `like`; filled there, which does not wait for a device."""
     if isinstance(value, Tensor):
         checks.shape((), f"{name} is one number", **{name: value})
@@ -181,26 +232,27 @@ def _scalar(name: str, value: Scale, like: Tensor) -> Tensor:
 def _checked(
     a: Tensor,
     b: Tensor,
-    scale: Scale,
+    scale: Tensor | float | int,
     *,
+    names: tuple[str, str] = ("a", "b"),
     labels: Tensor | None = None,
     bias: Tensor | None = None,
     queue: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Refuses what does not fit; the scale as a tensor."""
-    checks.dtype(checks.FLOATS, a=a, b=b, queue=queue, bias=bias, weights=weights)
-    checks.dtype((a.dtype,), b=b, queue=queue)
+    features = {names[0]: a, names[1]: b, "queue": queue}
+    checks.dtype(checks.FLOATS, **features, bias=bias, weights=weights)
+    checks.dtype((a.dtype,), **features)
     checks.dtype((torch.int64,), labels=labels)
     if a.ndim != 2:
-        raise ValueError(f"a has shape {tuple(a.shape)}, expected (rows, dim)")
-    for name, other in (("b", b), ("queue", queue)):
+        raise ValueError(f"{names[0]} has shape {tuple(a.shape)}, expected (rows, dim)")
+    of_a = f"{names[0]} has shape {tuple(a.shape)}"
+    for name, other in features.items():
         if other is not None and (other.ndim != 2 or other.shape[1] != a.shape[1]):
-            raise ValueError(
-                f"{name} has shape {tuple(other.shape)}, expected (rows, {a.shape[1]}) as a {tuple(a.shape)}"
-            )
-    checks.shape(tuple(a.shape[:1]), f"a has shape {tuple(a.shape)}", labels=labels, weights=weights)
-    checks.shape(tuple(b.shape[:1]), f"b has shape {tuple(b.shape)}", bias=bias)
-    tensors = {"a": a, "b": b, "labels": labels, "queue": queue, "bias": bias, "weights": weights}
+            raise ValueError(f"{name} has shape {tuple(other.shape)}, expected (rows, {a.shape[1]}): {of_a}")
+    checks.shape(tuple(a.shape[:1]), of_a, labels=labels, weights=weights)
+    checks.shape(tuple(b.shape[:1]), f"{names[1]} has shape {tuple(b.shape)}", bias=bias)
+    tensors = {**features, "labels": labels, "bias": bias, "weights": weights}
     checks.same_device(**tensors, scale=scale if isinstance(scale, Tensor) else None)
     return _scalar("scale", scale, a)

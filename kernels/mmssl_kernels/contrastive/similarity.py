@@ -5,8 +5,10 @@
     columns_j = log sum_i exp(l_ij)
     positives_i = l_i,labels_i
 
-Losses are short differentiable formulas over these vectors, in `losses`; forward and backward make every logit anew, a
-tile at a time: 8 N M D FLOP in place of the 6 that keeping them would take. All sums have one fixed order.
+Rows and columns come as two numbers, the largest logit and what the logarithm adds to it: as one they would be rounded
+at the size of the largest, and a loss near zero is a difference. Losses are short differentiable formulas over these
+vectors, in `losses`; forward and backward make every logit anew, a tile at a time: 8 N M D FLOP in place of the 6 that
+keeping them would take. All sums have one fixed order.
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ def similarity(
     columns: bool = False,
     ignored: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows [N], columns [M], positives [N]) of x `[N, D]` and y `[M, D]`, as the top of this file says.
+    """(rows [N, 2], columns [M, 2], positives [N]) of x `[N, D]` and y `[M, D]`, as the top of this file says.
 
     scale `[]`, bias `[M]`; labels `[N]`: the column of each row's positive, `ignored` where it has none (its positive
     is then 0). exclude: row i does not see column i + exclude. `columns` False and labels None give empty vectors.
-    Gradients: x, y, scale, bias. Shapes and dtypes are the caller's to check.
+    Gradients: x, y, scale, bias, through what is added to the largest
+    logits (which are constants) and positives. Shapes and dtypes are the caller's to check.
     """
     exact = exact_dtype(x)
-    return _op(x, y, scale.to(exact), bias if bias is None else bias.to(exact), labels, kind, exclude, columns, ignored)
+    bias = bias if bias is None else bias.to(exact)
+    return similarity_sums_op(x, y, scale.to(exact), bias, labels, kind, exclude, columns, ignored)
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
@@ -56,18 +60,32 @@ def exact_dtype(x: Tensor) -> torch.dtype:
 
 def statistics(x: Tensor, y: Tensor, labels: Tensor | None, kind: str, columns: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and positives of no logits at all: what tiles are added to."""
-    exact = exact_dtype(x)
-    start = 0.0 if kind == "sigmoid" else -torch.inf
-    rows = x.new_full((x.shape[0],), start, dtype=exact)
-    found = x.new_full((y.shape[0] if columns else 0,), start, dtype=exact)
-    return rows, found, x.new_zeros(0 if labels is None else x.shape[0], dtype=exact)
+    rows, found = (x.new_zeros(size, 2, dtype=exact_dtype(x)) for size in (x.shape[0], y.shape[0] if columns else 0))
+    if kind == "softmax":
+        for each in (rows, found):  # a finite number for the largest of nothing, so that differences are numbers
+            each[:, 0], each[:, 1] = torch.finfo(each.dtype).min, -torch.inf
+    return rows, found, rows.new_zeros(0 if labels is None else x.shape[0])
 
 
-def empty_gradients(x: Tensor, y: Tensor, scale: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unwritten gradients of x, y, scale and bias; of no size where not needed."""
+def log_sum_exp(logits: Tensor, dim: int) -> Tensor:
+    """`[n, 2]` of a tile: the largest along an axis, and what is added to it."""
+    top = logits.amax(dim, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+    return torch.stack([top.squeeze(dim), (logits - top).exp_().sum(dim).log_()], 1)
+
+
+def merge(a: Tensor, b: Tensor) -> Tensor:
+    """Those of logits that `a` and `b` `[n, 2]` saw a part of each."""
+    top = torch.maximum(a[:, 0], b[:, 0])
+    return torch.stack([top, torch.logaddexp(a[:, 1] + (a[:, 0] - top), b[:, 1] + (b[:, 0] - top))], 1)
+
+
+def no_gradients(x: Tensor, y: Tensor, scale: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, y, scale and bias, all zero, in the dtype of statistics; of no size where not needed."""
     shapes = (x.shape, y.shape, (), y.shape[:1])
-    of_x, of_y, of_scale, of_bias = (shape if need else (0,) for shape, need in zip(shapes, needs, strict=True))
-    return x.new_empty(of_x), y.new_empty(of_y), scale.new_empty(of_scale), scale.new_empty(of_bias)
+    of_x, of_y, of_scale, of_bias = (
+        scale.new_zeros(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)
+    )
+    return of_x, of_y, of_scale, of_bias
 
 
 # The PyTorch path
@@ -131,11 +149,11 @@ def similarity_sums(
                 inside, where = in_tile(labels[row], column)
                 positives[row] = torch.where(inside, tile.gather(1, where)[:, 0], positives[row])
             if kind == "sigmoid":
-                rows[row] -= F.logsigmoid(-tile).sum(1)
+                rows[row, 1] -= F.logsigmoid(-tile).sum(1)
                 continue
-            rows[row] = torch.logaddexp(rows[row], tile.logsumexp(1))
+            rows[row] = merge(rows[row], log_sum_exp(tile, 1))
             if columns:
-                found[column] = torch.logaddexp(found[column], tile.logsumexp(0))
+                found[column] = merge(found[column], log_sum_exp(tile, 0))
     return rows, found, positives
 
 
@@ -154,12 +172,13 @@ def similarity_backward(
     exclude: int | None,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, y, scale and bias, given rows and columns of the whole matrix of which this may be a part."""
+    """Gradients of x, y, scale and bias in the dtype of statistics. The logits may be a part of a matrix, `rows` and
+    `columns` being those of the whole.
+    """
     of_x, of_y, of_scale, of_bias = needs
-    d_x, d_y, d_scale, d_bias = empty_gradients(x, y, scale, needs)
+    d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs)
     exact = rows.dtype
     full = y.to(exact)
-    sum_y, sum_scale, sum_bias = torch.zeros_like(full) if of_y else d_y, rows.new_zeros(()), torch.zeros_like(d_bias)
     logits, gradients = rows.new_empty(2, min(TILE, len(x) * len(y)))
     for row, across in blocks(len(x), len(y)):
         raw = x[row].to(exact)
@@ -170,9 +189,11 @@ def similarity_backward(
             if kind == "sigmoid":
                 torch.sigmoid(tile, out=gradient).mul_(d_rows[row, None])
             else:
-                torch.sub(tile, rows[row, None], out=gradient).exp_().mul_(d_rows[row, None])
+                top, log = rows[row, :, None].unbind(1)
+                torch.sub(tile, top, out=gradient).sub_(log).exp_().mul_(d_rows[row, None])
             if d_columns is not None:
-                gradient += tile.sub_(columns[None, column]).exp_().mul_(d_columns[None, column])
+                top, log = columns[None, column].unbind(2)
+                gradient += tile.sub_(top).sub_(log).exp_().mul_(d_columns[None, column])
             if d_positives is not None and labels is not None:
                 inside, where = in_tile(labels[row], column)
                 added = torch.where(inside, d_positives[row], 0)[:, None]
@@ -180,14 +201,14 @@ def similarity_backward(
             if of_x or of_scale:
                 weighted.addmm_(gradient, full[column])
             if of_y:
-                sum_y[column].addmm_(gradient.T, scaled)
+                d_y[column].addmm_(gradient.T, scaled)
             if of_bias:
-                sum_bias[column] += gradient.sum(0)
+                d_bias[column] += gradient.sum(0)
         if of_scale:
-            sum_scale += (weighted * raw).sum()
+            d_scale += (weighted * raw).sum()
         if of_x:
-            d_x[row] = weighted * scale
-    return d_x, d_y.copy_(sum_y), d_scale.copy_(sum_scale) if of_scale else d_scale, d_bias.copy_(sum_bias)
+            torch.mul(weighted, scale, out=d_x[row])
+    return d_x, d_y, d_scale, d_bias
 
 
 # Registration
@@ -219,14 +240,19 @@ def _differentiate(
     *tensors, labels, rows, columns = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     d_rows = torch.zeros_like(rows) if d_rows is None else d_rows
-    d_columns, d_positives = d_columns if ctx.columns else None, None if labels is None else d_positives
+    d_columns = d_columns[:, 1] if ctx.columns and d_columns is not None else None
+    d_positives = None if labels is None else d_positives
     found = similarity_gradients(
-        d_rows, d_columns, d_positives, *tensors, labels, rows, columns, ctx.kind, ctx.exclude, needs
+        d_rows[:, 1], d_columns, d_positives, *tensors, labels, rows, columns, ctx.kind, ctx.exclude, needs
     )
-    return *(gradient if need else None for gradient, need in zip(found, needs, strict=True)), *([None] * 5)
+    gradients = (
+        gradient.to(tensor.dtype) if need else None
+        for gradient, tensor, need in zip(found, tensors, needs, strict=True)
+    )
+    return *gradients, *([None] * 5)
 
 
-_op = op.define(
+similarity_sums_op = op.define(
     "similarity_sums",
     "(Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor? labels, str kind, int? exclude, bool columns, "
     "int? ignored) -> (Tensor, Tensor, Tensor)",
@@ -242,7 +268,7 @@ similarity_gradients = op.define(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     similarity_backward,
     TRITON,
-    fake=lambda d_rows, d_columns, d_positives, x, y, scale, *rest: empty_gradients(x, y, scale, rest[-1]),
+    fake=lambda d_rows, d_columns, d_positives, x, y, scale, *rest: no_gradients(x, y, scale, rest[-1]),
 )
-_op.register_autograd(_differentiate, setup_context=_save)
-op.autocast(_op, "x", "y")
+similarity_sums_op.register_autograd(_differentiate, setup_context=_save)
+op.autocast(similarity_sums_op, "x", "y")

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmssl_kernels.contrastive.similarity import empty_gradients, statistics
+from mmssl_kernels.contrastive.similarity import merge, no_gradients, statistics
 from mmssl_kernels.frame.launch import choose, launch
 from mmssl_kernels.masked_patch.embed_triton import precision
 from mmssl_kernels.tables import Config
@@ -24,6 +24,7 @@ GRADIENTS = 2**28
 CHUNK_ROWS = 2048
 # float16 ends at 6e-8, where gradients of large batches begin: the largest of a call is lifted to this.
 HALF_PEAK = 4096.0
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
@@ -65,15 +66,16 @@ def logits_of(total, i, j, scale, bias, stop, M, exclude):
 
 
 @triton.jit
-def log_sum_exp(logits, AXIS: tl.constexpr):
-    """Along an axis; minus infinity where there is nothing."""
-    top = tl.max(logits, axis=AXIS)
-    at = tl.where(top == float("-inf"), 0.0, top)
+def store_log_sum_exp(place, logits, AXIS: tl.constexpr, mask):
+    """The largest logits along an axis, and beside each what the sum's logarithm adds to it; as `log_sum_exp`."""
+    top = tl.maximum(tl.max(logits, axis=AXIS), LOWEST)
     if AXIS == 1:
-        total = tl.sum(tl.exp(logits - at[:, None]), axis=1)
+        total = tl.sum(tl.exp(logits - top[:, None]), axis=1)
     else:
-        total = tl.sum(tl.exp(logits - at[None, :]), axis=0)
-    return tl.where(top == float("-inf"), top, at + tl.log(tl.maximum(total, 1.0)))  # the top alone makes it 1
+        total = tl.sum(tl.exp(logits - top[None, :]), axis=0)
+    tl.store(place, top, mask=mask)
+    # where there is a largest it alone makes 1
+    tl.store(place + 1, tl.where(top > LOWEST, tl.log(tl.maximum(total, 1.0)), float("-inf")), mask=mask)
 
 
 @triton.jit
@@ -82,8 +84,8 @@ def sums_kernel(
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """row_parts [tiles across, rows of the chunk], column_parts [tiles down, M]; the tile that holds a row's positive
-    stores it.
+    """row_parts [tiles across, rows of the chunk, 2], column_parts [tiles down, M, 2]; the tile that holds a row's
+    positive stores it.
     """
     i, j, total = similarities(x, y, first, stop, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP)
     logits = logits_of(total, i, j, scale, bias, stop, M, exclude)
@@ -95,15 +97,16 @@ def sums_kernel(
         here = tl.sum(found.to(tl.int32), axis=1) > 0
         tl.store(positives + i, positive, mask=here & (i < stop))
     across = tl.max(j, axis=0) // BLOCK_N
-    at = row_parts + across.to(tl.int64) * (stop - first) + (i - first)
+    at = row_parts + 2 * (across.to(tl.int64) * (stop - first) + (i - first))
     if SIGMOID:
         softplus = tl.maximum(logits, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(logits)))
-        tl.store(at, tl.sum(softplus, axis=1), mask=i < stop)
+        tl.store(at, tl.zeros([BLOCK_M], tl.float32), mask=i < stop)
+        tl.store(at + 1, tl.sum(softplus, axis=1), mask=i < stop)
     else:
-        tl.store(at, log_sum_exp(logits, 1), mask=i < stop)
+        store_log_sum_exp(at, logits, 1, i < stop)
     if column_parts is not None:
         down = (tl.max(i, axis=0) - first) // BLOCK_M
-        tl.store(column_parts + down.to(tl.int64) * M + j, log_sum_exp(logits, 0), mask=j < M)
+        store_log_sum_exp(column_parts + 2 * (down.to(tl.int64) * M + j), logits, 0, j < M)
 
 
 @triton.jit
@@ -122,10 +125,14 @@ def gradient_kernel(
     if SIGMOID:
         gradient = of_rows / (1.0 + tl.exp(-logits))
     else:
-        gradient = of_rows * tl.exp(logits - tl.load(rows + i, mask=i < stop, other=0.0)[:, None])
+        top = tl.load(rows + 2 * i.to(tl.int64), mask=i < stop, other=0.0)
+        log = tl.load(rows + 2 * i.to(tl.int64) + 1, mask=i < stop, other=0.0)
+        gradient = of_rows * tl.exp(logits - top[:, None] - log[:, None])
     if d_columns is not None:
         of_columns = tl.load(d_columns + j, mask=j < M, other=0.0)[None, :]
-        gradient += of_columns * tl.exp(logits - tl.load(columns + j, mask=j < M, other=0.0)[None, :])
+        top = tl.load(columns + 2 * j.to(tl.int64), mask=j < M, other=0.0)
+        log = tl.load(columns + 2 * j.to(tl.int64) + 1, mask=j < M, other=0.0)
+        gradient += of_columns * tl.exp(logits - top[None, :] - log[None, :])
     if d_positives is not None:
         label = tl.load(labels + i, mask=i < stop, other=-1)
         of_positives = tl.load(d_positives + i, mask=i < stop, other=0.0)
@@ -172,8 +179,8 @@ def similarity_sums(
     for first in parts:
         stop = min(first + parts.step, count)
         down = triton.cdiv(stop - first, tall)
-        row_parts = rows.new_empty(across, stop - first)
-        column_parts = rows.new_empty(down, size) if columns else None
+        row_parts = rows.new_empty(across, stop - first, 2)
+        column_parts = rows.new_empty(down, size, 2) if columns else None
         launch(
             sums_kernel,
             (across * down,),
@@ -194,9 +201,12 @@ def similarity_sums(
             SIGMOID=kind == "sigmoid",
             PRECISION=precision(x.dtype),
         )
-        rows[first:stop] = row_parts.sum(0) if kind == "sigmoid" else row_parts.logsumexp(0)
+        if kind == "sigmoid":
+            torch.sum(row_parts, 0, out=rows[first:stop])
+        elif size:
+            rows[first:stop] = merge_all(row_parts)
         if column_parts is not None:
-            torch.logaddexp(found, column_parts.logsumexp(0), out=found)
+            found = merge(found, merge_all(column_parts))
     return rows, found, positives
 
 
@@ -217,7 +227,7 @@ def similarity_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Chunks of rows: the logits' gradient, then a product for x, one added to for y."""
     of_x, of_y, of_scale, of_bias = needs
-    d_x, d_y, d_scale, d_bias = empty_gradients(x, y, scale, needs)
+    d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs)
     count, size = len(x), len(y)
     config = configured(x, y, "similarity_gradient")
     tall, wide = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
@@ -227,8 +237,6 @@ def similarity_backward(
     factor = scale if lift is None else scale / lift
     vectors = {"bias": bias, "labels": labels, "rows": rows, "columns": columns, **upstream}
     x, y = x.contiguous(), y.contiguous()
-    sum_y = rows.new_zeros(y.shape if of_y else (0,))
-    sum_scale, sum_bias = rows.new_zeros(()), rows.new_zeros(d_bias.shape)
     parts = chunks(count, max(GRADIENTS // max(size, 1), CHUNK_ROWS), tall)
     buffer = x.new_empty(min(parts.step, count), size)
     for first in parts:
@@ -258,16 +266,21 @@ def similarity_backward(
             PRECISION=precision(x.dtype),
         )
         if of_x:
-            d_x[first:stop] = product(gradient, y) * factor
+            torch.mul(product(gradient, y), factor, out=d_x[first:stop])
         if of_y:
-            sum_y += product(gradient.T, x[first:stop])
+            d_y += product(gradient.T, x[first:stop])
         if scale_parts is not None:
-            sum_scale += scale_parts.sum()
+            d_scale += scale_parts.sum()
         if bias_parts is not None:
-            sum_bias += bias_parts.sum(0)
-    if of_y:
-        d_y.copy_(sum_y.mul_(factor))
-    return d_x, d_y, d_scale.copy_(sum_scale) if of_scale else d_scale, d_bias.copy_(sum_bias)
+            d_bias += bias_parts.sum(0)
+    return d_x, d_y.mul_(factor), d_scale, d_bias
+
+
+def merge_all(parts: Tensor) -> Tensor:
+    """`[n, 2]` of `[parts, n, 2]`."""
+    tops, logs = parts.unbind(2)
+    top = tops.amax(0)
+    return torch.stack([top, logs.add_(tops - top).logsumexp(0)], 1)
 
 
 def lift_of(upstream: list[Tensor | None]) -> Tensor:

@@ -50,6 +50,14 @@ def without_autocast() -> Any:
     return torch._C._ExcludeDispatchKeyGuard(first | second)
 
 
+def lowered(tensor: Tensor) -> Tensor:
+    """As autocast casts it, where autocast is on; float64 stays."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
 def autocast(op: Any, *names: str) -> None:
     """Under autocast the arguments with these names are cast, and no others: statistics and scales stay float32.
 
@@ -58,15 +66,11 @@ def autocast(op: Any, *names: str) -> None:
     overload = op._opoverload
     places = [i for i, argument in enumerate(overload._schema.arguments) if argument.name in names]
     name = overload._schema.name.removeprefix("mmssl::")
-    for device, key in _AUTOCAST.items():
+    for key in _AUTOCAST.values():
 
-        def cast(*arguments: Any, device: str = device) -> Any:
-            low = torch.get_autocast_dtype(device)
-            lowered = list(arguments)
-            for place in places:
-                if lowered[place].dtype != torch.float64:
-                    lowered[place] = lowered[place].to(low)
+        def cast(*arguments: Any) -> Any:
+            cast = [lowered(each) if place in places else each for place, each in enumerate(arguments)]
             with without_autocast():
-                return overload(*lowered)
+                return overload(*cast)
 
         _library.impl(name, cast, key.name)
