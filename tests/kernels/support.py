@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device(os.environ.get("MMSSL_DEVICE", "cpu"))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -95,3 +97,15 @@ def check_parity(op: Any, reference: Any, leaves: dict[str, Tensor], fixed: dict
     """The op against its reference in the same dtypes and in float64."""
     found, eager = (gradients(function, leaves, fixed, None) for function in (op, reference))
     as_good_as(found, eager, gradients(reference, leaves, doubled(fixed), torch.float64))
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return out

@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from mmssl_kernels import info_nce, linear_cross_entropy, nt_xent, reference, siglip_loss
 from mmssl_kernels.contrastive import losses, similarity
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from tests.kernels.support import DEVICE, DTYPES, EXAMPLES, TRITON, bare, check_parity, draw, gradients, strided
+from tests.kernels.support import (
+    DEVICE,
+    DTYPES,
+    EXAMPLES,
+    TRITON,
+    Largest,
+    bare,
+    check_parity,
+    draw,
+    gradients,
+    strided,
+)
 
 FORMS = ["tiles"] if TRITON else ["tiles", "whole"]
 
@@ -77,6 +86,13 @@ def test_columns_beyond_the_pairs_are_negatives():
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_simclr(dtype):
     check_parity(nt_xent, nt_xent_reference, pair(7, dtype=dtype), {})
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_batch_compared_with_itself(symmetric):
+    fixed = {"labels": torch.arange(11, device=DEVICE).roll(3), "exclude_self": True, "symmetric": symmetric}
+    check_parity(info_nce, reference.info_nce, pair(), fixed)
 
 
 @pytest.mark.usefixtures("form")
@@ -188,18 +204,6 @@ def test_results_are_the_same_every_time():
     leaves = pair(30, dtype=torch.float16)
     first, second = (gradients(info_nce, leaves, {}, None) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return out
 
 
 @pytest.mark.parametrize("loss", [info_nce, nt_xent, lambda a, b, scale: siglip_loss(a, b, scale, -1.0)])

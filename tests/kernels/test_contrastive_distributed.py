@@ -1,5 +1,6 @@
 """Ranks that hold a part of the batch each: averaged, their gradients are those of one process that holds all of it."""
 
+import math
 import multiprocessing
 from datetime import timedelta
 from itertools import accumulate, pairwise
@@ -8,10 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmssl_kernels import info_nce, linear_cross_entropy, nt_xent, siglip_loss
+from mmssl_kernels.contrastive import distributed, similarity
 from torch import nn
 from torch.distributed import TCPStore
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.kernels.support import Largest
 
 # Rows of each rank: equal, uneven, and one that has none.
 SPLITS = {"two": (6, 6), "uneven": (9, 2), "three": (4, 7, 3), "one idle": (5, 0, 6)}
@@ -67,8 +71,6 @@ def run_rank(rank, sizes, port, file):
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=len(sizes), timeout=timedelta(seconds=60))
-    from mmssl_kernels.contrastive import distributed
-
     start = sum(sizes[:rank])
     mine = slice(start, start + sizes[rank])
     batch, sample = batch_of(sum(sizes)), torch.arange(sum(sizes))
@@ -80,6 +82,13 @@ def run_rank(rank, sizes, port, file):
             value = model(batch[mine], sample[mine], loss, [sizes[rank]], dist.group.WORLD)
             value.backward()
             found[f"{way} {loss}"] = value.detach(), gradients(model.module)
+    similarity.TILE, shape = 50, (40, 64)
+    for way in WAYS:
+        distributed.GATHERED = 2**26 if way == "gathered" else 0
+        a, b = (torch.randn(shape).requires_grad_() for _ in range(2))
+        with Largest() as largest:
+            info_nce(a, b, 2.0, group=dist.group.WORLD).backward()
+        found[f"{way} memory"] = largest.elements / math.prod(shape)
     if rank == len(sizes) - 1:
         torch.save(found, file)
     dist.destroy_process_group()
@@ -119,3 +128,9 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(together, loss):
                 assert other is None or not other.any()
             else:
                 torch.testing.assert_close(other, gradient, rtol=1e-10, atol=1e-12, msg=f"{way}: {name}")
+
+
+def test_a_ring_holds_a_block_at_a_time(together):
+    """The largest tensor of forward and backward, in blocks of one rank's rows."""
+    sizes, found = together
+    assert found["ring memory"] == 1 and found["gathered memory"] == len(sizes)
