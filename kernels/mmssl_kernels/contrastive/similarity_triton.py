@@ -29,7 +29,7 @@ LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 @triton.jit
 def similarities(
-    x, y, first, stop, M, D, PRECISION: tl.constexpr,
+    x, y, first, stop, M, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """This program's rows i and columns j, and <x_i, y_j>. Programs go down GROUP tiles before they go right, so that
@@ -80,8 +80,8 @@ def store_log_sum_exp(place, logits, AXIS: tl.constexpr, mask):
 
 @triton.jit
 def sums_kernel(
-    x, y, scale, bias, labels, row_parts, column_parts, positives, first, stop, M, D, exclude,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    x, y, scale, bias, labels, row_parts, column_parts, positives, first, stop, M, exclude,
+    D: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """row_parts [tiles across, rows of the chunk, 2], column_parts [tiles down, M, 2]; the tile that holds a row's
@@ -112,7 +112,7 @@ def sums_kernel(
 @triton.jit
 def gradient_kernel(
     x, y, scale, bias, labels, rows, columns, d_rows, d_columns, d_positives, lift, out, scale_parts, bias_parts,
-    first, stop, M, D, exclude, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    first, stop, M, exclude, D: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out [rows of the chunk, M]: the gradient of the logits, times `lift`; and what a tile adds to those of scale and
