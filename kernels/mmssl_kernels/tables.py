@@ -41,19 +41,28 @@ def _tiles(half: dict[str, Config], single: Config, interpreter: Config) -> tupl
     return {**of_half, **interpreted}, {**of_single, **interpreted}
 
 
-# A tile of logits in registers is taken along both axes: on sm_100 one of 128 x 128 spills.
+# A tile of logits in registers is taken along both axes; where the gradient is built beside it 128 x 128 would spill.
+_INTERPRETED = _product(64, 64, 64, 1, 1, GROUP=2)
 _SUMS = _tiles(
     {
         "sm_80": _product(128, 128, 32, 8, 3, GROUP=8),
         "sm_90": _product(128, 128, 64, 8, 3, GROUP=8),
         "sm_100": _product(128, 64, 64, 8, 3, GROUP=8),
-        "gfx942": _product(128, 128, 32, 8, 2, GROUP=8),
+        "gfx942": _product(128, 64, 32, 8, 2, GROUP=8),
     },
     single=_product(64, 64, 32, 4, 2, GROUP=8),
-    interpreter=_product(64, 64, 64, 1, 1, GROUP=2),
+    interpreter=_INTERPRETED,
 )
-
-
+_GRADIENTS = _tiles(
+    {
+        "sm_80": _product(128, 64, 32, 4, 3, GROUP=8),
+        "sm_90": _product(128, 64, 64, 4, 3, GROUP=8),
+        "sm_100": _product(128, 64, 64, 8, 3, GROUP=8),
+        "gfx942": _product(128, 64, 32, 8, 2, GROUP=8),
+    },
+    single=_product(64, 64, 32, 4, 2, GROUP=8),
+    interpreter=_INTERPRETED,
+)
 # A chip with less shared memory than an A100 takes the sm_80 rows, so these stay below 99 KiB.
 # AMD has 64 KiB a workgroup and gains nothing from deep pipelines.
 TABLES: dict[str, dict[str, Rows]] = {
@@ -72,8 +81,8 @@ TABLES: dict[str, dict[str, Rows]] = {
     # size: logits
     "similarity_16_bit": _SUMS[0],
     "similarity_32_bit": _SUMS[1],
-    "similarity_gradient_16_bit": _SUMS[0],
-    "similarity_gradient_32_bit": _SUMS[1],
+    "similarity_gradient_16_bit": _GRADIENTS[0],
+    "similarity_gradient_32_bit": _GRADIENTS[1],
     # size: values of one patch
     "normalized_patches": _everywhere(
         ((None, Config({"BLOCK_S": 4, "BLOCK_V": 512})),), Config({"BLOCK_S": 64, "BLOCK_V": 1024})

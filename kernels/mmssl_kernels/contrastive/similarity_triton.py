@@ -90,12 +90,10 @@ def sums_kernel(
     i, j, total = similarities(x, y, first, stop, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP)
     logits = logits_of(total, i, j, scale, bias, stop, M, exclude)
     if labels is not None:
-        label = tl.load(labels + i, mask=i < stop, other=-1)
-        found = label[:, None] == j[None, :]
-        positive = tl.sum(tl.where(found, logits, 0.0), axis=1)
-        # an excluded or outer positive never reaches this: labels are checked, columns past M match none
-        here = tl.sum(found.to(tl.int32), axis=1) > 0
-        tl.store(positives + i, positive, mask=here & (i < stop))
+        label = tl.load(labels + i, mask=i < stop, other=-1).to(tl.int32)
+        positive = tl.sum(tl.where(label[:, None] == j[None, :], logits, 0.0), axis=1)
+        here = (label >= tl.min(j, axis=0)) & (label < M) & (label <= tl.max(j, axis=0))
+        tl.store(positives + i, positive, mask=here)
     across = tl.max(j, axis=0) // BLOCK_N
     at = row_parts + 2 * (across.to(tl.int64) * (stop - first) + (i - first))
     if SIGMOID:
@@ -111,12 +109,12 @@ def sums_kernel(
 
 @triton.jit
 def gradient_kernel(
-    x, y, scale, bias, labels, rows, columns, d_rows, d_columns, d_positives, lift, out, scale_parts, bias_parts,
+    x, y, scale, bias, labels, rows, columns, d_rows, d_columns, d_positives, out, scale_parts, bias_parts,
     first, stop, M, exclude, D: tl.constexpr, SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """out [rows of the chunk, M]: the gradient of the logits, times `lift`; and what a tile adds to those of scale and
-    of bias (scale_parts [tiles], bias_parts [tiles down, M]).
+    """out [rows of the chunk, M]: the gradient of the logits; and what a tile adds to those of scale and of bias
+    (scale_parts [tiles], bias_parts [tiles down, M]).
     """
     i, j, total = similarities(x, y, first, stop, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP)
     logits = logits_of(total, i, j, scale, bias, stop, M, exclude)
@@ -134,7 +132,7 @@ def gradient_kernel(
         log = tl.load(columns + 2 * j.to(tl.int64) + 1, mask=j < M, other=0.0)
         gradient += of_columns * tl.exp(logits - top[None, :] - log[None, :])
     if d_positives is not None:
-        label = tl.load(labels + i, mask=i < stop, other=-1)
+        label = tl.load(labels + i, mask=i < stop, other=-1).to(tl.int32)
         of_positives = tl.load(d_positives + i, mask=i < stop, other=0.0)
         gradient += tl.where(label[:, None] == j[None, :], of_positives[:, None], 0.0)
     if scale_parts is not None:
@@ -142,8 +140,6 @@ def gradient_kernel(
     if bias_parts is not None:
         down = (tl.max(i, axis=0) - first) // BLOCK_M
         tl.store(bias_parts + down.to(tl.int64) * M + j, tl.sum(gradient, axis=0), mask=j < M)
-    if lift is not None:
-        gradient *= tl.load(lift)
     place = out + (i - first).to(tl.int64)[:, None] * M + j[None, :]
     tl.store(place, gradient.to(out.dtype.element_ty), mask=inside)
 
@@ -232,9 +228,9 @@ def similarity_backward(
     config = configured(x, y, "similarity_gradient")
     tall, wide = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     across = triton.cdiv(size, wide)
+    lift = lift_of([d_rows, d_columns, d_positives]) if x.dtype == torch.float16 else scale.new_ones(())
     upstream = {"d_rows": d_rows, "d_columns": d_columns, "d_positives": d_positives}
-    lift = lift_of(list(upstream.values())) if x.dtype == torch.float16 else None
-    factor = scale if lift is None else scale / lift
+    upstream = {name: each if each is None else each * lift for name, each in upstream.items()}
     vectors = {"bias": bias, "labels": labels, "rows": rows, "columns": columns, **upstream}
     x, y = x.contiguous(), y.contiguous()
     parts = chunks(count, max(GRADIENTS // max(size, 1), CHUNK_ROWS), tall)
@@ -253,7 +249,6 @@ def similarity_backward(
             y=y,
             scale=scale,
             **{name: vector if vector is None else vector.contiguous() for name, vector in vectors.items()},
-            lift=lift,
             out=gradient,
             scale_parts=scale_parts,
             bias_parts=bias_parts,
@@ -266,14 +261,14 @@ def similarity_backward(
             PRECISION=precision(x.dtype),
         )
         if of_x:
-            torch.mul(product(gradient, y), factor, out=d_x[first:stop])
+            torch.mul(product(gradient, y), scale / lift, out=d_x[first:stop])
         if of_y:
             d_y += product(gradient.T, x[first:stop])
         if scale_parts is not None:
             d_scale += scale_parts.sum()
         if bias_parts is not None:
             d_bias += bias_parts.sum(0)
-    return d_x, d_y.mul_(factor), d_scale, d_bias
+    return d_x, d_y.mul_(scale / lift), d_scale.div_(lift), d_bias.div_(lift)
 
 
 def merge_all(parts: Tensor) -> Tensor:
