@@ -5,7 +5,7 @@ Pieces and tiles of the PyTorch path, and chunks of the Triton code, are so smal
 
 import pytest
 import torch
-from mmssl_kernels.contrastive import losses, similarity
+from mmssl_kernels.contrastive import losses, one_pass, similarity
 from mmssl_kernels.masked_patch import pixels
 
 from tests.kernels.support import TRITON
@@ -18,6 +18,8 @@ def _deterministic_poisoned_and_in_pieces(monkeypatch):
     monkeypatch.setattr(pixels, "PIECE_BYTES", 2500)
     monkeypatch.setattr(similarity, "TILE", 50)
     monkeypatch.setattr(losses, "WHOLE", 0)
+    monkeypatch.setattr(one_pass, "BLOCK", 60)
+    monkeypatch.setattr(one_pass, "FEWEST", 3)
     if TRITON:
         from mmssl_kernels.contrastive import similarity_triton
 

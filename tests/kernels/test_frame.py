@@ -45,6 +45,13 @@ def similarity_arguments(kind="softmax", exclude=None, columns=True, ignored=Non
     return x, y, torch.tensor(3.0, device=DEVICE).requires_grad_(), shift, labels, kind, exclude, columns, ignored
 
 
+def one_pass_arguments(kind="softmax", exclude=None, bias=False, outside=False, dtype=torch.float32):
+    x, y, scale, shift, labels, *_ = similarity_arguments(bias=bias, dtype=dtype)
+    labels, key = (None, draw(7).requires_grad_()) if outside else (labels.flip(0), None)
+    weights = torch.tensor([1.0, 0, 2, 0, 0, 1, 1], device=DEVICE).requires_grad_()
+    return x, y, scale, shift, labels, key, weights, kind, exclude, None, [True, True, True, bias]
+
+
 def similarity_gradient_arguments():
     x, y, scale, _, labels, kind, exclude, *_ = similarity_arguments(exclude=0)
     with torch.no_grad():
@@ -83,6 +90,11 @@ CALLS = {
         lambda: similarity_arguments("sigmoid", columns=False, bias=True),
     ],
     "similarity_backward": [similarity_gradient_arguments],
+    "similarity_loss": [
+        lambda: one_pass_arguments(),
+        lambda: one_pass_arguments(outside=True, dtype=torch.float16),
+        lambda: one_pass_arguments("sigmoid", bias=True, exclude=4),
+    ],
 }
 
 

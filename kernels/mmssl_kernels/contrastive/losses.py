@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from mmssl_kernels.contrastive.distributed import mean_across, similarity_across
+from mmssl_kernels.contrastive.one_pass import loss_in_one_pass
 from mmssl_kernels.contrastive.similarity import Kind, check_labels, exact_dtype, similarity
 from mmssl_kernels.frame import checks
 from mmssl_kernels.frame.dispatch import backend
@@ -61,18 +62,19 @@ def info_nce(
             raise ValueError(
                 "a queue holds negatives of a's rows only: pass symmetric=False, no labels, no exclude_self"
             )
-        return weighted_mean(_against_queue(a, b, queue, scale), weights, group)
+        checks.shape(tuple(a.shape), "row i of b is the key of row i of a", b=b)
+        exact = exact_dtype(a)
+        keys = scale * (a.to(exact) * b.to(exact)).sum(1)
+        return mean_loss(a, queue, scale, outside=keys, weights=weights, group=group, shared=True)
     if exclude_self and a.shape != b.shape:
         raise ValueError(f"exclude_self compares a batch with itself: {tuple(a.shape)} and {tuple(b.shape)} differ")
     if exclude_self and labels is None:
         raise ValueError("exclude_self leaves out column i of row i: pass labels that name another")
     if labels is None and len(b) < len(a):
         raise ValueError(f"row i of a belongs to row i of b without labels: {tuple(a.shape)} and {tuple(b.shape)}")
-    of_rows, of_columns = negative_log_likelihoods(
-        a, b, scale, labels=labels, exclude_self=exclude_self, columns=symmetric, group=group
+    return mean_loss(
+        a, b, scale, labels=labels, exclude_self=exclude_self, columns=symmetric, weights=weights, group=group
     )
-    losses = of_rows if of_columns is None else (of_rows + of_columns) / 2
-    return weighted_mean(losses, weights, group)
 
 
 def nt_xent(
@@ -102,8 +104,7 @@ def siglip_loss(
     """
     scale = _checked(a, b, scale)
     checks.shape(tuple(a.shape), "row i of b belongs to row i of a", b=b)
-    losses, _ = negative_log_likelihoods(a, b, scale, _scalar("bias", bias, a), kind="sigmoid", group=group)
-    return weighted_mean(losses, None, group)
+    return mean_loss(a, b, scale, _scalar("bias", bias, a), kind="sigmoid", group=group)
 
 
 def linear_cross_entropy(
@@ -126,74 +127,99 @@ def linear_cross_entropy(
     checks.shape(tuple(x.shape[:-1]), f"x has shape {tuple(x.shape)}", labels=labels)
     x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
     one = _checked(x, weight, 1.0, names=("x", "weight"), labels=labels, bias=bias)
-    losses, _ = negative_log_likelihoods(x, weight, one, bias, labels, ignored=ignore_index)
-    return weighted_mean(losses, labels != ignore_index, group)
+    counted = (labels != ignore_index).to(exact_dtype(x))
+    return mean_loss(x, weight, one, bias, labels, ignored=ignore_index, weights=counted, group=group, shared=True)
 
 
-def negative_log_likelihoods(
+def mean_loss(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
     labels: Tensor | None = None,
     *,
+    outside: Tensor | None = None,
     kind: Kind = "softmax",
     exclude_self: bool = False,
     columns: bool = False,
     ignored: int | None = None,
+    weights: Tensor | None = None,
     group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Of each row's positive in its row, and (`columns`) in its column; row i's positive is column i without labels.
+    shared: bool = False,
+) -> Tensor:
+    """-log likelihood of each row's positive in its row, with `columns` averaged with that in its column; their mean.
 
-    bias `[M]` or `[]`, of which only the latter goes with a group.
+    Row i's positive is column i without labels. outside: it is no column, but has this logit. bias `[M]`, or `[]`.
+    shared: y is whole on every rank of the group; else each rank has columns that the others' rows see, and bias is
+    `[]`.
     """
-    own, count = labels is None, x.shape[0]
-    labels = torch.arange(count, device=x.device) if labels is None else labels
-    exclude = 0 if exclude_self else None
-    if group is not None:
-        rows, found, positives = similarity_across(
+    own, count, exclude = labels is None, x.shape[0], 0 if exclude_self else None
+    if own and outside is None:
+        labels = torch.arange(count, device=x.device)
+    shift = bias if bias is None else bias.expand(y.shape[0])
+    torch_path, of_columns = backend([x]) == "torch", None
+    learning = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, y, scale, bias))
+    if group is not None and not shared:
+        assert labels is not None
+        sums = similarity_across(
             x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
         )
-    elif _is_one_tile(x, y):
-        if not own and not torch.compiler.is_compiling():  # values are unknown then; cross_entropy refuses them later
-            check_labels(x, y, scale, bias, labels, kind, exclude, columns, ignored)
-        return _whole(x, y, scale, bias, labels, own, kind, exclude, columns, ignored)
+        of_rows, of_columns = differences(sums, None if own else labels, outside)
+    elif torch_path and count * y.shape[0] <= WHOLE and not torch.is_autocast_enabled(x.device.type):
+        of_rows, of_columns = whole(x, y, scale, shift, labels, own, outside, kind, exclude, columns, ignored)
+    elif torch_path and learning and not columns:
+        rows = x.new_ones(count, dtype=exact_dtype(x)) if weights is None else weights.to(exact_dtype(x))
+        total = loss_in_one_pass(x, y, scale, shift, labels, outside, rows, kind=kind, exclude=exclude, ignored=ignored)
+        return mean_of(total, rows.sum(), group)
     else:
-        shift = bias if bias is None else bias.expand(y.shape[0])
-        rows, found, positives = similarity(
-            x, y, scale, shift, labels, kind=kind, exclude=exclude, columns=columns, ignored=ignored
-        )
-    of_rows = (rows[:, 0].detach() - positives) + rows[:, 1]
-    if not columns:
-        return of_rows, None
-    found = found[:count] if own else found[labels]
-    return of_rows, (found[:, 0].detach() - positives) + found[:, 1]
+        sums = similarity(x, y, scale, shift, labels, kind=kind, exclude=exclude, columns=columns, ignored=ignored)
+        of_rows, of_columns = differences(sums, None if own else labels, outside)
+    losses = of_rows if of_columns is None else (of_rows + of_columns) / 2
+    if weights is None and group is None:
+        return losses.mean() if count else losses.sum()
+    rows = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
+    return mean_of((losses * rows).sum(), rows.sum(), group)
 
 
-def _is_one_tile(x: Tensor, y: Tensor) -> bool:
-    small = x.shape[0] * y.shape[0] <= WHOLE and backend([x]) == "torch"
-    return small and not torch.is_autocast_enabled(x.device.type)
+def differences(
+    sums: tuple[Tensor, Tensor, Tensor], labels: Tensor | None, outside: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Of each row's sum and its positive, and of its positive's column's; labels None: column i is row i's."""
+    rows, columns, positives = sums
+    top, log = rows[:, 0].detach(), rows[:, 1]
+    if outside is not None:
+        return -F.logsigmoid((outside - top) - log), None
+    if not columns.shape[0]:
+        return (top - positives) + log, None
+    columns = columns[: rows.shape[0]] if labels is None else columns[labels]
+    return (top - positives) + log, (columns[:, 0].detach() - positives) + columns[:, 1]
 
 
-def _whole(
+def whole(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    labels: Tensor,
+    labels: Tensor | None,
     own: bool,
+    outside: Tensor | None,
     kind: Kind,
     exclude: int | None,
     columns: bool,
     ignored: int | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`negative_log_likelihoods` of logits that are kept."""
+    """The same differences, of logits that are kept: one tile that costs less to keep than to make again."""
+    if not own and not torch.compiler.is_compiling():  # values are unknown then; cross_entropy refuses them later
+        check_labels(x, y, scale, bias, labels, kind, exclude, columns, ignored)
     exact = exact_dtype(x)
     logits = (x.to(exact) * scale) @ y.to(exact).T
     if bias is not None:
         logits = logits + bias
     if exclude is not None:
         logits.diagonal(exclude).fill_(-torch.inf)
+    if outside is not None:
+        return -F.logsigmoid(outside - logits.logsumexp(1)), None
+    assert labels is not None
     if kind == "sigmoid":
         return -F.logsigmoid(-logits).sum(1) - logits.gather(1, labels[:, None])[:, 0], None
     of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100 if ignored is None else ignored)
@@ -203,22 +229,11 @@ def _whole(
     return of_rows, F.cross_entropy(turned, torch.arange(x.shape[0], device=x.device), reduction="none")
 
 
-def _against_queue(a: Tensor, b: Tensor, queue: Tensor, scale: Tensor) -> Tensor:
-    """-log of the positive's share beside the negatives: `log(1 + sum_j exp(l_j - l_positive))`."""
-    checks.shape(tuple(a.shape), "row i of b is the key of row i of a", b=b)
-    (top, log), exact = similarity(a, queue, scale)[0].unbind(1), exact_dtype(a)
-    return -F.logsigmoid((scale * (a.to(exact) * b.to(exact)).sum(1) - top.detach()) - log)
-
-
-def weighted_mean(losses: Tensor, weights: Tensor | None, group: ProcessGroup | None) -> Tensor:
-    """Over the ranks of the group; 0 where there is no weight."""
-    if weights is None and group is None:
-        return losses.mean() if losses.shape[0] else losses.sum()
-    weights = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
-    weighted, weight = (losses * weights).sum(), weights.sum()
+def mean_of(total: Tensor, weight: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Over the ranks of the group; 0 where nothing weighs anything."""
     if group is not None:
-        return mean_across(weighted, weight, group)
-    return weighted / torch.where(weight == 0, 1, weight)
+        return mean_across(total, weight, group)
+    return total / torch.where(weight == 0, 1, weight)
 
 
 def _scalar(name: str, value: Tensor | float | int, like: Tensor) -> Tensor:

@@ -93,11 +93,15 @@ def no_gradients(x: Tensor, y: Tensor, scale: Tensor, needs: list[bool]) -> tupl
 
 def blocks(rows: int, columns: int) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of rows, each with the blocks of columns that make its tiles: squares, longer where one side is short."""
-    side = int(TILE**0.5)
-    tall, wide = max(side, TILE // max(columns, 1)), max(side, TILE // max(rows, 1))
-    across = [slice(start, min(start + wide, columns)) for start in range(0, columns, wide)]
+    tall = max(int(TILE**0.5), TILE // max(columns, 1))
     for start in range(0, rows, tall):
-        yield slice(start, min(start + tall, rows)), across
+        yield slice(start, min(start + tall, rows)), column_blocks(rows, columns)
+
+
+def column_blocks(rows: int, columns: int) -> list[slice]:
+    """Blocks of columns that make tiles with these rows, or with a part of them."""
+    wide = max(int(TILE**0.5), TILE // max(rows, 1))
+    return [slice(start, min(start + wide, columns)) for start in range(0, columns, wide)]
 
 
 def shaped(buffer: Tensor, row: slice, column: slice) -> Tensor:
@@ -126,6 +130,28 @@ def in_tile(labels: Tensor, column: slice) -> tuple[Tensor, Tensor]:
     return inside, (labels - column.start).clamp(0, column.stop - column.start - 1)[:, None]
 
 
+def add_sums(rows: Tensor, tile: Tensor, kind: str) -> None:
+    """What a tile adds to the sums `[n, 2]` of its rows, in place."""
+    if kind == "sigmoid":
+        rows[:, 1] -= F.logsigmoid(-tile).sum(1)
+    else:
+        rows.copy_(merge(rows, log_sum_exp(tile, 1)))
+
+
+def differentiate(tile: Tensor, out: Tensor, kind: str, rows: Tensor, d_rows: Tensor) -> Tensor:
+    """The gradient that a tile's logits get through the sums of their rows; `out` may be the tile itself."""
+    if kind == "sigmoid":
+        return torch.sigmoid(tile, out=out).mul_(d_rows[:, None])
+    top, log = rows[:, :, None].unbind(1)
+    return torch.sub(tile, top, out=out).sub_(log).exp_().mul_(d_rows[:, None])
+
+
+def add_positives(gradient: Tensor, labels: Tensor, column: slice, d_positives: Tensor) -> None:
+    """The gradient that a tile's logits get as positives, in place."""
+    inside, where = in_tile(labels, column)
+    gradient.scatter_(1, where, gradient.gather(1, where) + torch.where(inside, d_positives, 0)[:, None])
+
+
 def similarity_sums(
     x: Tensor,
     y: Tensor,
@@ -148,10 +174,7 @@ def similarity_sums(
             if labels is not None:
                 inside, where = in_tile(labels[row], column)
                 positives[row] = torch.where(inside, tile.gather(1, where)[:, 0], positives[row])
-            if kind == "sigmoid":
-                rows[row, 1] -= F.logsigmoid(-tile).sum(1)
-                continue
-            rows[row] = merge(rows[row], log_sum_exp(tile, 1))
+            add_sums(rows[row], tile, kind)
             if columns:
                 found[column] = merge(found[column], log_sum_exp(tile, 0))
     return rows, found, positives
@@ -185,19 +208,12 @@ def similarity_backward(
         scaled, weighted = raw * scale, torch.zeros_like(raw)
         for column in across:
             tile = fill(shaped(logits, row, column), scaled, full, bias, exclude, row, column)
-            gradient = shaped(gradients, row, column)
-            if kind == "sigmoid":
-                torch.sigmoid(tile, out=gradient).mul_(d_rows[row, None])
-            else:
-                top, log = rows[row, :, None].unbind(1)
-                torch.sub(tile, top, out=gradient).sub_(log).exp_().mul_(d_rows[row, None])
+            gradient = differentiate(tile, shaped(gradients, row, column), kind, rows[row], d_rows[row])
             if d_columns is not None:
                 top, log = columns[None, column].unbind(2)
                 gradient += tile.sub_(top).sub_(log).exp_().mul_(d_columns[None, column])
             if d_positives is not None and labels is not None:
-                inside, where = in_tile(labels[row], column)
-                added = torch.where(inside, d_positives[row], 0)[:, None]
-                gradient.scatter_(1, where, gradient.gather(1, where) + added)
+                add_positives(gradient, labels[row], column, d_positives[row])
             if of_x or of_scale:
                 weighted.addmm_(gradient, full[column])
             if of_y:

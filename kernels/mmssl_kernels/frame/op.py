@@ -20,22 +20,22 @@ def define(
     name: str,
     schema: str,
     fast: Callable[..., Any],
-    triton: str,
+    triton: str | None,
     fake: Callable[..., Any],
     check: Callable[..., None] | None = None,
 ) -> Any:
     """Register `mmssl::name` and return it.
 
     fast: the PyTorch implementation. triton: the module whose function of the same name launches the kernels; it is
-    imported at the first call that needs it. fake: shapes and dtypes of the results, for tracing. check: what reads
-    values and therefore runs with the op, not while it is traced.
+    imported at the first call that needs it. None: the op is PyTorch everywhere. fake: shapes and dtypes of the
+    results, for tracing. check: what reads values and therefore runs with the op, not while it is traced.
     """
 
     def run(*arguments: Any) -> Any:
         if check is not None:
             check(*arguments)
         with without_autocast():
-            if backend(a for a in arguments if isinstance(a, Tensor)) == "torch":
+            if triton is None or backend(a for a in arguments if isinstance(a, Tensor)) == "torch":
                 return fast(*arguments)
             return getattr(import_module(triton), fast.__name__)(*arguments)
 
