@@ -3,8 +3,8 @@
     python -m benchmarks.readme                     # from the results that are there
     python -m benchmarks.readme --demo runs/demo    # after taking over a demo's accuracies and picture
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is the result file's without its ending, and
-`<!-- NAME: A, B -->` shows its columns A and B alone.
+A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is the result file's without its ending. `NAME#growth`
+takes its table of that name, `NAME: A, B` the columns A and B alone, `NAME; word` the rows with it in the first cell.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from benchmarks.machine import RESULTS, markdown, write
 from mmssl.evaluation import Row, table
 from mmssl.report.run import ACCURACIES
 
-PAGES = (RESULTS.parent.parent / "README.md", RESULTS.parent / "learning.md")
+PAGES = (RESULTS.parent.parent / "README.md", RESULTS.parent / "learning.md", RESULTS.parent / "contrastive.md")
+MARKED = r"<!-- ([\w.-]+)(?:#(\w+))?(?:: ([^>;]+?))?(?:; ([^>]+?))? -->\n.*?<!-- end -->"
 PICTURE = RESULTS / "demo.png"
 
 
@@ -30,13 +31,15 @@ def filled(text: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         content = json.loads((RESULTS / f"{match[1]}.json").read_text())
-        rows = content["rows"]
-        if match[2]:
-            rows = [{column: row[column] for column in match[2].split(", ")} for row in rows]
+        rows = content[match[2] or "rows"]
+        if match[4]:
+            rows = [row for row in rows if match[4] in next(iter(row.values()))]
+        if match[3]:
+            rows = [{column: row[column] for column in match[3].split(", ")} for row in rows]
         body = table([Row(**row) for row in rows]) if "probe" in rows[0] else markdown(rows)
         return f"{match[0].splitlines()[0]}\n{content['device']}, torch {content['torch']}:\n\n{body}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w.-]+)(?:: ([^>]+?))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+    return re.sub(MARKED, replace, text, flags=re.DOTALL)
 
 
 def main() -> None:

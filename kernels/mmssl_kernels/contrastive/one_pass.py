@@ -16,6 +16,7 @@ from torch import Tensor
 from mmssl_kernels.contrastive.similarity import (
     Kind,
     add_positives,
+    add_products,
     add_sums,
     check_labels,
     column_blocks,
@@ -71,7 +72,6 @@ def loss_and_gradients(
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     """The loss; every row's own; and the gradients of x, y, scale, bias and outside."""
-    of_x, of_y, of_scale, of_bias = needs
     d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs)
     losses = torch.zeros_like(weights)
     d_outside = torch.zeros_like(losses if outside is None else outside)
@@ -103,15 +103,10 @@ def loss_and_gradients(
             differentiate(gradient, gradient, kind, rows, weight)
             if label is not None:
                 add_positives(gradient, label, column, -weight)
-            if of_x or of_scale:
-                weighted.addmm_(gradient, y[column])
-            if of_y:
-                d_y[column].addmm_(gradient.T, scaled)
-            if of_bias:
-                d_bias[column] += gradient.sum(0)
-        if of_scale:
+            add_products(gradient, scaled, y[column], needs, weighted, d_y[column], d_bias[column])
+        if needs[2]:
             d_scale += (weighted * raw).sum()
-        if of_x:
+        if needs[0]:
             d_x[chosen] = weighted.mul_(scale)
     return (losses * weights).sum(), losses, d_x, d_y, d_scale, d_bias, d_outside
 

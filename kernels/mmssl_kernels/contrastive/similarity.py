@@ -152,6 +152,18 @@ def add_positives(gradient: Tensor, labels: Tensor, column: slice, d_positives: 
     gradient.scatter_(1, where, gradient.gather(1, where) + torch.where(inside, d_positives, 0)[:, None])
 
 
+def add_products(
+    gradient: Tensor, scaled: Tensor, y: Tensor, needs: list[bool], of_x: Tensor, of_y: Tensor, of_bias: Tensor
+) -> None:
+    """What the gradient of a tile's logits adds to those of x (yet without the scale), y and bias, in place."""
+    if needs[0] or needs[2]:
+        of_x.addmm_(gradient, y)
+    if needs[1]:
+        of_y.addmm_(gradient.T, scaled)
+    if needs[3]:
+        of_bias += gradient.sum(0)
+
+
 def similarity_sums(
     x: Tensor,
     y: Tensor,
@@ -198,7 +210,6 @@ def similarity_backward(
     """Gradients of x, y, scale and bias in the dtype of statistics. The logits may be a part of a matrix, `rows` and
     `columns` being those of the whole.
     """
-    of_x, of_y, of_scale, of_bias = needs
     d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs)
     exact = rows.dtype
     full = y.to(exact)
@@ -214,15 +225,10 @@ def similarity_backward(
                 gradient += tile.sub_(top).sub_(log).exp_().mul_(d_columns[None, column])
             if d_positives is not None and labels is not None:
                 add_positives(gradient, labels[row], column, d_positives[row])
-            if of_x or of_scale:
-                weighted.addmm_(gradient, full[column])
-            if of_y:
-                d_y[column].addmm_(gradient.T, scaled)
-            if of_bias:
-                d_bias[column] += gradient.sum(0)
-        if of_scale:
+            add_products(gradient, scaled, full[column], needs, weighted, d_y[column], d_bias[column])
+        if needs[2]:
             d_scale += (weighted * raw).sum()
-        if of_x:
+        if needs[0]:
             torch.mul(weighted, scale, out=d_x[row])
     return d_x, d_y, d_scale, d_bias
 
