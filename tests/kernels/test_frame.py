@@ -49,7 +49,7 @@ def one_pass_arguments(kind="softmax", exclude=None, bias=False, outside=False, 
     x, y, scale, shift, labels, *_ = similarity_arguments(bias=bias, dtype=dtype)
     labels, key = (None, draw(7).requires_grad_()) if outside else (labels.flip(0), None)
     weights = torch.tensor([1.0, 0, 2, 0, 0, 1, 1], device=DEVICE).requires_grad_()
-    return x, y, scale, shift, labels, key, weights, kind, exclude, None, [True, True, True, bias]
+    return x, y, scale, shift, labels, key, weights, kind, exclude, None, [True, True, True, bias, True]
 
 
 def similarity_gradient_arguments():

@@ -4,7 +4,8 @@ The blocks of y come to the rows of x, all at once (gathered) while they are sma
 round a ring: while a rank works on a block the next one is on its way, and what the ranks add to a block's own sums
 follows it a step behind and arrives at home. A rank never holds more than a few blocks and a chunk of tiles.
 
-Every rank of the group must make the same calls in the same order, backward included.
+Every rank of the group must make the same calls in the same order, backward included: where one needs a gradient, all
+must need one.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import P2POp, ProcessGroup
 
 from mmssl_kernels.contrastive.similarity import (
     Kind,
+    check_labels,
     exact_dtype,
     merge,
     similarity_gradients,
@@ -54,8 +57,9 @@ def similarity_across(
     bias `[]`; labels: places among this rank's own rows of y; exclude_self: row i does not see this rank's column i.
     The gradients are those of the sum over the ranks of whatever each makes of its results.
     """
-    x, y = op.lowered(x), op.lowered(y)
     exact = exact_dtype(x)
+    # a wrong label must be found before the ranks wait for each other, and could name a neighbour's row later
+    check_labels(x, y, scale, bias, labels, kind, 0 if exclude_self else None, columns, None)
     with op.without_autocast():
         return _Across.apply(
             x, y, scale.to(exact), bias if bias is None else bias.to(exact), labels, kind, exclude_self, columns, group
@@ -69,11 +73,24 @@ def mean_across(total: Tensor, weight: Tensor, group: ProcessGroup) -> Tensor:
     Its gradient on a rank is that of its own share times the number of ranks: DistributedDataParallel, which averages,
     then has the gradient of one process that holds everything.
     """
-    everywhere = torch.stack([total.detach(), weight.detach().to(total.dtype)])
-    dist.all_reduce(everywhere, group=group)
-    divisor = torch.where(everywhere[1] == 0, 1, everywhere[1])
-    share = total * (dist.get_world_size(group) / divisor)
-    return share + (everywhere[0] / divisor - share).detach()
+    return _Mean.apply(total, weight.to(total.dtype), group)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, weight: Tensor, group: ProcessGroup) -> Tensor:
+        everywhere = torch.stack([total, weight])
+        dist.all_reduce(everywhere, group=group)
+        divisor = torch.where(everywhere[1] == 0, 1, everywhere[1])
+        mean = everywhere[0] / divisor
+        ctx.save_for_backward(mean, dist.get_world_size(group) / divisor)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, factor = ctx.saved_tensors
+        return grad * factor, -grad * factor * mean, None
 
 
 class _Across(torch.autograd.Function):
@@ -90,7 +107,7 @@ class _Across(torch.autograd.Function):
         columns: bool,
         group: ProcessGroup,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = sizes_of(len(y), group, y.device)
+        sizes, ctx.of_columns = of_ranks(len(y), ctx.needs_input_grad[1], group, y.device)
         rows, _, positives = statistics(x, y, labels, kind, False)
 
         def visit(tensors: list[Tensor], start: int | None) -> Tensor | None:
@@ -110,9 +127,11 @@ class _Across(torch.autograd.Function):
         return rows, found, positives
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_rows: Tensor, d_columns: Tensor, d_positives: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, bias, labels, rows, columns = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:4])
+        mine = ctx.needs_input_grad
+        needs = [mine[0], ctx.of_columns, *mine[2:4]]
         sums = [torch.zeros_like(each, dtype=rows.dtype) for each in (x, scale, scale)]
 
         def visit(tensors: list[Tensor], start: int | None) -> Tensor | None:
@@ -132,7 +151,7 @@ class _Across(torch.autograd.Function):
         carried = [y, columns, d_columns[:, 1].contiguous()] if ctx.columns else [y]
         of_y = carry(carried, visit, "sum", ctx.sizes, ctx.group)
         found = sums[0].to(x.dtype), None if of_y is None else of_y.to(y.dtype), *sums[1:]
-        return *(each if need else None for each, need in zip(found, needs, strict=True)), *([None] * 5)
+        return *(each if need else None for each, need in zip(found, mine[:4], strict=True)), *([None] * 5)
 
 
 def placed(
@@ -143,17 +162,18 @@ def placed(
     return y, scale, shift, None if start is None else labels + start
 
 
-def sizes_of(count: int, group: ProcessGroup, device: torch.device) -> list[int]:
-    """How many columns each rank has. Waits for the device."""
-    counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
-    dist.all_gather(list(counts.split(1)), counts.new_full((1,), count), group=group)
-    return counts.tolist()
+def of_ranks(count: int, needed: bool, group: ProcessGroup, device: torch.device) -> tuple[list[int], bool]:
+    """How many columns each rank has, and whether any needs their gradient. Waits for the device."""
+    found = torch.zeros(dist.get_world_size(group), 2, dtype=torch.int64, device=device)
+    dist.all_gather(list(found.unbind()), torch.tensor([count, needed], device=device), group=group)
+    sizes, needs = found.T.tolist()
+    return sizes, any(needs)
 
 
 def carry(tensors: list[Tensor], visit: Visit, how: Merge, sizes: list[int], group: ProcessGroup) -> Tensor | None:
     """Have every rank visit the tensors of all, `sizes` rows each; what they add together to those of this rank."""
-    gathered = sum(sizes) * tensors[0].shape[1] * tensors[0].element_size() <= GATHERED
-    return (carry_gathered if gathered else carry_round)(tensors, visit, how, sizes, group)
+    small = sum(sizes) * tensors[0].shape[1] * tensors[0].element_size() <= GATHERED
+    return (carry_gathered if small or len(sizes) == 1 else carry_round)(tensors, visit, how, sizes, group)
 
 
 def carry_gathered(

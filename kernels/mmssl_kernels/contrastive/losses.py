@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mmssl_kernels.contrastive.distributed import mean_across, similarity_across
 from mmssl_kernels.contrastive.one_pass import loss_in_one_pass
 from mmssl_kernels.contrastive.similarity import Kind, check_labels, exact_dtype, similarity
-from mmssl_kernels.frame import checks
+from mmssl_kernels.frame import checks, op
 from mmssl_kernels.frame.dispatch import backend
 
 Scale = Float[Tensor, ""] | float | int
@@ -56,6 +56,7 @@ def info_nce(
 
     Raises ValueError naming both shapes where sizes, labels or devices do not fit, TypeError for other dtypes.
     """
+    a, b, queue = op.lowered(a), op.lowered(b), queue if queue is None else op.lowered(queue)
     scale = _checked(a, b, scale, labels=labels, queue=queue, weights=weights)
     if queue is not None:
         if symmetric or exclude_self or labels is not None:
@@ -85,7 +86,7 @@ def nt_xent(
     Each of the 2N rows must find its partner among the 2N - 1 others. Gradients and errors as of `info_nce`.
     """
     checks.shape(tuple(a.shape), "b holds the second view of each row of a", b=b)
-    views = torch.cat([a, b])
+    views = torch.cat([op.lowered(a), op.lowered(b)])
     partners = torch.arange(len(views), device=a.device).roll(len(a))
     return info_nce(views, views, scale, labels=partners, symmetric=False, exclude_self=True, group=group)
 
@@ -102,9 +103,10 @@ def siglip_loss(
 
     z is 1 where i = j and -1 elsewhere. Gradients: a, b, and scale and bias where they are tensors.
     """
-    scale = _checked(a, b, scale)
+    a, b = op.lowered(a), op.lowered(b)
+    scale, shift = _checked(a, b, scale), _scalar("bias", bias, a)
     checks.shape(tuple(a.shape), "row i of b belongs to row i of a", b=b)
-    return mean_loss(a, b, scale, _scalar("bias", bias, a), kind="sigmoid", group=group)
+    return mean_loss(a, b, scale, shift, kind="sigmoid", group=group)
 
 
 def linear_cross_entropy(
@@ -125,7 +127,7 @@ def linear_cross_entropy(
     Raises ValueError naming both shapes where sizes, labels or devices do not fit, TypeError for other dtypes.
     """
     checks.shape(tuple(x.shape[:-1]), f"x has shape {tuple(x.shape)}", labels=labels)
-    x, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
+    x, labels, weight = op.lowered(x).reshape(-1, x.shape[-1]), labels.reshape(-1), op.lowered(weight)
     one = _checked(x, weight, 1.0, names=("x", "weight"), labels=labels, bias=bias)
     counted = (labels != ignore_index).to(exact_dtype(x))
     return mean_loss(x, weight, one, bias, labels, ignored=ignore_index, weights=counted, group=group, shared=True)
@@ -164,7 +166,7 @@ def mean_loss(
         sums = similarity_across(
             x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
         )
-        of_rows, of_columns = differences(sums, None if own else labels, outside)
+        of_rows, of_columns = differences(sums, None if own else labels, outside, kind)
     elif torch_path and count * y.shape[0] <= WHOLE and not torch.is_autocast_enabled(x.device.type):
         of_rows, of_columns = whole(x, y, scale, shift, labels, own, outside, kind, exclude, columns, ignored)
     elif torch_path and learning and not columns:
@@ -173,20 +175,25 @@ def mean_loss(
         return mean_of(total, rows.sum(), group)
     else:
         sums = similarity(x, y, scale, shift, labels, kind=kind, exclude=exclude, columns=columns, ignored=ignored)
-        of_rows, of_columns = differences(sums, None if own else labels, outside)
+        of_rows, of_columns = differences(sums, None if own else labels, outside, kind)
     losses = of_rows if of_columns is None else (of_rows + of_columns) / 2
     if weights is None and group is None:
         return losses.mean() if count else losses.sum()
-    rows = torch.ones_like(losses) if weights is None else weights.to(losses.dtype)
-    return mean_of((losses * rows).sum(), rows.sum(), group)
+    if weights is None:
+        return mean_of(losses.sum(), losses.new_full((), count), group)
+    rows = weights.to(losses.dtype)
+    weighted = torch.where((rows == 0) & ~losses.isfinite(), 0, losses * rows)  # of an ignored row that is no number
+    return mean_of(weighted.sum(), rows.sum(), group)
 
 
 def differences(
-    sums: tuple[Tensor, Tensor, Tensor], labels: Tensor | None, outside: Tensor | None
+    sums: tuple[Tensor, Tensor, Tensor], labels: Tensor | None, outside: Tensor | None, kind: Kind
 ) -> tuple[Tensor, Tensor | None]:
     """Of each row's sum and its positive, and of its positive's column's; labels None: column i is row i's."""
     rows, columns, positives = sums
     top, log = rows[:, 0].detach(), rows[:, 1]
+    if kind == "sigmoid":
+        return log, None
     if outside is not None:
         return -F.logsigmoid((outside - top) - log), None
     if not columns.shape[0]:
@@ -221,8 +228,10 @@ def whole(
         return -F.logsigmoid(outside - logits.logsumexp(1)), None
     assert labels is not None
     if kind == "sigmoid":
-        return -F.logsigmoid(-logits).sum(1) - logits.gather(1, labels[:, None])[:, 0], None
-    of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100 if ignored is None else ignored)
+        positives = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+        return -F.logsigmoid(torch.where(positives, logits, -logits)).sum(1), None
+    nowhere = torch.iinfo(torch.int64).min  # -100, the default, is as wrong as any other
+    of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=nowhere if ignored is None else ignored)
     if not columns:
         return of_rows, None
     turned = logits[:, : len(x)].T if own else logits.T[labels]
@@ -240,6 +249,8 @@ def _scalar(name: str, value: Tensor | float | int, like: Tensor) -> Tensor:
     """As a tensor `[]` beside `like`; filled there, which does not wait for a device."""
     if isinstance(value, Tensor):
         checks.shape((), f"{name} is one number", **{name: value})
+        checks.dtype(checks.FLOATS, **{name: value})
+        checks.same_device(**{name: value, "a": like})
         return value.to(exact_dtype(like))
     return torch.full((), value, dtype=exact_dtype(like), device=like.device)
 
@@ -269,5 +280,5 @@ def _checked(
     checks.shape(tuple(a.shape[:1]), of_a, labels=labels, weights=weights)
     checks.shape(tuple(b.shape[:1]), f"{names[1]} has shape {tuple(b.shape)}", bias=bias)
     tensors = {**features, "labels": labels, "bias": bias, "weights": weights}
-    checks.same_device(**tensors, scale=scale if isinstance(scale, Tensor) else None)
+    checks.same_device(**tensors)
     return _scalar("scale", scale, a)

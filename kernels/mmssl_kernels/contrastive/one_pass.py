@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmssl_kernels.contrastive.similarity import (
     Kind,
@@ -26,6 +27,7 @@ from mmssl_kernels.contrastive.similarity import (
     in_tile,
     no_gradients,
     statistics,
+    turn_positives,
 )
 from mmssl_kernels.frame import op
 
@@ -48,12 +50,12 @@ def loss_in_one_pass(
     exclude: int | None = None,
     ignored: int | None = None,
 ) -> Tensor:
-    """`sum_i weights_i (rows_i - positives_i)` of `similarity`'s sums.
+    """`sum_i weights_i (rows_i - positives_i)` of `similarity`'s sums, `sum_i weights_i rows_i` of sigmoids.
 
     outside `[N]`, in place of labels: the logit of each row's positive, which is no column but belongs to the sum.
-    Rows without weight cost nothing. Gradients: x, y, scale, bias, outside, weights.
+    Rows without weight cost nothing. Gradients, of first order: x, y, scale, bias, outside, weights.
     """
-    exact, needs = exact_dtype(x), [each is not None and each.requires_grad for each in (x, y, scale, bias)]
+    exact, needs = exact_dtype(x), [each is not None and each.requires_grad for each in (x, y, scale, bias, weights)]
     scale, bias = scale.to(exact), bias if bias is None else bias.to(exact)
     return _op(x, y, scale, bias, labels, outside, weights, kind, exclude, ignored, needs)[0]
 
@@ -72,20 +74,22 @@ def loss_and_gradients(
     needs: list[bool],
 ) -> tuple[Tensor, ...]:
     """The loss; every row's own; and the gradients of x, y, scale, bias and outside."""
-    d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs)
+    d_x, d_y, d_scale, d_bias = no_gradients(x, y, scale, needs[:4])
     losses = torch.zeros_like(weights)
     d_outside = torch.zeros_like(losses if outside is None else outside)
     y, exact = y.to(weights.dtype), weights.dtype
-    counted = weights.nonzero()[:, 0] if exclude is None else torch.arange(len(x))
+    every = torch.arange(len(x), device=x.device)
+    # the losses of rows without weight are the gradients of those weights
+    counted = every if needs[4] or exclude is not None else every[weights != 0]
     most = max(BLOCK // max(len(y), 1), FEWEST)
     kept = losses.new_empty(min(most, len(counted)), len(y))
     across = column_blocks(len(kept), len(y))
-    for chosen in counted.split(most):
+    for start, chosen in zip(range(0, len(counted), most), counted.split(most), strict=False):
         block, weight = slice(0, len(chosen)), weights[chosen]
         raw = x[chosen].to(exact)
         scaled, weighted = raw * scale, torch.zeros_like(raw)
         rows, _, positives = statistics(raw, y, chosen, kind, False)
-        first = None if exclude is None else int(chosen[0]) + exclude
+        first = None if exclude is None else start + exclude
         label = None if labels is None else labels[chosen]
         if outside is not None:  # the first logit of each row
             rows[:, 0], rows[:, 1] = positives.copy_(outside[chosen]), 0
@@ -94,14 +98,16 @@ def loss_and_gradients(
             if label is not None:
                 inside, where = in_tile(label, column)
                 positives = torch.where(inside, tile.gather(1, where)[:, 0], positives)
+                if kind == "sigmoid":
+                    turn_positives(tile, label, column)
             add_sums(rows, tile, kind)
-        losses[chosen] = (rows[:, 0] - positives) + rows[:, 1]
+        losses[chosen] = rows[:, 1] if kind == "sigmoid" else (rows[:, 0] - positives) + rows[:, 1]
         if outside is not None:
-            d_outside[chosen] = weight * ((positives - rows[:, 0] - rows[:, 1]).exp() - 1)
+            d_outside[chosen] = weight * ((positives - rows[:, 0]) - rows[:, 1]).expm1()
         for column in across:
             gradient = kept[block, column]
-            differentiate(gradient, gradient, kind, rows, weight)
-            if label is not None:
+            differentiate(gradient, gradient, kind, rows, weight, label, column)
+            if label is not None and kind == "softmax":
                 add_positives(gradient, label, column, -weight)
             add_products(gradient, scaled, y[column], needs, weighted, d_y[column], d_bias[column])
         if needs[2]:
@@ -115,7 +121,7 @@ def _fake(
     x: Tensor, y: Tensor, scale: Tensor, bias: Any, labels: Any, outside: Tensor | None, weights: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     d_outside = torch.empty_like(weights if outside is None else outside)
-    return weights.new_empty(()), torch.empty_like(weights), *no_gradients(x, y, scale, rest[-1]), d_outside
+    return weights.new_empty(()), torch.empty_like(weights), *no_gradients(x, y, scale, rest[-1][:4]), d_outside
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -124,6 +130,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.dtypes = [None if each is None else each.dtype for each in inputs[:4]]
 
 
+@once_differentiable
 def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     losses, *gradients, d_outside = ctx.saved_tensors
     needs, last = ctx.needs_input_grad, (None,) * 4

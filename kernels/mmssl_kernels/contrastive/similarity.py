@@ -1,9 +1,9 @@
 """The tile engine: what losses need of a matrix of similarities, which never exists as a whole.
 
     l_ij = scale * <x_i, y_j> + bias_j        logits, in float32 (float64 for float64 inputs)
-    rows_i = log sum_j exp(l_ij)              or, of pairwise sigmoids, sum_j log(1 + exp(l_ij))
+    rows_i = log sum_j exp(l_ij)              or, of pairwise sigmoids, sum_j log(1 + exp(-z_ij l_ij))
     columns_j = log sum_i exp(l_ij)
-    positives_i = l_i,labels_i
+    positives_i = l_i,labels_i                z is 1 there and -1 elsewhere
 
 Rows and columns come as two numbers, the largest logit and what the logarithm adds to it: as one they would be rounded
 at the size of the largest, and a loss near zero is a difference. Losses are short differentiable formulas over these
@@ -130,18 +130,33 @@ def in_tile(labels: Tensor, column: slice) -> tuple[Tensor, Tensor]:
     return inside, (labels - column.start).clamp(0, column.stop - column.start - 1)[:, None]
 
 
+def turn_positives(tile: Tensor, labels: Tensor, column: slice) -> None:
+    """Change their sign, in place: what a pairwise sigmoid takes, and what its gradient has."""
+    inside, where = in_tile(labels, column)
+    values = tile.gather(1, where)
+    tile.scatter_(1, where, torch.where(inside[:, None], -values, values))
+
+
 def add_sums(rows: Tensor, tile: Tensor, kind: str) -> None:
-    """What a tile adds to the sums `[n, 2]` of its rows, in place."""
+    """What a tile adds to the sums `[n, 2]` of its rows, in place; of sigmoids with their positives turned."""
     if kind == "sigmoid":
         rows[:, 1] -= F.logsigmoid(-tile).sum(1)
     else:
         rows.copy_(merge(rows, log_sum_exp(tile, 1)))
 
 
-def differentiate(tile: Tensor, out: Tensor, kind: str, rows: Tensor, d_rows: Tensor) -> Tensor:
-    """The gradient that a tile's logits get through the sums of their rows; `out` may be the tile itself."""
+def differentiate(
+    tile: Tensor, out: Tensor, kind: str, rows: Tensor, d_rows: Tensor, labels: Tensor | None, column: slice
+) -> Tensor:
+    """The gradient that a tile's logits get through the sums of their rows; `out` may be the tile itself.
+
+    Of sigmoids the tile has its positives turned.
+    """
     if kind == "sigmoid":
-        return torch.sigmoid(tile, out=out).mul_(d_rows[:, None])
+        torch.sigmoid(tile, out=out).mul_(d_rows[:, None])
+        if labels is not None:
+            turn_positives(out, labels, column)
+        return out
     top, log = rows[:, :, None].unbind(1)
     return torch.sub(tile, top, out=out).sub_(log).exp_().mul_(d_rows[:, None])
 
@@ -186,6 +201,8 @@ def similarity_sums(
             if labels is not None:
                 inside, where = in_tile(labels[row], column)
                 positives[row] = torch.where(inside, tile.gather(1, where)[:, 0], positives[row])
+                if kind == "sigmoid":
+                    turn_positives(tile, labels[row], column)
             add_sums(rows[row], tile, kind)
             if columns:
                 found[column] = merge(found[column], log_sum_exp(tile, 0))
@@ -219,12 +236,16 @@ def similarity_backward(
         scaled, weighted = raw * scale, torch.zeros_like(raw)
         for column in across:
             tile = fill(shaped(logits, row, column), scaled, full, bias, exclude, row, column)
-            gradient = differentiate(tile, shaped(gradients, row, column), kind, rows[row], d_rows[row])
+            label = None if labels is None else labels[row]
+            if kind == "sigmoid" and label is not None:
+                turn_positives(tile, label, column)
+            gradient = shaped(gradients, row, column)
+            differentiate(tile, gradient, kind, rows[row], d_rows[row], label, column)
             if d_columns is not None:
                 top, log = columns[None, column].unbind(2)
                 gradient += tile.sub_(top).sub_(log).exp_().mul_(d_columns[None, column])
-            if d_positives is not None and labels is not None:
-                add_positives(gradient, labels[row], column, d_positives[row])
+            if d_positives is not None and label is not None:
+                add_positives(gradient, label, column, d_positives[row])
             add_products(gradient, scaled, full[column], needs, weighted, d_y[column], d_bias[column])
         if needs[2]:
             d_scale += (weighted * raw).sum()

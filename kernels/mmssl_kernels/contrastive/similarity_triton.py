@@ -17,8 +17,8 @@ from mmssl_kernels.frame.launch import choose, launch
 from mmssl_kernels.masked_patch.embed_triton import precision
 from mmssl_kernels.tables import Config
 
-# Partials of forward, and logits' gradients of backward, that exist at once. Fewer rows than CHUNK_ROWS would make the
-# vendor's products, and the sums that y's gradient is added to, too small to be quick.
+# Partials of forward, and logits' gradients of backward, that exist at once; from 2^17 columns on CHUNK_ROWS rows of the
+# latter: with fewer the vendor's products, and adding to y's gradient, would not be quick.
 PARTIALS = 2**24
 GRADIENTS = 2**28
 CHUNK_ROWS = 2048
@@ -74,8 +74,20 @@ def store_log_sum_exp(place, logits, AXIS: tl.constexpr, mask):
     else:
         total = tl.sum(tl.exp(logits - top[None, :]), axis=0)
     tl.store(place, top, mask=mask)
-    # where there is a largest it alone makes 1
-    tl.store(place + 1, tl.where(top > LOWEST, tl.log(tl.maximum(total, 1.0)), float("-inf")), mask=mask)
+    # where there is a largest it alone makes 1; what is not a number stays none
+    log = tl.log(tl.where(total < 1.0, 1.0, total))
+    tl.store(place + 1, tl.where((top > LOWEST) | (total != total), log, float("-inf")), mask=mask)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), to the last digits of small results: the hardware's logarithm has none of them near 1."""
+    u = tl.exp(-tl.abs(x))
+    s = u / (2.0 + u)
+    q = s * s
+    series = 1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15)))
+    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series)))
+    return tl.maximum(x, 0.0) + 2.0 * s * series  # log(1 + u) = 2 artanh(u / (2 + u))
 
 
 @triton.jit
@@ -97,9 +109,10 @@ def sums_kernel(
     across = tl.max(j, axis=0) // BLOCK_N
     at = row_parts + 2 * (across.to(tl.int64) * (stop - first) + (i - first))
     if SIGMOID:
-        softplus = tl.maximum(logits, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(logits)))
+        if labels is not None:
+            logits = tl.where(label[:, None] == j[None, :], -logits, logits)
         tl.store(at, tl.zeros([BLOCK_M], tl.float32), mask=i < stop)
-        tl.store(at + 1, tl.sum(softplus, axis=1), mask=i < stop)
+        tl.store(at + 1, tl.sum(softplus(logits), axis=1), mask=i < stop)
     else:
         store_log_sum_exp(at, logits, 1, i < stop)
     if column_parts is not None:
@@ -120,7 +133,12 @@ def gradient_kernel(
     logits = logits_of(total, i, j, scale, bias, stop, M, exclude)
     inside = (i < stop)[:, None] & (j < M)[None, :]
     of_rows = tl.load(d_rows + i, mask=i < stop, other=0.0)[:, None]
+    if labels is not None:
+        label = tl.load(labels + i, mask=i < stop, other=-1).to(tl.int32)
     if SIGMOID:
+        if labels is not None:
+            of_rows = tl.where(label[:, None] == j[None, :], -of_rows, of_rows)
+            logits = tl.where(label[:, None] == j[None, :], -logits, logits)
         gradient = of_rows / (1.0 + tl.exp(-logits))
     else:
         top = tl.load(rows + 2 * i.to(tl.int64), mask=i < stop, other=0.0)
@@ -132,7 +150,6 @@ def gradient_kernel(
         log = tl.load(columns + 2 * j.to(tl.int64) + 1, mask=j < M, other=0.0)
         gradient += of_columns * tl.exp(logits - top[None, :] - log[None, :])
     if d_positives is not None:
-        label = tl.load(labels + i, mask=i < stop, other=-1).to(tl.int32)
         of_positives = tl.load(d_positives + i, mask=i < stop, other=0.0)
         gradient += tl.where(label[:, None] == j[None, :], of_positives[:, None], 0.0)
     if scale_parts is not None:
@@ -228,7 +245,7 @@ def similarity_backward(
     config = configured(x, y, "similarity_gradient")
     tall, wide = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     across = triton.cdiv(size, wide)
-    lift = lift_of([d_rows, d_columns, d_positives]) if x.dtype == torch.float16 else scale.new_ones(())
+    lift = lift_of([d_rows, d_columns, d_positives]) if x.dtype == torch.float16 and count else scale.new_ones(())
     upstream = {"d_rows": d_rows, "d_columns": d_columns, "d_positives": d_positives}
     upstream = {name: each if each is None else each * lift for name, each in upstream.items()}
     vectors = {"bias": bias, "labels": labels, "rows": rows, "columns": columns, **upstream}
@@ -281,8 +298,8 @@ def merge_all(parts: Tensor) -> Tensor:
 def lift_of(upstream: list[Tensor | None]) -> Tensor:
     """`[]`: what brings the largest of them to HALF_PEAK."""
     peaks = [each.abs().amax() for each in upstream if each is not None and each.numel()]
-    peak = torch.stack(peaks).amax() if peaks else torch.ones(())
-    return HALF_PEAK / torch.where(peak == 0, 1.0, peak)
+    # far below what float16 inputs can answer with, and far enough from zero to divide by
+    return HALF_PEAK / torch.stack(peaks).amax().clamp_(min=1e-30)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
