@@ -140,7 +140,9 @@ def test_a_weight_tied_to_the_embedding_gets_both_gradients():
 def test_any_sizes(rows, more, dim, seed):
     torch.manual_seed(seed)
     leaves = {"a": unit(rows, dim), "b": unit(rows + more, dim), "scale": torch.tensor(9.0, device=DEVICE)}
-    check_parity(info_nce, reference.info_nce, leaves, {"labels": labels_of(rows, rows + more)})
+    # a row's gradient is the difference of two vectors of length scale / rows, which may be equal
+    terms = 9.0 / math.sqrt(rows)
+    check_parity(info_nce, reference.info_nce, leaves, {"labels": labels_of(rows, rows + more)}, terms)
 
 
 # Numbers that break lesser losses
@@ -170,6 +172,67 @@ def test_rows_whose_best_match_is_poor_at_the_largest_scale():
     leaves["a"] = F.normalize(unit(1) + 0.1 * unit(12), dim=1)
     leaves["b"] = F.normalize(torch.cat([leaves["a"][:6], -leaves["a"][6:]]) + 0.1 * unit(12), dim=1)
     check_parity(info_nce, reference.info_nce, leaves, {})
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize(("scale", "bias"), [(60.0, -15.0), (60.0, -10.0), (30.0, -17.0), (5.0, 20.0)])
+def test_small_pairwise_losses_keep_their_digits(scale, bias):
+    leaves = {"a": torch.eye(4, 16).to(DEVICE), "b": torch.eye(4, 16).to(DEVICE)}
+    leaves |= {"scale": torch.tensor(scale, device=DEVICE), "bias": torch.tensor(bias, device=DEVICE)}
+    check_parity(siglip_loss, reference.siglip_loss, leaves, {})
+
+
+@pytest.mark.usefixtures("form")
+def test_a_key_that_is_nearly_certain_keeps_its_gradient():
+    eye = torch.eye(8, 16).to(DEVICE)
+    leaves = {"a": eye[:4], "b": eye[:4].clone(), "scale": torch.tensor(20.0, device=DEVICE)}
+    found = gradients(info_nce, leaves, {"queue": eye[4:], "symmetric": False}, None)
+    exact = gradients(reference.info_nce, leaves, {"queue": eye[4:].double(), "symmetric": False}, torch.float64)
+    torch.testing.assert_close(found["b"].double(), exact["b"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("other", [{}, {"queue": 23}])
+def test_weights_have_gradients_where_they_are_zero_too(other):
+    leaves = {**pair(6), "weights": torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0, 1.0], device=DEVICE)}
+    fixed = {"symmetric": False, **{name: unit(size) for name, size in other.items()}}
+    check_parity(info_nce, reference.info_nce, leaves, fixed)
+
+
+@pytest.mark.usefixtures("form")
+def test_what_is_no_number_shows_except_in_ignored_rows():
+    x, weight, labels = draw(4, 20), draw(9, 20), torch.tensor([0, 1, -100, 2], device=DEVICE)
+    expected = linear_cross_entropy(x, weight, labels)
+    x[2] = torch.nan
+    for needed in (False, True):
+        assert linear_cross_entropy(x.requires_grad_(needed), weight, labels) == expected
+    weight[4] = torch.nan
+    assert linear_cross_entropy(x, weight, labels).isnan()
+
+
+def test_features_of_several_dtypes_meet_under_autocast():
+    """A head's weight is float32 beside activations that autocast made: both are lowered."""
+    a, b, weight, queue = unit(5, dtype=torch.float16), unit(5), draw(9, 20), unit(7)
+    labels = labels_of(5, 9)
+    with torch.autocast(DEVICE.type, torch.float16):
+        head, clip = linear_cross_entropy(a, weight, labels), info_nce(a, b, 9.0)
+        moco = info_nce(a, b, 100.0, queue=b, symmetric=False)
+        siglip, simclr = siglip_loss(a, b, 9.0, -1.0), nt_xent(a, b, 9.0)
+    low = b.half()
+    assert torch.equal(head, linear_cross_entropy(a, weight.half(), labels))
+    assert torch.equal(clip, info_nce(a, low, 9.0)) and torch.equal(simclr, nt_xent(a, low, 9.0))
+    assert torch.equal(siglip, siglip_loss(a, low, 9.0, -1.0))
+    assert torch.equal(moco, info_nce(a, low, 100.0, queue=low, symmetric=False))
+    with pytest.raises(TypeError, match="b is float32, expected float16"):
+        info_nce(a, queue[:5], 9.0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_second_derivatives_are_refused(symmetric):
+    a, b = (unit(30).requires_grad_() for _ in range(2))
+    (first,) = torch.autograd.grad(info_nce(a, b, 9.0, symmetric=symmetric), a, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|no autograd formula|does not require grad"):
+        first.square().sum().backward()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -243,6 +306,7 @@ def test_tiles_round_as_one_matrix_does_not(monkeypatch):
         ({"labels": torch.full((11,), -1)}, ValueError, "labels holds -1 to -1, expected 0 to 10"),
         ({"weights": torch.ones(4)}, ValueError, r"weights has shape \(4,\), expected \(11,\)"),
         ({"scale": torch.ones(2)}, ValueError, r"scale has shape \(2,\), expected \(\): scale is one number"),
+        ({"scale": torch.ones((), dtype=torch.complex64)}, TypeError, "scale is complex64, expected"),
         ({"queue": unit(5)}, ValueError, "pass symmetric=False"),
         ({"queue": unit(5, 7), "symmetric": False}, ValueError, r"queue has shape \(5, 7\), expected \(rows, 20\)"),
         ({"exclude_self": True}, ValueError, "exclude_self leaves out column i of row i"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmssl_kernels import info_nce, linear_cross_entropy, nt_xent, siglip_loss
-from mmssl_kernels.contrastive import distributed, similarity
+from mmssl_kernels.contrastive import distributed, losses, one_pass, similarity
 from torch import nn
 from torch.distributed import TCPStore
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.kernels.support import Largest
 
 # Rows of each rank: equal, uneven, and one that has none.
-SPLITS = {"two": (6, 6), "uneven": (9, 2), "three": (4, 7, 3), "one idle": (5, 0, 6)}
+SPLITS = {"alone": (6,), "two": (6, 6), "uneven": (9, 2), "three": (4, 7, 3), "one idle": (5, 0, 6)}
 LOSSES = ("clip", "one direction", "weighted", "labels", "simclr", "siglip", "moco", "head")
 WAYS = ("gathered", "ring")
 
@@ -32,13 +32,14 @@ class Towers(nn.Module):
         self.image, self.text = (nn.Linear(8, 5, bias=False, dtype=torch.float64) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
         self.bias = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+        self.importance = nn.Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
         self.register_buffer("queue", torch.randn(12, 5, dtype=torch.float64))
 
     def forward(self, batch, sample, loss, groups, group):
         """groups: sizes of the parts of this batch, each a rank's or all of them here; `sample` numbers its rows."""
         a = F.normalize(self.image(batch[:, 0]), dim=1)
         b = F.normalize(self.text(batch[:, 1]), dim=1)
-        scale, weights = self.log_scale.exp(), 1.0 + sample % 3
+        scale, weights = self.log_scale.exp(), self.importance[sample % 3]
         if loss == "clip":
             return info_nce(a, b, scale, group=group)
         if loss == "one direction":
@@ -75,6 +76,7 @@ def run_rank(rank, sizes, port, file):
     mine = slice(start, start + sizes[rank])
     batch, sample = batch_of(sum(sizes)), torch.arange(sum(sizes))
     found = {}
+    similarity.TILE, losses.WHOLE, one_pass.BLOCK, one_pass.FEWEST = 16, 0, 30, 3
     for way in WAYS:
         distributed.GATHERED = 2**26 if way == "gathered" else 0
         for loss in LOSSES:
@@ -82,13 +84,20 @@ def run_rank(rank, sizes, port, file):
             value = model(batch[mine], sample[mine], loss, [sizes[rank]], dist.group.WORLD)
             value.backward()
             found[f"{way} {loss}"] = value.detach(), gradients(model.module)
-    similarity.TILE, shape = 50, (40, 64)
+    shape = (40, 64)
     for way in WAYS:
         distributed.GATHERED = 2**26 if way == "gathered" else 0
         a, b = (torch.randn(shape).requires_grad_() for _ in range(2))
         with Largest() as largest:
             info_nce(a, b, 2.0, group=dist.group.WORLD).backward()
         found[f"{way} memory"] = largest.elements / math.prod(shape)
+    try:
+        info_nce(a, b, 2.0, labels=torch.full((40,), 40 if rank == 0 else -1), group=dist.group.WORLD)
+    except ValueError as error:
+        found["wrong labels"] = str(error)
+    with torch.autocast("cpu", torch.bfloat16):
+        found["autocast"] = info_nce(a, b, 2.0, group=dist.group.WORLD).detach()
+    found["lowered"] = info_nce(a.bfloat16(), b.bfloat16(), 2.0, group=dist.group.WORLD).detach()
     if rank == len(sizes) - 1:
         torch.save(found, file)
     dist.destroy_process_group()
@@ -134,3 +143,13 @@ def test_a_ring_holds_a_block_at_a_time(together):
     """The largest tensor of forward and backward, in blocks of one rank's rows."""
     sizes, found = together
     assert found["ring memory"] == 1 and found["gathered memory"] == len(sizes)
+
+
+def test_labels_name_rows_of_their_own_rank(together):
+    sizes, found = together
+    wrong = 40 if len(sizes) == 1 else -1
+    assert found["wrong labels"] == f"labels holds {wrong} to {wrong}, expected 0 to 39"
+
+
+def test_autocast_lowers_the_features_of_all_ranks(together):
+    assert torch.equal(together[1]["autocast"], together[1]["lowered"])

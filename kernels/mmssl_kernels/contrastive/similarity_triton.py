@@ -17,8 +17,8 @@ from mmssl_kernels.frame.launch import choose, launch
 from mmssl_kernels.masked_patch.embed_triton import precision
 from mmssl_kernels.tables import Config
 
-# Partials of forward, and logits' gradients of backward, that exist at once; from 2^17 columns on CHUNK_ROWS rows of the
-# latter: with fewer the vendor's products, and adding to y's gradient, would not be quick.
+# Partials of forward, and logits' gradients of backward, that exist at once; from 2^17 columns on it is CHUNK_ROWS rows
+# of the latter: with fewer the vendor's products, and adding to y's gradient, would not be quick.
 PARTIALS = 2**24
 GRADIENTS = 2**28
 CHUNK_ROWS = 2048
