@@ -357,6 +357,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="fp32 on a CPU, bf16 and fp32 on a GPU")
     parser.add_argument("--rounds", type=int, default=9, help="at most, as the budget allows")
     parser.add_argument("--budget", type=float, help="seconds a side and N: 120 on a CPU, 20 on a GPU")
+    parser.add_argument("--name", default="contrastive", help="of the file of results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -383,7 +384,7 @@ def main() -> None:
                     content["goals"] += judged(case, these, rate)
                     content["growth"] = fitted + growth(case, found)
                     print(markdown(rows), end="\n\n", flush=True)
-                    path = write("contrastive", device, content)
+                    path = write(options.name, device, content)
                     if not these[0].times:
                         break
             except Exception:  # on a rented machine the other cases are still wanted
