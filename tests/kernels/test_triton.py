@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmssl_kernels.contrastive import similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton, slots_triton
 
 from tests.kernels.support import DEVICE, draw, pixels_of
@@ -55,3 +56,19 @@ def test_results_past_two_to_the_31():
     assert full.numel() > 2**31
     assert full[:, : 2**10].sum(dtype=torch.float64) == 2 * 2**10 * 2**11
     assert not full[1, -5:].any()
+
+
+def test_gradients_of_logits_past_two_to_the_31(monkeypatch):
+    """On a GPU one chunk of them has so many; elsewhere it only runs."""
+    monkeypatch.setattr(similarity_triton, "CHUNK_ROWS", 2048)
+    rows, columns = (2048, 2**20 + 64) if DEVICE.type == "cuda" else (70, 200)
+    x, y, scale = draw(rows, 16, dtype=torch.float16), draw(columns, 16, dtype=torch.float16), draw().fill_(0.5)
+    sums, found, _ = similarity_triton.similarity_sums(x, y, scale, None, None, "softmax", None, False, None)
+    upstream, needs = torch.full((rows,), 1 / rows, device=DEVICE), [False, True, False, False]
+    _, of_y, _, _ = similarity_triton.similarity_backward(
+        upstream, None, None, x, y, scale, None, None, sums, found, "softmax", None, needs
+    )
+    logits = scale * x.float() @ y[-64:].float().T
+    shares = (logits - sums[:, :1] - sums[:, 1:]).exp() / rows
+    expected = scale * shares.T @ x.float()
+    assert (of_y[-64:] - expected).norm() < 2e-3 * expected.norm()  # float16's roundings
