@@ -24,7 +24,8 @@ from mmssl_kernels.frame import checks, op
 from mmssl_kernels.frame.dispatch import backend
 
 Scale = Float[Tensor, ""] | float | int
-# On a CPU so many logits are cheaper to keep for backward than to make again.
+# On a CPU so many logits are cheaper to keep for backward than to make again; a sixteenth of them where they make their
+# gradient in forward, in one pass, which only has to be worth its many small operations.
 WHOLE = 2**22
 
 
@@ -167,7 +168,11 @@ def mean_loss(
             x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
         )
         of_rows, of_columns = differences(sums, None if own else labels, outside, kind)
-    elif torch_path and count * y.shape[0] <= WHOLE and not torch.is_autocast_enabled(x.device.type):
+    elif (
+        torch_path
+        and count * y.shape[0] <= (WHOLE if kind == "softmax" else WHOLE // 16)
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
         of_rows, of_columns = whole(x, y, scale, shift, labels, own, outside, kind, exclude, columns, ignored)
     elif torch_path and learning and not columns:
         rows = x.new_ones(count, dtype=exact_dtype(x)) if weights is None else weights.to(exact_dtype(x))
@@ -228,8 +233,8 @@ def whole(
         return -F.logsigmoid(outside - logits.logsumexp(1)), None
     assert labels is not None
     if kind == "sigmoid":
-        positives = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
-        return -F.logsigmoid(torch.where(positives, logits, -logits)).sum(1), None
+        logits.diagonal().neg_()  # every row's positive is its own
+        return F.softplus(logits, threshold=50).sum(1), None  # past which float64 has no digit left for exp(-x)
     nowhere = torch.iinfo(torch.int64).min  # -100, the default, is as wrong as any other
     of_rows = F.cross_entropy(logits, labels, reduction="none", ignore_index=nowhere if ignored is None else ignored)
     if not columns:
