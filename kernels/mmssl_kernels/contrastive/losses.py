@@ -24,8 +24,7 @@ from mmssl_kernels.frame import checks, op
 from mmssl_kernels.frame.dispatch import backend
 
 Scale = Float[Tensor, ""] | float | int
-# On a CPU so many logits are cheaper to keep for backward than to make again; a sixteenth of them where they make their
-# gradient in forward, in one pass, which only has to be worth its many small operations.
+# On a CPU so many logits are cheaper to keep for backward than to make again.
 WHOLE = 2**22
 
 
