@@ -172,7 +172,7 @@ def mean_loss(
         and count * y.shape[0] <= (WHOLE if kind == "softmax" else WHOLE // 16)
         and not torch.is_autocast_enabled(x.device.type)
     ):
-        of_rows, of_columns = whole(x, y, scale, shift, labels, own, outside, kind, exclude, columns, ignored)
+        of_rows, of_columns = whole(x, y, scale, bias, labels, own, outside, kind, exclude, columns, ignored)
     elif torch_path and learning and not columns:
         rows = x.new_ones(count, dtype=exact_dtype(x)) if weights is None else weights.to(exact_dtype(x))
         total = loss_in_one_pass(x, y, scale, shift, labels, outside, rows, kind=kind, exclude=exclude, ignored=ignored)
