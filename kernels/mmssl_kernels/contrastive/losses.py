@@ -167,11 +167,7 @@ def mean_loss(
             x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
         )
         of_rows, of_columns = differences(sums, None if own else labels, outside, kind)
-    elif (
-        torch_path
-        and count * y.shape[0] <= (WHOLE if kind == "softmax" else WHOLE // 16)
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
+    elif torch_path and count * y.shape[0] <= WHOLE and not torch.is_autocast_enabled(x.device.type):
         of_rows, of_columns = whole(x, y, scale, bias, labels, own, outside, kind, exclude, columns, ignored)
     elif torch_path and learning and not columns:
         rows = x.new_ones(count, dtype=exact_dtype(x)) if weights is None else weights.to(exact_dtype(x))
