@@ -24,10 +24,8 @@ from mmssl_kernels.contrastive.similarity import (
     differentiate,
     exact_dtype,
     fill,
-    in_tile,
     no_gradients,
     statistics,
-    turn_positives,
 )
 from mmssl_kernels.frame import op
 
@@ -95,12 +93,7 @@ def loss_and_gradients(
             rows[:, 0], rows[:, 1] = positives.copy_(outside[chosen]), 0
         for column in across:
             tile = fill(kept[block, column], scaled, y, bias, first, block, column)
-            if label is not None:
-                inside, where = in_tile(label, column)
-                positives = torch.where(inside, tile.gather(1, where)[:, 0], positives)
-                if kind == "sigmoid":
-                    turn_positives(tile, label, column)
-            add_sums(rows, tile, kind)
+            add_sums(rows, positives, tile, label, column, kind)
         losses[chosen] = rows[:, 1] if kind == "sigmoid" else (rows[:, 0] - positives) + rows[:, 1]
         if outside is not None:
             d_outside[chosen] = weight * ((positives - rows[:, 0]) - rows[:, 1]).expm1()

@@ -137,8 +137,13 @@ def turn_positives(tile: Tensor, labels: Tensor, column: slice) -> None:
     tile.scatter_(1, where, torch.where(inside[:, None], -values, values))
 
 
-def add_sums(rows: Tensor, tile: Tensor, kind: str) -> None:
-    """What a tile adds to the sums `[n, 2]` of its rows, in place; of sigmoids with their positives turned."""
+def add_sums(rows: Tensor, positives: Tensor, tile: Tensor, labels: Tensor | None, column: slice, kind: str) -> None:
+    """What a tile adds to the sums `[n, 2]` and positives of its rows, in place. Those of sigmoids are turned then."""
+    if labels is not None:
+        inside, where = in_tile(labels, column)
+        positives.copy_(torch.where(inside, tile.gather(1, where)[:, 0], positives))
+        if kind == "sigmoid":
+            turn_positives(tile, labels, column)
     if kind == "sigmoid":
         rows[:, 1] -= F.logsigmoid(-tile).sum(1)
     else:
@@ -198,12 +203,7 @@ def similarity_sums(
         scaled = x[row].to(rows.dtype) * scale
         for column in across:
             tile = fill(shaped(buffer, row, column), scaled, y, bias, exclude, row, column)
-            if labels is not None:
-                inside, where = in_tile(labels[row], column)
-                positives[row] = torch.where(inside, tile.gather(1, where)[:, 0], positives[row])
-                if kind == "sigmoid":
-                    turn_positives(tile, labels[row], column)
-            add_sums(rows[row], tile, kind)
+            add_sums(rows[row], positives[row], tile, None if labels is None else labels[row], column, kind)
             if columns:
                 found[column] = merge(found[column], log_sum_exp(tile, 0))
     return rows, found, positives
