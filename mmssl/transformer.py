@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from mmssl_kernels import attention, attention_qkvpacked
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,9 +80,9 @@ class Attention(nn.Module):
         return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], lengths: Int64[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch tokens dim"], padding: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, key_lengths=lengths).flatten(2))
+        return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, key_padding=padding).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -100,11 +100,11 @@ class CrossAttention(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         context: Float[Tensor, "batch context dim"],
-        lengths: Int64[Tensor, " batch"] | None = None,
+        padding: Bool[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         q = self.q(x).unflatten(-1, (self.heads, -1))
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        return self.proj(attention(q, k, v, key_lengths=lengths).flatten(2))
+        return self.proj(attention(q, k, v, key_padding=padding).flatten(2))
 
 
 class MLP(nn.Module):
@@ -163,14 +163,21 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        lengths: Int64[Tensor, " batch"] | None = None,
+        padding: Bool[Tensor, "batch tokens"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
-        context_lengths: Int64[Tensor, " batch"] | None = None,
+        context_padding: Bool[Tensor, "batch context"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        reads = {"cross": (context, context_lengths), "attn": (lengths,), "mlp": ()}
+        reads = {"cross": (context, context_padding), "attn": (padding,), "mlp": ()}
         for name, branch in self.named_children():
             x = branch(x, *reads[name])
         return x
+
+
+def padding_of(
+    lengths: Int64[Tensor, " batch"] | None, x: Float[Tensor, "batch tokens dim"]
+) -> Bool[Tensor, "batch tokens"] | None:
+    """True where a token is padding."""
+    return None if lengths is None else torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
 
 
 class Transformer(nn.Module):
@@ -196,8 +203,10 @@ class Transformer(nn.Module):
         context_lengths: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         x = self.input_norm(x)
+        padding = padding_of(lengths, x)
+        context_padding = None if context is None else padding_of(context_lengths, context)
         for block in self.blocks:
-            x = block(x, lengths, context, context_lengths)
+            x = block(x, padding, context, context_padding)
         return self.final_norm(x)
 
 

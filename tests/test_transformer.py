@@ -173,7 +173,7 @@ def test_causal_tokens_never_read_the_future():
 
 def test_a_query_without_keys_gets_zeros():
     q, k = torch.randn(2, 3, HEADS, 8), torch.randn(2, 5, HEADS, 8)
-    out = attention(q, k, k, key_lengths=torch.tensor([5, 0]))
+    out = attention(q, k, k, key_padding=torch.arange(k.shape[1]) >= torch.tensor([[5], [0]]))
     assert torch.equal(out[1], torch.zeros_like(out[1]))
     assert out[0].abs().min() > 0
 

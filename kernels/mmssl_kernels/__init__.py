@@ -1,6 +1,12 @@
 """Masked-patch, attention and contrastive kernels for PyTorch; needs torch, triton on a GPU, and jaxtyping."""
 
-from mmssl_kernels.attention import attention, attention_qkvpacked
+from mmssl_kernels.attention import (
+    Window,
+    attention,
+    attention_qkvpacked,
+    attention_weights,
+    explain_attention,
+)
 from mmssl_kernels.contrastive import info_nce, linear_cross_entropy, nt_xent, siglip_loss
 from mmssl_kernels.masked_patch import (
     TargetNorm,
@@ -13,8 +19,11 @@ from mmssl_kernels.patches import gather_patches, grid_of, patch_view, patchify,
 
 __all__ = [
     "TargetNorm",
+    "Window",
     "attention",
     "attention_qkvpacked",
+    "attention_weights",
+    "explain_attention",
     "gather_patches",
     "grid_of",
     "info_nce",

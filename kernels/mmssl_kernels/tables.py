@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
@@ -39,6 +41,15 @@ def _tiles(half: dict[str, Config], single: Config, interpreter: Config) -> tupl
     of_half: dict[str, Rows] = {family: ((None, config),) for family, config in half.items()}
     of_single: dict[str, Rows] = dict.fromkeys(FAMILIES, ((None, single),))
     return {**of_half, **interpreted}, {**of_single, **interpreted}
+
+
+# Attention pads a head to a power of two; wider ones are left to others.
+WIDEST_HEAD = 256
+
+
+def one_tile(dtype: torch.dtype) -> int:
+    """Tokens of a sequence up to which one program holds all logits of a head, forward and backward."""
+    return 64 if dtype in (torch.float16, torch.bfloat16) else 32
 
 
 # A tile of logits in registers is taken along both axes; where the gradient is built beside it 128 x 128 would spill.

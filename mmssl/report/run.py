@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
-from mmssl_kernels import unpatchify
+from mmssl_kernels import attention_weights, unpatchify
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -47,8 +47,8 @@ def class_attention(encoder: Encoder, batch: Batch) -> Float[Tensor, "batch head
         x = block(x)
     attention = cast(Attention, last.attn.layer)
     q, k, _ = attention.packed(x if last.attn.post_norm else last.attn.norm(x)).unbind(2)
-    scores = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) * q.shape[-1] ** -0.5
-    return scores.softmax(-1)[..., encoder.config.prefix :].unflatten(-1, encoder.tokenizer(name).grid(batch))
+    weights = attention_weights(q[:, :1], k)[:, :, 0, encoder.config.prefix :]
+    return weights.unflatten(-1, encoder.tokenizer(name).grid(batch))
 
 
 @torch.no_grad()

@@ -26,20 +26,23 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def wanted(on_gpu: bool) -> bool:
+    """Whether Triton is to run on a device of this kind, whatever the tensors."""
+    choice = os.environ.get("MMSSL_KERNELS", "auto")
+    if choice not in ("auto", "triton", "torch"):
+        raise ValueError(f"MMSSL_KERNELS={choice!r}: expected auto, triton or torch")
+    return choice == "triton" or (choice == "auto" and on_gpu and has_triton())
+
+
 def backend(tensors: Iterable[Tensor]) -> Backend:
     """The code for an op on these tensors.
 
     float64 and pixels of more than three axes take the PyTorch path everywhere: correct on any device, only slower.
     Raises ValueError where MMSSL_KERNELS holds another word, or asks for Triton where it cannot run.
     """
-    choice = os.environ.get("MMSSL_KERNELS", "auto")
-    if choice not in ("auto", "triton", "torch"):
-        raise ValueError(f"MMSSL_KERNELS={choice!r}: expected auto, triton or torch")
     tensors = list(tensors)
     on_gpu = tensors[0].is_cuda  # ROCm's devices go by this name too
-    if choice == "torch" or (choice == "auto" and not (on_gpu and has_triton())):
-        return "torch"
-    if any(tensor.dtype == torch.float64 or tensor.ndim > MOST_AXES for tensor in tensors):
+    if not wanted(on_gpu) or any(tensor.dtype == torch.float64 or tensor.ndim > MOST_AXES for tensor in tensors):
         return "torch"
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(

@@ -1,0 +1,210 @@
+"""Attention in PyTorch: a block of rows of logits at a time, for any device and dtype, windows and packed sequences.
+
+Forward keeps nothing: backward makes the probabilities anew. Sequences are read into `[matrices, tokens, head_dim]`, a
+matrix a sequence and head, which for windows is the only copy there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl_kernels.attention.problem import window_of
+
+# Logits of a block: with the copies that backward makes, they stay in the caches of a core or two.
+BLOCK = 2**17
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call beside queries, keys and values."""
+
+    key_padding: Tensor | None
+    bias: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    causal: bool
+    window: list[int]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences of equal lengths. order: where each window's tokens are, one window after the other."""
+
+    samples: slice
+    queries: slice
+    keys: slice
+    order: Tensor | None = None
+
+    def read(self, x: Tensor, tokens: slice) -> Tensor:
+        """`[samples * heads * windows, tokens of one, head_dim]` of `[B, N, H, D]`."""
+        x = x[self.samples, tokens].transpose(1, 2)
+        if self.order is None:
+            return x.flatten(0, 1)
+        return x.index_select(2, self.order.flatten()).unflatten(2, self.order.shape).flatten(0, 2)
+
+    def write(self, x: Tensor, tokens: slice, values: Tensor) -> None:
+        """The inverse."""
+        part = x[self.samples, tokens]
+        samples, _, heads, _ = part.shape
+        values = values.view(samples, heads, -1, values.shape[-1]).transpose(1, 2)
+        if self.order is None:
+            part.copy_(values)
+        else:
+            part[:, self.order.flatten()] = values
+
+
+def window_order(numbers: list[int], device: torch.device) -> Tensor:
+    """`[windows, tokens of one]`: where they are along the axis of tokens."""
+    window = window_of(numbers)
+    assert window is not None
+    grid = torch.arange(window.grid[0] * window.grid[1], device=device).view(window.grid)
+    grid = grid.roll([-shift for shift in window.shift], (0, 1))
+    (height, width), (rows, columns) = window.grid, window.size
+    tiles = grid.view(height // rows, rows, width // columns, columns).transpose(1, 2)
+    return tiles.reshape(window.count, window.tokens)
+
+
+def strangers(numbers: list[int], order: Tensor) -> Tensor | None:
+    """`[windows, tokens, tokens]`: pairs that a roll brought together from opposite sides. None without a shift."""
+    window = window_of(numbers)
+    if window is None or window.shift == (0, 0):
+        return None
+    row, column = order // window.grid[1], order % window.grid[1]
+    side = (row < window.shift[0]) * 2 + (column < window.shift[1]) * 1
+    return side[:, :, None] != side[:, None, :]
+
+
+def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
+    """All sequences, as many at a time as a block of logits holds."""
+    everything = slice(None)
+    if call.cu_seqlens_q is not None and call.cu_seqlens_k is not None:
+        for (a, b), (c, d) in zip(spans(call.cu_seqlens_q), spans(call.cu_seqlens_k), strict=True):
+            if b > a:
+                yield Group(everything, slice(a, b), slice(c, d))
+        return
+    batch, queries, heads, _ = q.shape
+    order = window_order(call.window, q.device) if call.window else None
+    logits = heads * queries * (k.shape[1] if order is None else order.shape[1])
+    step = max(1, BLOCK // max(1, logits))
+    for start in range(0, batch if queries else 0, step):
+        yield Group(slice(start, start + step), everything, everything, order)
+
+
+def spans(offsets: Tensor) -> list[tuple[int, int]]:
+    """First and last of each sequence. Waits for a GPU."""
+    places = offsets.tolist()
+    return list(zip(places, places[1:]))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What logits get before their softmax, for a group of sequences; both broadcast to [samples, heads, windows, ...]."""
+
+    bias: Tensor | None
+    hidden: Tensor | None
+    some_see_nothing: bool
+
+
+def mask_of(group: Group, queries: int, keys: int, call: Call, away: Tensor | None, device: torch.device) -> Mask:
+    """Biases and hidden pairs of a group."""
+    hidden = None if away is None else away[None, None]
+    if call.causal:
+        hidden = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1)
+    if call.key_padding is not None:
+        padding = call.key_padding[group.samples][:, None, None, None]
+        hidden = padding if hidden is None else hidden | padding
+    bias = None if call.bias is None else call.bias[:, None]
+    return Mask(bias, hidden, call.key_padding is not None)
+
+
+def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows: slice, scale: float) -> Tensor:
+    """softmax(scale q k^T + bias) of some rows `[matrices, rows, keys]`; rows that see nothing are zero.
+
+    shape: samples, heads and windows of the matrices.
+    """
+    p = torch.baddbmm(q.new_empty(()), q[:, rows], k.transpose(1, 2), beta=0, alpha=scale)
+    view = p.view(*shape, *p.shape[1:])
+    if mask.bias is not None:
+        view += mask.bias[..., rows, :]
+    hidden = mask.hidden
+    if hidden is not None:
+        hidden = hidden[..., rows, :] if hidden.shape[-2] > 1 else hidden
+        view.masked_fill_(hidden, -torch.inf)
+    p = torch.softmax(p, -1)
+    if mask.some_see_nothing and hidden is not None:
+        p.view_as(view).masked_fill_(hidden.all(-1, keepdim=True), 0)
+    return p
+
+
+def row_blocks(matrices: int, queries: int, keys: int) -> Iterator[slice]:
+    """Rows of all matrices of a group, as many at a time as a block holds."""
+    step = max(1, BLOCK // max(1, matrices * keys))
+    step = queries if step * 2 > queries else step
+    for start in range(0, queries, step):
+        yield slice(start, start + step)
+
+
+def shape_of(group: Group, part: Tensor, x: Tensor) -> tuple[int, int, int]:
+    """Samples, heads and windows of a group that was read from `[B, N, H, D]`."""
+    samples, heads = len(range(*group.samples.indices(len(x)))), x.shape[2]
+    return samples, heads, len(part) // (samples * heads)
+
+
+def joined(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+
+def exact(x: Tensor) -> Tensor:
+    """Logits and sums are float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, call: Call) -> None:
+    """Write softmax(scale q k^T + bias) v to `out`; all `[B, N, H, D]`."""
+    order = window_order(call.window, q.device) if call.window else None
+    away = None if order is None else strangers(call.window, order)
+    for group in groups(q, k, call):
+        part_q, part_k, part_v = (
+            exact(group.read(x, tokens)) for x, tokens in ((q, group.queries), (k, group.keys), (v, group.keys))
+        )
+        queries, keys = part_q.shape[1], part_k.shape[1]
+        mask = mask_of(group, queries, keys, call, away, q.device)
+        shape = shape_of(group, part_q, q)
+        results = [
+            torch.bmm(probabilities(part_q, part_k, shape, mask, rows, call.scale), part_v)
+            for rows in row_blocks(len(part_q), queries, keys)
+        ]
+        group.write(out, group.queries, joined(results))
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, targets: tuple[Tensor, Tensor, Tensor], d_bias: Tensor, call: Call
+) -> None:
+    """Write the gradients of q, k and v to `targets`, and add that of the bias to `d_bias` unless it is empty."""
+    order = window_order(call.window, q.device) if call.window else None
+    away = None if order is None else strangers(call.window, order)
+    for group in groups(q, k, call):
+        part_q, part_grad = (exact(group.read(x, group.queries)) for x in (q, grad))
+        part_k, part_v = (exact(group.read(x, group.keys)) for x in (k, v))
+        queries, keys, shape = part_q.shape[1], part_k.shape[1], shape_of(group, part_q, q)
+        mask = mask_of(group, queries, keys, call, away, q.device)
+        d_k, d_v, d_q = torch.zeros_like(part_k), torch.zeros_like(part_v), []
+        for rows in row_blocks(len(part_q), queries, keys):
+            p = probabilities(part_q, part_k, shape, mask, rows, call.scale)
+            upstream = part_grad[:, rows]
+            d_v.baddbmm_(p.transpose(1, 2), upstream)
+            d_p = torch.bmm(upstream, part_v.transpose(1, 2))
+            d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            if d_bias.numel():
+                d_bias[:, rows] += d_logits.view(*shape, *p.shape[1:]).sum((0, 2))
+            d_q.append(torch.bmm(d_logits, part_k))
+            d_k.baddbmm_(d_logits.transpose(1, 2), part_q[:, rows])
+        for target, tokens, found in zip(
+            targets, (group.queries, group.keys, group.keys), (joined(d_q).mul_(call.scale), d_k.mul_(call.scale), d_v)
+        ):
+            group.write(target, tokens, found)

@@ -1,0 +1,165 @@
+"""Registration of our own attention: one op, its gradient, the PyTorch path on one side and Triton on the other.
+
+`k` and `v` are None where `q` holds all three, `[..., N, 3, H, D]`: gradients then come as one tensor, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl_kernels.attention import blocks
+from mmssl_kernels.frame import checks, op
+from mmssl_kernels.frame.dispatch import backend, values_are_checked
+from mmssl_kernels.tables import one_tile
+
+TRITON = "mmssl_kernels.attention.attention_triton"
+
+
+def parts(q: Tensor, k: Tensor | None, v: Tensor | None, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, `[B, N, H, D]`; packed sequences are one sample of all tokens."""
+    if k is None or v is None:
+        q, k, v = q.unbind(-3)
+    return (q[None], k[None], v[None]) if packed else (q, k, v)
+
+
+def out_shape(q: Tensor, k: Tensor | None) -> tuple[int | torch.SymInt, ...]:
+    """Of the result."""
+    return tuple(q.shape) if k is not None else (*q.shape[:-3], *q.shape[-2:])
+
+
+def statistics_shape(q: Tensor, k: Tensor | None, longest: int) -> tuple[int | torch.SymInt, ...]:
+    """Of the rows' log-sum-exps that backward reads: none on the PyTorch path and where a sequence is one tile."""
+    if backend([q]) == "torch" or longest <= one_tile(q.dtype):
+        return (0,)
+    return out_shape(q, k)[:-1]
+
+
+def outputs(q: Tensor, k: Tensor | None, longest: int) -> tuple[Tensor, Tensor]:
+    """Unwritten."""
+    sums = q.new_empty(statistics_shape(q, k, longest), dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(out_shape(q, k)), sums
+
+
+def empty_gradients(
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, needs_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of q, k, v and bias: unwritten, of no size where there is nothing or no need; the bias's is float32 and zero."""
+    nothing = q.new_empty(0)
+    d_q, d_k, d_v = (nothing.clone() if each is None else each.new_empty(each.shape) for each in (q, k, v))
+    exact = torch.promote_types(q.dtype, torch.float32)
+    shape = bias.shape if bias is not None and needs_bias else (0,)
+    return d_q, d_k, d_v, q.new_zeros(shape, dtype=exact)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    bias: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    window: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The PyTorch path: the result, and no statistics."""
+    out, sums = outputs(q, k, max(max_q, max_k))
+    packed = cu_seqlens_q is not None
+    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    blocks.attend(*parts(q, k, v, packed), out[None] if packed else out, call)
+    return out, sums.new_empty(0)
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_padding: Tensor | None,
+    bias: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    out: Tensor,
+    sums: Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    window: list[int],
+    scale: float,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The PyTorch path: gradients of q (or of all three in one), k, v and bias."""
+    gradients = empty_gradients(q, k, v, bias, needs_bias)
+    packed = cu_seqlens_q is not None
+    if packed:
+        for each in gradients[:3]:  # keys without queries
+            each.zero_()
+    targets = parts(gradients[0], *(None if k is None else each for each in gradients[1:3]), packed)
+    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    blocks.attend_backward(grad[None] if packed else grad, *parts(q, k, v, packed), targets, gradients[3], call)
+    return gradients
+
+
+def check_offsets(*arguments: Any) -> None:
+    """Raises ValueError for offsets that do not part the tokens into sequences no longer than they are said to be."""
+    q, k, *_ = arguments
+    cu_seqlens_q, cu_seqlens_k, max_q, max_k = arguments[5:9]
+    if cu_seqlens_q is None or not values_are_checked(cu_seqlens_q):
+        return
+    for name, offsets, total, longest in (
+        ("cu_seqlens_q", cu_seqlens_q, len(q), max_q),
+        ("cu_seqlens_k", cu_seqlens_k, len(q if k is None else k), max_k),
+    ):
+        lengths = offsets.diff()
+        if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((lengths < 0).any()):
+            raise ValueError(f"{name} must rise from 0 to the {total} tokens, got {offsets.tolist()[:8]}...")
+        if lengths.numel() and int(lengths.max()) > longest:
+            raise ValueError(f"{name} has a sequence of {int(lengths.max())} tokens, more than the {longest} stated")
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.max_q, ctx.max_k, ctx.causal, ctx.window, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
+    q, k, v, _, bias, *_ = tensors = ctx.saved_tensors
+    settings = ctx.max_q, ctx.max_k, ctx.causal, list(ctx.window), ctx.scale
+    found = attention_backward_op(grad, *tensors, *settings, bool(ctx.needs_input_grad[4]))
+    d_q, d_k, d_v, d_bias = found
+    of_bias = d_bias.to(bias.dtype) if bias is not None and ctx.needs_input_grad[4] else None
+    return d_q, None if k is None else d_k, None if v is None else d_v, None, of_bias, *([None] * 7)
+
+
+_tensors = (
+    "Tensor q, Tensor? k, Tensor? v, Tensor? key_padding, Tensor? bias, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k"
+)
+_settings = "SymInt max_q, SymInt max_k, bool causal, int[] window, float scale"
+attention_op = op.define(
+    "attention",
+    f"({_tensors}, {_settings}) -> (Tensor, Tensor)",
+    attention,
+    TRITON,
+    fake=lambda q, k, v, key_padding, bias, cu_q, cu_k, max_q, max_k, *rest: outputs(q, k, max(max_q, max_k)),
+    check=check_offsets,
+)
+attention_backward_op = op.define(
+    "attention_backward",
+    f"(Tensor grad, {_tensors}, Tensor out, Tensor sums, {_settings}, bool needs_bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    attention_backward,
+    TRITON,
+    fake=lambda grad, q, k, v, key_padding, bias, *rest: empty_gradients(q, k, v, bias, rest[-1]),
+)
+attention_op.register_autograd(_differentiate, setup_context=_save)
+op.autocast(attention_op, "q", "k", "v")
