@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from mmssl_kernels.attention import Window, attention_triton
 from mmssl_kernels.contrastive import similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton
 
@@ -111,6 +112,38 @@ def similarity(
     )
 
 
+def attend(
+    batch: int,
+    heads: int,
+    tokens: int,
+    dim: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    keys: int | None = None,
+    causal: bool = False,
+    padding: bool = False,
+    window: Window | None = None,
+    learned: bool = False,
+    packed: bool = False,
+) -> None:
+    """Forward and backward of `attention`, of a sequence with itself or, with `keys`, with another."""
+    rows = () if packed else (batch,)
+    shapes = [(batch * tokens if packed else tokens, 3, heads, dim)]
+    if keys is not None:
+        shapes = [(tokens, heads, dim), (keys, heads, dim), (keys, heads, dim)]
+    q, k, v = (*(torch.zeros(*rows, *shape, dtype=dtype) for shape in shapes), None, None)[:3]
+    assert q is not None
+    longest = tokens if window is None else window.tokens
+    across = longest if keys is None else keys
+    hidden = torch.zeros(batch, across, dtype=torch.bool) if padding else None
+    bias = torch.zeros(heads, longest, across) if learned else None
+    offsets = torch.zeros(batch + 1, dtype=torch.int32) if packed else None
+    numbers = [] if window is None else window.numbers()
+    tensors, settings = (q, k, v, hidden, bias, offsets, offsets), (longest, across, causal, numbers, dim**-0.5)
+    out, sums = attention_triton.attention(*tensors, *settings)
+    attention_triton.attention_backward(out, *tensors, out, sums, *settings, learned)
+
+
 def _pictures(dtype: torch.dtype = torch.uint8, samples: int = B, size: int = 224) -> torch.Tensor:
     return torch.zeros(samples, 3, size, size, dtype=dtype)
 
@@ -156,5 +189,19 @@ EXAMPLES: dict[str, Callable[[], None]] = {
         rows=256, size=65536, dim=128, labelled=False, dtype=single, needs=(True, False, False, False)
     ),
     "SigLIP": lambda: similarity(kind="sigmoid", bias=True, needs=(True, True, True, True)),
+    "MAE encoder": lambda: attend(256, 12, 50, 64),
+    "VideoMAE encoder": lambda: attend(32, 12, 160, 64),
+    "VideoMAE encoder, fp16": lambda: attend(32, 12, 160, 64, dtype=half),
+    "MAE's decoder": lambda: attend(256, 16, 197, 32),
+    "ViT-H encoder": lambda: attend(64, 16, 65, 80),
+    "ViT-g encoder": lambda: attend(64, 16, 50, 88),
+    "few tokens": lambda: attend(256, 12, 30, 64),
+    "few tokens, wide heads": lambda: attend(256, 12, 30, 128),
+    "Audio-MAE's decoder": lambda: attend(64, 16, 512, 32, window=Window((64, 8), (4, 4), (2, 0)), learned=True),
+    "SiamMAE's decoder": lambda: attend(32, 8, 187, 64, keys=197),
+    "CLIP's text": lambda: attend(256, 8, 77, 64, causal=True),
+    "BERT": lambda: attend(64, 12, 128, 64, padding=True),
+    "BEiT": lambda: attend(64, 12, 197, 64, learned=True),
+    "mixed sequences": lambda: attend(64, 12, 300, 64, packed=True),
     "BERT's head": lambda: similarity(rows=5000, size=30522, dim=768, bias=True, needs=(True, True, False, True)),
 }

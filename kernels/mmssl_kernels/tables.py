@@ -44,12 +44,12 @@ def _tiles(half: dict[str, Config], single: Config, interpreter: Config) -> tupl
 
 
 # Attention pads a head to a power of two; wider ones are left to others.
-WIDEST_HEAD = 256
+WIDEST_HEAD = 128
 
 
-def one_tile(dtype: torch.dtype) -> int:
+def one_tile(dtype: torch.dtype, head_dim: int) -> int:
     """Tokens of a sequence up to which one program holds all logits of a head, forward and backward."""
-    return 64 if dtype in (torch.float16, torch.bfloat16) else 32
+    return 64 if dtype in (torch.float16, torch.bfloat16) and head_dim <= 64 else 32
 
 
 # A tile of logits in registers is taken along both axes; where the gradient is built beside it 128 x 128 would spill.
@@ -74,6 +74,14 @@ _GRADIENTS = _tiles(
     single=_product(64, 64, 32, 4, 2, GROUP=8),
     interpreter=_INTERPRETED,
 )
+def _rectangle(m: int, n: int, warps: int, stages: int = 2) -> Config:
+    return Config({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
+
+
+def _square(block: int, warps: int, stages: int = 2) -> Config:
+    return _rectangle(block, block, warps, stages)
+
+
 # A chip with less shared memory than an A100 takes the sm_80 rows, so these stay below 99 KiB.
 # AMD has 64 KiB a workgroup and gains nothing from deep pipelines.
 TABLES: dict[str, dict[str, Rows]] = {
@@ -94,6 +102,31 @@ TABLES: dict[str, dict[str, Rows]] = {
     "similarity_32_bit": _SUMS[1],
     "similarity_gradient_16_bit": _GRADIENTS[0],
     "similarity_gradient_32_bit": _GRADIENTS[1],
+    # size: tokens of the longest sequence; the name ends with the widest head
+    "attention_64": {
+        **dict.fromkeys(("sm_80", "sm_90"), ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4)))),
+        **dict.fromkeys(("sm_100", "gfx942"), ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4, 1)))),
+        "interpreter": ((None, _square(32, 1)),),
+    },
+    "attention_128": _everywhere(((32, _square(32, 2, 1)), (None, _square(32, 4))), _square(32, 1)),
+    "attention_one_tile_backward_64": _everywhere(
+        ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4))), _square(64, 1)
+    ),
+    "attention_one_tile_backward_128": _everywhere(((None, _square(32, 2)),), _square(32, 1)),
+    "attention_backward_64": {
+        "sm_80": ((None, _rectangle(64, 32, 4)),),
+        "sm_90": ((None, _square(64, 4)),),
+        "sm_100": ((None, _square(64, 4)),),
+        "gfx942": ((None, _square(64, 4, 1)),),
+        "interpreter": ((None, _square(32, 1)),),
+    },
+    "attention_backward_128": {
+        "sm_80": ((None, _rectangle(32, 64, 8)),),
+        "sm_90": ((None, _square(64, 8, 1)),),
+        "sm_100": ((None, _square(64, 8, 1)),),
+        "gfx942": ((None, _rectangle(64, 32, 4)),),
+        "interpreter": ((None, _square(32, 1)),),
+    },
     # size: values of one patch
     "normalized_patches": _everywhere(
         ((None, Config({"BLOCK_S": 4, "BLOCK_V": 512})),), Config({"BLOCK_S": 64, "BLOCK_V": 1024})

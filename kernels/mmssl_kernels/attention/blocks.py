@@ -55,7 +55,7 @@ class Group:
         if self.order is None:
             part.copy_(values)
         else:
-            part[:, self.order.flatten()] = values
+            part[:, self.order.flatten()] = values.to(x.dtype)
 
 
 def window_order(numbers: list[int], device: torch.device) -> Tensor:

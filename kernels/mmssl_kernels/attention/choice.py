@@ -25,7 +25,7 @@ Implementation = Literal["triton", "blocks", "cudnn", "flash", "efficient", "xfo
 Rows = tuple[tuple[int | None, tuple[Implementation, ...]], ...]
 
 _NEVER_LAST: tuple[Implementation, ...] = ("xformers", "triton", "blocks")
-_EFFICIENT: Rows = ((256, ("triton", "efficient", "blocks")), (None, ("efficient", *_NEVER_LAST)))
+_EFFICIENT: Rows = ((None, ("efficient", "xformers", "blocks")),)
 _FLASH: Rows = ((256, ("triton", "flash", "efficient", "blocks")), (None, ("flash", "efficient", *_NEVER_LAST)))
 _CUDNN: Rows = (
     (256, ("triton", "cudnn", "flash", "efficient", "blocks")),
@@ -80,6 +80,8 @@ def obstacle(name: Implementation, problem: Problem) -> str:
     if name == "triton":
         if not problem.triton:
             return "Triton does not run here"
+        if not problem.half and problem.family != "cpu":
+            return "float16 and bfloat16 only"
         return f"heads of more than {WIDEST_HEAD}" if problem.head_dim > WIDEST_HEAD else ""
     if problem.windowed:
         return "it has no windows"

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmssl_kernels.attention import blocks
 from mmssl_kernels.frame import checks, op
 from mmssl_kernels.frame.dispatch import backend, values_are_checked
-from mmssl_kernels.tables import one_tile
+from mmssl_kernels.tables import WIDEST_HEAD, one_tile
 
 TRITON = "mmssl_kernels.attention.attention_triton"
 
@@ -25,22 +25,26 @@ def parts(q: Tensor, k: Tensor | None, v: Tensor | None, packed: bool) -> tuple[
     return (q[None], k[None], v[None]) if packed else (q, k, v)
 
 
+def kernels_take(q: Tensor) -> bool:
+    """Whether the Triton kernels are made for these operands; what they are not takes the PyTorch path.
+
+    On a GPU that is 16-bit numbers: float32 products without tensor cores would keep whole heads in registers.
+    """
+    return q.shape[-1] <= WIDEST_HEAD and (not q.is_cuda or q.dtype in (torch.float16, torch.bfloat16))
+
+
 def out_shape(q: Tensor, k: Tensor | None) -> tuple[int | torch.SymInt, ...]:
     """Of the result."""
     return tuple(q.shape) if k is not None else (*q.shape[:-3], *q.shape[-2:])
 
 
-def statistics_shape(q: Tensor, k: Tensor | None, longest: int) -> tuple[int | torch.SymInt, ...]:
-    """Of the rows' log-sum-exps that backward reads: none on the PyTorch path and where a sequence is one tile."""
-    if backend([q]) == "torch" or longest <= one_tile(q.dtype):
-        return (0,)
-    return out_shape(q, k)[:-1]
-
-
-def outputs(q: Tensor, k: Tensor | None, longest: int) -> tuple[Tensor, Tensor]:
-    """Unwritten."""
-    sums = q.new_empty(statistics_shape(q, k, longest), dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(out_shape(q, k)), sums
+def outputs(q: Tensor, k: Tensor | None, longest: int, triton: bool) -> tuple[Tensor, Tensor]:
+    """Unwritten: the result, and the rows' log-sum-exps, of which there are none on the PyTorch path and where a sequence
+    is one tile, since backward does without.
+    """
+    shape = out_shape(q, k)
+    sums = q.new_empty(shape[:-1] if triton and longest > one_tile(q.dtype, q.shape[-1]) else (0,), dtype=torch.float32)
+    return q.new_empty(shape), sums
 
 
 def empty_gradients(
@@ -69,11 +73,11 @@ def attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The PyTorch path: the result, and no statistics."""
-    out, sums = outputs(q, k, max(max_q, max_k))
+    out, sums = outputs(q, k, max(max_q, max_k), triton=False)
     packed = cu_seqlens_q is not None
     call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     blocks.attend(*parts(q, k, v, packed), out[None] if packed else out, call)
-    return out, sums.new_empty(0)
+    return out, sums
 
 
 def attention_backward(
@@ -150,7 +154,9 @@ attention_op = op.define(
     f"({_tensors}, {_settings}) -> (Tensor, Tensor)",
     attention,
     TRITON,
-    fake=lambda q, k, v, key_padding, bias, cu_q, cu_k, max_q, max_k, *rest: outputs(q, k, max(max_q, max_k)),
+    fake=lambda q, k, v, key_padding, bias, cu_q, cu_k, max_q, max_k, *rest: outputs(
+        q, k, max(max_q, max_k), backend([q]) == "triton" and kernels_take(q)
+    ),
     check=check_offsets,
 )
 attention_backward_op = op.define(

@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmssl_kernels.contrastive.similarity import merge, no_gradients, statistics
-from mmssl_kernels.frame.launch import choose, launch
-from mmssl_kernels.masked_patch.embed_triton import precision
+from mmssl_kernels.frame.launch import choose, launch, precision
 from mmssl_kernels.tables import Config
 
 # Partials of forward, and logits' gradients of backward, that exist at once; from 2^17 columns on it is CHUNK_ROWS rows

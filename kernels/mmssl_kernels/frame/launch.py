@@ -44,6 +44,12 @@ def choose(name: str, device: torch.device, size: int) -> Config:
     return next(config for limit, config in rows if limit is None or size <= limit)
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied: as the vendor's product is told to, exactly on AMD, where TF32 is rare."""
+    lowered = torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None
+    return "tf32" if dtype == torch.float32 and lowered else "ieee"
+
+
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     """Start `grid` programs of a kernel; an empty grid starts none."""
     arguments |= config.blocks

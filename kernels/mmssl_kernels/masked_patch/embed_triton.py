@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmssl_kernels.frame.launch import choose, launch
+from mmssl_kernels.frame.launch import choose, launch, precision
 from mmssl_kernels.masked_patch.embed import empty_gradients
 from mmssl_kernels.masked_patch.pixels_triton import (
     addresses,
@@ -65,12 +65,6 @@ def embed_kernel(
         total += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     total += tl.load(position + n.to(tl.int64)[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
     tl.store(out + s.to(tl.int64)[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=both)
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: as the vendor's product is told to, exactly on AMD, where TF32 is rare."""
-    lowered = torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None
-    return "tf32" if dtype == torch.float32 and lowered else "ieee"
 
 
 def embed(
