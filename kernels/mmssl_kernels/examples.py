@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from mmssl_kernels.attention import Window, attention_triton
+from mmssl_kernels.attention import Window, attention_triton, backward_triton
 from mmssl_kernels.contrastive import similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton
 
@@ -128,7 +128,7 @@ def attend(
 ) -> None:
     """Forward and backward of `attention`, of a sequence with itself or, with `keys`, with another."""
     rows = () if packed else (batch,)
-    shapes = [(batch * tokens if packed else tokens, 3, heads, dim)]
+    shapes: list[tuple[int, ...]] = [(batch * tokens if packed else tokens, 3, heads, dim)]
     if keys is not None:
         shapes = [(tokens, heads, dim), (keys, heads, dim), (keys, heads, dim)]
     q, k, v = (*(torch.zeros(*rows, *shape, dtype=dtype) for shape in shapes), None, None)[:3]
@@ -141,7 +141,7 @@ def attend(
     numbers = [] if window is None else window.numbers()
     tensors, settings = (q, k, v, hidden, bias, offsets, offsets), (longest, across, causal, numbers, dim**-0.5)
     out, sums = attention_triton.attention(*tensors, *settings)
-    attention_triton.attention_backward(out, *tensors, out, sums, *settings, learned)
+    backward_triton.attention_backward(out, *tensors, out, sums, *settings, learned)
 
 
 def _pictures(dtype: torch.dtype = torch.uint8, samples: int = B, size: int = 224) -> torch.Tensor:
@@ -202,6 +202,7 @@ EXAMPLES: dict[str, Callable[[], None]] = {
     "CLIP's text": lambda: attend(256, 8, 77, 64, causal=True),
     "BERT": lambda: attend(64, 12, 128, 64, padding=True),
     "BEiT": lambda: attend(64, 12, 197, 64, learned=True),
+    "BEiT, wide heads": lambda: attend(64, 12, 197, 128, learned=True),
     "mixed sequences": lambda: attend(64, 12, 300, 64, packed=True),
     "BERT's head": lambda: similarity(rows=5000, size=30522, dim=768, bias=True, needs=(True, True, False, True)),
 }

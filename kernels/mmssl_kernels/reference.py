@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmssl_kernels.attention.problem import Window
 from mmssl_kernels.patches import Patch, patchify
 
 
@@ -102,6 +103,64 @@ def masked_patch_mse(
         return errors.mean()
     weight = weights[rows] if rows is not None else weights[:, None].expand_as(errors)
     return (errors * weight).sum() / weight.sum()
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    key_padding: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
+    window: Window | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """All logits, those that are hidden -inf, softmax, product; windows are pairs of one window and region."""
+    if cu_seqlens_q is not None:
+        spans = [cu.tolist() for cu in (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)]
+        found = [
+            attention(q[None, a:b], k[None, c:d], v[None, c:d], causal=causal, scale=scale)[0]
+            for a, b, c, d in zip(spans[0], spans[0][1:], spans[1], spans[1][1:])
+        ]
+        return torch.cat(found)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    hidden = torch.zeros_like(logits, dtype=torch.bool)
+    if causal:
+        hidden |= torch.ones_like(hidden[0, 0]).triu(1)
+    if key_padding is not None:
+        hidden |= key_padding[:, None, None]
+    if window is not None:
+        number, place = window_of_tokens(window, q.device)
+        hidden |= number[:, None] != number
+        bias = bias if bias is None else bias[:, place[:, None], place]
+    logits = (logits if bias is None else logits + bias).masked_fill(hidden, -torch.inf)
+    p = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).masked_fill(hidden, 0)
+    return torch.einsum("bhqk,bkhd->bqhd", p.to(v.dtype), v)
+
+
+def window_of_tokens(window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each token: a number that those it sees have too, and its place in its window (Swin's masks and rolls)."""
+    region, number, place = torch.zeros(3, *window.grid, dtype=torch.int64, device=device)
+    cuts = [
+        (slice(0, -size), slice(-size, -shift), slice(-shift, None)) if shift else (slice(None),)
+        for size, shift in zip(window.size, window.shift)
+    ]
+    for one, rows in enumerate(cuts[0]):
+        for other, columns in enumerate(cuts[1]):
+            region[rows, columns] = 3 * one + other
+    (height, width), across = window.size, window.grid[1] // window.size[1]
+    for row in range(window.grid[0]):
+        for column in range(window.grid[1]):
+            number[row, column] = row // height * across + column // width
+            place[row, column] = row % height * width + column % width
+    rolled = (9 * number + region, place)
+    one, other = (each.roll(window.shift, (0, 1)).flatten() for each in rolled)
+    return one, other
 
 
 def info_nce(

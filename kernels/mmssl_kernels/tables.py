@@ -74,6 +74,8 @@ _GRADIENTS = _tiles(
     single=_product(64, 64, 32, 4, 2, GROUP=8),
     interpreter=_INTERPRETED,
 )
+
+
 def _rectangle(m: int, n: int, warps: int, stages: int = 2) -> Config:
     return Config({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
 
@@ -104,29 +106,32 @@ TABLES: dict[str, dict[str, Rows]] = {
     "similarity_gradient_32_bit": _GRADIENTS[1],
     # size: tokens of the longest sequence; the name ends with the widest head
     "attention_64": {
-        **dict.fromkeys(("sm_80", "sm_90"), ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4)))),
-        **dict.fromkeys(("sm_100", "gfx942"), ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4, 1)))),
-        "interpreter": ((None, _square(32, 1)),),
+        **dict.fromkeys(FAMILIES, ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4, 1)))),
+        "sm_90": ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4))),
+        "gfx942": ((16, _square(16, 1)), (32, _square(32, 2)), (None, _rectangle(64, 32, 4, 1))),
+        "interpreter": ((None, _square(64, 1)),),
     },
-    "attention_128": _everywhere(((32, _square(32, 2, 1)), (None, _square(32, 4))), _square(32, 1)),
+    "attention_128": _everywhere(((32, _square(32, 2, 1)), (None, _square(32, 4))), _square(64, 1)),
     "attention_one_tile_backward_64": _everywhere(
-        ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4))), _square(64, 1)
+        ((16, _square(16, 1)), (32, _square(32, 4)), (None, _square(64, 4))), _square(64, 1)
     ),
     "attention_one_tile_backward_128": _everywhere(((None, _square(32, 2)),), _square(32, 1)),
     "attention_backward_64": {
         "sm_80": ((None, _rectangle(64, 32, 4)),),
         "sm_90": ((None, _square(64, 4)),),
         "sm_100": ((None, _square(64, 4)),),
-        "gfx942": ((None, _square(64, 4, 1)),),
-        "interpreter": ((None, _square(32, 1)),),
+        "gfx942": ((None, _rectangle(64, 32, 4, 1)),),
+        "interpreter": ((None, _rectangle(64, 32, 1)),),
     },
     "attention_backward_128": {
-        "sm_80": ((None, _rectangle(32, 64, 8)),),
-        "sm_90": ((None, _square(64, 8, 1)),),
-        "sm_100": ((None, _square(64, 8, 1)),),
-        "gfx942": ((None, _rectangle(64, 32, 4)),),
-        "interpreter": ((None, _square(32, 1)),),
+        "sm_80": ((None, _square(32, 8, 1)),),
+        "sm_90": ((None, _rectangle(64, 16, 8, 1)),),
+        "sm_100": ((None, _rectangle(64, 32, 8, 1)),),
+        "gfx942": ((None, _rectangle(64, 32, 4, 1)),),
+        "interpreter": ((None, _rectangle(32, 64, 1)),),
     },
+    "attention_bias_gradient_64": _everywhere(((None, _rectangle(64, 32, 4)),), _square(64, 1)),
+    "attention_bias_gradient_128": _everywhere(((None, _square(32, 8, 1)),), _square(64, 1)),
     # size: values of one patch
     "normalized_patches": _everywhere(
         ((None, Config({"BLOCK_S": 4, "BLOCK_V": 512})),), Config({"BLOCK_S": 64, "BLOCK_V": 1024})

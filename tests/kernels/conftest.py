@@ -5,6 +5,7 @@ Pieces and tiles of the PyTorch path, and chunks of the Triton code, are so smal
 
 import pytest
 import torch
+from mmssl_kernels.attention import blocks
 from mmssl_kernels.contrastive import losses, one_pass, similarity
 from mmssl_kernels.masked_patch import pixels
 
@@ -16,6 +17,8 @@ collect_ignore = [] if TRITON else ["test_triton.py"]
 @pytest.fixture(autouse=True)
 def _deterministic_poisoned_and_in_pieces(monkeypatch):
     monkeypatch.setattr(pixels, "PIECE_BYTES", 2500)
+    monkeypatch.setattr(blocks, "TOGETHER", 300)
+    monkeypatch.setattr(blocks, "ROWS", 200)
     monkeypatch.setattr(similarity, "TILE", 50)
     monkeypatch.setattr(losses, "WHOLE", 0)
     monkeypatch.setattr(one_pass, "BLOCK", 60)

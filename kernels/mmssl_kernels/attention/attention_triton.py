@@ -13,6 +13,7 @@ from torch import Tensor
 from mmssl_kernels.attention import op
 from mmssl_kernels.attention.logits_triton import extent, finite, logits_of, places, read, sample_of, write
 from mmssl_kernels.attention.problem import window_of
+from mmssl_kernels.attention.vendors import adjacent
 from mmssl_kernels.frame.launch import choose, launch, precision
 from mmssl_kernels.tables import WIDEST_HEAD, Config
 
@@ -28,9 +29,7 @@ def add_keys(
     at = places(j, part, first, WINDOW)
     inside = j < count_k
     tile = read(k, at, inside, k_n, D, BLOCK_D)
-    x = logits_of(
-        q, tile, i, j, count_q, count_k, part, padding, bias, keys, scale, CAUSAL, MASKED, WINDOW, PRECISION
-    )
+    x = logits_of(q, tile, i, j, count_q, count_k, part, padding, bias, keys, scale, CAUSAL, MASKED, WINDOW, PRECISION)
     larger = tl.maximum(top, tl.max(x, 1))
     p = tl.exp2(x - finite(larger)[:, None])
     shrink = tl.exp2(top - finite(larger))
@@ -42,8 +41,8 @@ def add_keys(
 @triton.jit
 def attention_kernel(
     q, k, v, out, sums, padding, bias, cu_q, cu_k, q_b, q_n, q_h, k_b, k_n, k_h,
-    queries, keys, scale, H, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    queries, keys, scale, H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """TAIL: the keys' last tile is so wide and those before it are whole; -1 where no tile is known to be."""
@@ -98,7 +97,7 @@ def configured(name: str, q: Tensor, longest: int) -> Config:
 
 
 def tail(width: int, keys: int, known: bool) -> int:
-    """How wide the last tile of keys is where those before it are whole, 0 where all are; -1 where none is known to be."""
+    """How wide the last tile of keys is where those before it are whole, 0 where all are; -1 where none need be."""
     if not known:
         return -1
     rest = keys % width
@@ -117,7 +116,7 @@ def readable(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With the numbers of a head side by side, which are read as words, and one set of strides for keys and values."""
     if k.stride() != v.stride() or k.stride(-1) != 1:
         k, v = k.contiguous(), v.contiguous()
-    return q if q.stride(-1) == 1 else q.contiguous(), k, v
+    return adjacent(q), k, v
 
 
 def common(
@@ -166,9 +165,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """The result, and the rows' log-sum-exps in base 2 where backward will want them."""
     if not op.kernels_take(q):
-        return op.attention(
-            q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, window, scale
-        )
+        return op.attention(q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, window, scale)
     out, sums = op.outputs(q, k, max(max_q, max_k), triton=True)
     packed = cu_seqlens_q is not None
     q, k, v = readable(*op.parts(q, k, v, packed))
@@ -191,10 +188,3 @@ def attention(
         TAIL=tail(blocks["BLOCK_N"], max_k, not packed and not causal),
     )
     return out, sums
-
-
-def attention_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q (or of all three in one), k, v and bias."""
-    from mmssl_kernels.attention import backward_triton
-
-    return backward_triton.attention_backward(*arguments)

@@ -6,8 +6,6 @@ some programs own a block of keys and walk over the queries, the others own a bl
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -27,8 +25,9 @@ PARTIALS = 2**22
 @triton.jit
 def one_tile_backward_kernel(
     q, k, v, grad, d_q, d_k, d_v, d_bias, padding, bias, cu_q, cu_k,
-    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale, H, count, each, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale, count, each,
+    H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A head of `each` sequences, one after the other; the bias's gradient is summed over them in registers."""
@@ -82,7 +81,7 @@ def one_tile_backward_kernel(
 
 @triton.jit
 def queries_of(
-    q, grad, out, sums, i, count_q, part, first, q_n, H, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    q, grad, out, sums, i, count_q, part, first, q_n, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries and of their upstream gradient, their log-sum-exps and <result, upstream gradient>."""
@@ -128,7 +127,8 @@ def add_queries_gradient(
 @triton.jit
 def backward_kernel(
     q, k, v, grad, out, sums, d_q, d_k, d_v, padding, bias, cu_q, cu_k,
-    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale, H, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale,
+    H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     TAIL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +205,7 @@ def backward_kernel(
 @triton.jit
 def bias_gradient_kernel(
     q, k, v, grad, out, sums, d_bias, padding, bias, q_b, q_n, q_h, k_b, k_n, k_h,
-    queries, keys, scale, H, count, each, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr,
+    queries, keys, scale, count, each, H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -264,12 +264,12 @@ def attention_backward(
     """Gradients of q (or of all three in one), k, v and bias."""
     if not op.kernels_take(q):
         return op.attention_backward(
-            grad, q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, out, sums, max_q, max_k, causal, window, scale,
-            needs_bias,
+            grad, q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, out, sums, max_q, max_k, causal, window,
+            scale, needs_bias,
         )  # fmt: skip
     gradients = op.empty_gradients(q, k, v, bias, needs_bias)
     packed, longest = cu_seqlens_q is not None, max(max_q, max_k)
-    d_q, d_k, d_v = op.parts(gradients[0], *(None if k is None else each for each in gradients[1:3]), packed)
+    d_q, d_k, d_v = op.targets(gradients, k, packed)
     q, k, v = readable(*op.parts(q, k, v, packed))
     count, arguments = common(q, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     arguments |= {"q": q, "k": k, "v": v, "grad": grad.contiguous(), "queries": max_q, "keys": max_k}
@@ -294,6 +294,8 @@ def attention_backward(
         arguments |= {"out": out, "sums": sums}
         known = tail(config.blocks["BLOCK_N"], max_k, not packed and not causal)
         launch(backward_kernel, (count * heads, across + down), config, **arguments, **targets, TAIL=known)
+        config = configured("attention_bias_gradient", q, longest)
+        down, across = triton.cdiv(max_q, config.blocks["BLOCK_M"]), triton.cdiv(max_k, config.blocks["BLOCK_N"])
         each, partials = shared_sequences(gradients[3], count, heads, down * across)
         if partials is not None:
             del arguments["cu_q"], arguments["cu_k"]
@@ -312,7 +314,7 @@ def attention_backward(
 
 
 def shared_sequences(d_bias: Tensor, count: int, heads: int, tiles: int) -> tuple[int, Tensor | None]:
-    """How many sequences a program takes one after the other, and the partial sums `[groups, *bias]` it makes of them."""
+    """How many sequences a program takes one after the other, and the partial sums `[groups, *bias]` they make."""
     if not d_bias.numel():
         return 1, None
     groups = max(1, min(count, PROGRAMS // (heads * tiles), PARTIALS // d_bias.numel()))

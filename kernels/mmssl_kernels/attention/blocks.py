@@ -6,6 +6,7 @@ matrix a sequence and head, which for windows is the only copy there is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from mmssl_kernels.attention.problem import window_of
 
-# Logits of a block: with the copies that backward makes, they stay in the caches of a core or two.
-BLOCK = 2**17
+# Logits of several sequences, and of rows of long ones, that are made at once: with the copies that backward makes, the
+# former stay in the caches of a core or two.
+TOGETHER = 2**18
+ROWS = 2**20
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,10 @@ class Group:
 
     def write(self, x: Tensor, tokens: slice, values: Tensor) -> None:
         """The inverse."""
-        part = x[self.samples, tokens]
-        samples, _, heads, _ = part.shape
-        values = values.view(samples, heads, -1, values.shape[-1]).transpose(1, 2)
-        if self.order is None:
-            part.copy_(values)
-        else:
-            part[:, self.order.flatten()] = values.to(x.dtype)
+        part = x[self.samples, tokens].transpose(1, 2)
+        if self.order is not None:  # a gather from the inverse is quicker than a scatter
+            values = values.view(*part.shape).index_select(2, self.order.flatten().argsort())
+        part.copy_(values.view_as(part))
 
 
 def window_order(numbers: list[int], device: torch.device) -> Tensor:
@@ -90,7 +90,7 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
     batch, queries, heads, _ = q.shape
     order = window_order(call.window, q.device) if call.window else None
     logits = heads * queries * (k.shape[1] if order is None else order.shape[1])
-    step = max(1, BLOCK // max(1, logits))
+    step = max(1, TOGETHER // max(1, logits))
     for start in range(0, batch if queries else 0, step):
         yield Group(slice(start, start + step), everything, everything, order)
 
@@ -98,12 +98,12 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
 def spans(offsets: Tensor) -> list[tuple[int, int]]:
     """First and last of each sequence. Waits for a GPU."""
     places = offsets.tolist()
-    return list(zip(places, places[1:]))
+    return list(itertools.pairwise(places))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What logits get before their softmax, for a group of sequences; both broadcast to [samples, heads, windows, ...]."""
+    """What a group's logits get before their softmax; both broadcast to [samples, heads, windows, queries, keys]."""
 
     bias: Tensor | None
     hidden: Tensor | None
@@ -127,7 +127,7 @@ def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows
 
     shape: samples, heads and windows of the matrices.
     """
-    p = torch.baddbmm(q.new_empty(()), q[:, rows], k.transpose(1, 2), beta=0, alpha=scale)
+    p = product(q[:, rows], k.transpose(1, 2), scale)
     view = p.view(*shape, *p.shape[1:])
     if mask.bias is not None:
         view += mask.bias[..., rows, :]
@@ -141,9 +141,16 @@ def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows
     return p
 
 
+def product(a: Tensor, b: Tensor, scale: float, total: Tensor | None = None) -> Tensor:
+    """scale a b, added to `total` in place where there is one."""
+    if total is not None:
+        return total.baddbmm_(a, b, alpha=scale)
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+
+
 def row_blocks(matrices: int, queries: int, keys: int) -> Iterator[slice]:
     """Rows of all matrices of a group, as many at a time as a block holds."""
-    step = max(1, BLOCK // max(1, matrices * keys))
+    step = max(1, ROWS // max(1, matrices * keys))
     step = queries if step * 2 > queries else step
     for start in range(0, queries, step):
         yield slice(start, start + step)
@@ -193,18 +200,19 @@ def attend_backward(
         part_k, part_v = (exact(group.read(x, group.keys)) for x in (k, v))
         queries, keys, shape = part_q.shape[1], part_k.shape[1], shape_of(group, part_q, q)
         mask = mask_of(group, queries, keys, call, away, q.device)
-        d_k, d_v, d_q = torch.zeros_like(part_k), torch.zeros_like(part_v), []
+        d_q: list[Tensor] = []
+        d_k = d_v = None
         for rows in row_blocks(len(part_q), queries, keys):
             p = probabilities(part_q, part_k, shape, mask, rows, call.scale)
             upstream = part_grad[:, rows]
-            d_v.baddbmm_(p.transpose(1, 2), upstream)
+            d_v = product(p.transpose(1, 2), upstream, 1.0, d_v)
             d_p = torch.bmm(upstream, part_v.transpose(1, 2))
             d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)
             if d_bias.numel():
                 d_bias[:, rows] += d_logits.view(*shape, *p.shape[1:]).sum((0, 2))
-            d_q.append(torch.bmm(d_logits, part_k))
-            d_k.baddbmm_(d_logits.transpose(1, 2), part_q[:, rows])
-        for target, tokens, found in zip(
-            targets, (group.queries, group.keys, group.keys), (joined(d_q).mul_(call.scale), d_k.mul_(call.scale), d_v)
-        ):
-            group.write(target, tokens, found)
+            d_q.append(product(d_logits, part_k, call.scale))
+            d_k = product(d_logits.transpose(1, 2), part_q[:, rows], call.scale, d_k)
+        assert d_k is not None and d_v is not None
+        group.write(targets[0], group.queries, joined(d_q))
+        group.write(targets[1], group.keys, d_k)
+        group.write(targets[2], group.keys, d_v)

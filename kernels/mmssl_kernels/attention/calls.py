@@ -137,12 +137,16 @@ def _attention(
     )  # fmt: skip
     chosen = choice.choose(problem)
     if chosen == "xformers" and cu_seqlens_q is not None and cu_seqlens_k is not None:
-        return vendors.xformers(q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
+        found = vendors.xformers(q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
+        if found is not None:
+            return found
     if chosen in choice.SDPA:
         return vendors.sdpa(chosen, q, k, v, key_padding, bias, causal, scale)
     tensors = (*operands, *([None] * (3 - len(operands))))
     numbers = [] if window is None else window.numbers()
-    return attention_op(*tensors, key_padding, bias, cu_seqlens_q, cu_seqlens_k, queries, keys, causal, numbers, scale)[0]
+    return attention_op(*tensors, key_padding, bias, cu_seqlens_q, cu_seqlens_k, queries, keys, causal, numbers, scale)[
+        0
+    ]
 
 
 def _check_window(q: Tensor, k: Tensor, window: Window, causal: bool, key_padding: Tensor | None) -> None:
@@ -169,8 +173,8 @@ def _check_packed(
     checks.dtype(OFFSETS, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     if cu_seqlens_q.ndim != 1 or cu_seqlens_q.shape != cu_seqlens_k.shape or not len(cu_seqlens_q):
         raise ValueError(
-            f"cu_seqlens_q has shape {tuple(cu_seqlens_q.shape)} and cu_seqlens_k {tuple(cu_seqlens_k.shape)}, expected "
-            "one more offset than there are sequences in both"
+            f"cu_seqlens_q has shape {tuple(cu_seqlens_q.shape)} and cu_seqlens_k {tuple(cu_seqlens_k.shape)}, "
+            "expected one more offset than there are sequences in both"
         )
     if max_q is None or max_k is None:
         raise ValueError("packed sequences need max_q and max_k, the longest lengths: reading them off would wait")

@@ -68,7 +68,12 @@ class Explanation:
 
 @functools.cache
 def has_xformers() -> bool:
-    return find_spec("xformers") is not None
+    """Whether it is installed and has an operator for this torch: its own may have been built for another."""
+    if find_spec("xformers") is None:
+        return False
+    from xformers.ops import fmha
+
+    return any(operator.is_available() for operator in (fmha.flash.FwOp, fmha.cutlass.FwOp))
 
 
 def obstacle(name: Implementation, problem: Problem) -> str:
@@ -118,7 +123,7 @@ def _xformers_obstacle(problem: Problem) -> str:
     if problem.family == "cpu":
         return "it needs a GPU"
     if not has_xformers():
-        return "not installed"
+        return "not installed, or not for this torch"
     if not problem.packed or problem.bias or problem.causal:
         return "taken for packed sequences alone, without bias"
     if torch.compiler.is_compiling():

@@ -91,7 +91,8 @@ def logits_of(
         hidden = tl.load(padding + j, mask=j < count_k, other=1)
         x = tl.where((hidden == 0)[None, :], x, float("-inf"))
     if WINDOW is not None:
-        if WINDOW[4] + WINDOW[5] > 0:
+        shift: tl.constexpr = WINDOW[4] + WINDOW[5]
+        if shift > 0:
             x = tl.where(side(i, part, WINDOW)[:, None] == side(j, part, WINDOW)[None, :], x, float("-inf"))
     return x
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mmssl_kernels.attention import blocks
-from mmssl_kernels.frame import checks, op
+from mmssl_kernels.frame import op
 from mmssl_kernels.frame.dispatch import backend, values_are_checked
 from mmssl_kernels.tables import WIDEST_HEAD, one_tile
 
-TRITON = "mmssl_kernels.attention.attention_triton"
+TRITON, BACKWARD = "mmssl_kernels.attention.attention_triton", "mmssl_kernels.attention.backward_triton"
 
 
 def parts(q: Tensor, k: Tensor | None, v: Tensor | None, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,8 +39,8 @@ def out_shape(q: Tensor, k: Tensor | None) -> tuple[int | torch.SymInt, ...]:
 
 
 def outputs(q: Tensor, k: Tensor | None, longest: int, triton: bool) -> tuple[Tensor, Tensor]:
-    """Unwritten: the result, and the rows' log-sum-exps, of which there are none on the PyTorch path and where a sequence
-    is one tile, since backward does without.
+    """Unwritten: the result, and the rows' log-sum-exps; of these there are none on the PyTorch path, and none where a
+    sequence is one tile: backward does without.
     """
     shape = out_shape(q, k)
     sums = q.new_empty(shape[:-1] if triton and longest > one_tile(q.dtype, q.shape[-1]) else (0,), dtype=torch.float32)
@@ -56,6 +56,12 @@ def empty_gradients(
     exact = torch.promote_types(q.dtype, torch.float32)
     shape = bias.shape if bias is not None and needs_bias else (0,)
     return d_q, d_k, d_v, q.new_zeros(shape, dtype=exact)
+
+
+def targets(gradients: tuple[Tensor, ...], k: Tensor | None, packed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the gradients of queries, keys and values are written: `parts` of those that are returned."""
+    d_q, d_k, d_v, _ = gradients
+    return parts(d_q, None if k is None else d_k, None if k is None else d_v, packed)
 
 
 def attention(
@@ -101,12 +107,13 @@ def attention_backward(
     """The PyTorch path: gradients of q (or of all three in one), k, v and bias."""
     gradients = empty_gradients(q, k, v, bias, needs_bias)
     packed = cu_seqlens_q is not None
-    if packed:
+    if packed or not max_q:
         for each in gradients[:3]:  # keys without queries
             each.zero_()
-    targets = parts(gradients[0], *(None if k is None else each for each in gradients[1:3]), packed)
     call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
-    blocks.attend_backward(grad[None] if packed else grad, *parts(q, k, v, packed), targets, gradients[3], call)
+    blocks.attend_backward(
+        grad[None] if packed else grad, *parts(q, k, v, packed), targets(gradients, k, packed), gradients[3], call
+    )
     return gradients
 
 
@@ -137,7 +144,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 12
-    q, k, v, _, bias, *_ = tensors = ctx.saved_tensors
+    _, k, v, _, bias, *_ = tensors = ctx.saved_tensors
     settings = ctx.max_q, ctx.max_k, ctx.causal, list(ctx.window), ctx.scale
     found = attention_backward_op(grad, *tensors, *settings, bool(ctx.needs_input_grad[4]))
     d_q, d_k, d_v, d_bias = found
@@ -164,7 +171,7 @@ attention_backward_op = op.define(
     f"(Tensor grad, {_tensors}, Tensor out, Tensor sums, {_settings}, bool needs_bias) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     attention_backward,
-    TRITON,
+    BACKWARD,
     fake=lambda grad, q, k, v, key_padding, bias, *rest: empty_gradients(q, k, v, bias, rest[-1]),
 )
 attention_op.register_autograd(_differentiate, setup_context=_save)

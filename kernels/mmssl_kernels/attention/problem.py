@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class Window:
-    """Local attention in windows of a grid of tokens, row-major, that `shift` moves as `torch.roll(x, -shift)` would.
+    """Local attention: windows of a grid of row-major tokens, which `shift` moves as `torch.roll(x, -shift)` would.
 
     What the roll brings together from opposite sides of the grid does not see each other (Swin, arXiv 2103.14030,
-    section 3.2). All are (rows, columns); Audio-MAE's decoder has `Window((64, 8), (4, 4), (2, 0))` in every other block.
+    section 3.2). All are (rows, columns). Every other block of Audio-MAE's decoder has `Window((64, 8), (4, 4), (2, 0))`.
     """
 
     grid: tuple[int, int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,7 +32,7 @@ def sdpa(
     mask = None if bias is None else bias.to(q.dtype)[None]
     if key_padding is not None:
         mask = ~key_padding[:, None, None]
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    q, k, v = (adjacent(each).transpose(1, 2) for each in (q, k, v))
     with sdpa_kernel(BACKENDS[name]):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return out.transpose(1, 2)
@@ -41,21 +40,29 @@ def sdpa(
 
 def xformers(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, scale: float
-) -> Tensor:
-    """Packed sequences `[total, H, D]`, each attending to the keys of its number."""
+) -> Tensor | None:
+    """Packed sequences `[total, H, D]`, each attending to the keys of its number. None where one is empty."""
+    queries, keys = lengths(cu_seqlens_q), lengths(cu_seqlens_k)
+    if not (all(queries) and all(keys)):
+        return None
     from xformers.ops import fmha, memory_efficient_attention
 
-    blocks = fmha.BlockDiagonalMask.from_seqlens(_lengths(cu_seqlens_q), _lengths(cu_seqlens_k), device=q.device)
+    blocks = fmha.BlockDiagonalMask.from_seqlens(queries, keys, device=q.device)
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=blocks, scale=scale)[0]
+
+
+def adjacent(x: Tensor) -> Tensor:
+    """With the numbers of a head side by side, which every kernel needs."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 _known: Any = WeakTensorKeyDictionary()
 
 
-def _lengths(offsets: Tensor) -> list[int]:
+def lengths(offsets: Tensor) -> list[int]:
     """On the host, where xformers wants them: fetched once for a tensor of offsets, which all layers share."""
-    version, lengths = _known.get(offsets, (None, []))
+    version, found = _known.get(offsets, (None, []))
     if version != offsets._version:
-        lengths = offsets.diff().tolist()
-        _known[offsets] = offsets._version, lengths
-    return lengths
+        found = offsets.diff().tolist()
+        _known[offsets] = offsets._version, found
+    return found

@@ -16,9 +16,10 @@ from mmssl_kernels.tables import TABLES, Config
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel: its arguments by name and its row of the table."""
+    """One start of a kernel: programs along each axis, its arguments by name and its row of the table."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
     config: Config
 
@@ -54,7 +55,7 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any)
     """Start `grid` programs of a kernel; an empty grid starts none."""
     arguments |= config.blocks
     if (record := _record.get()) is not None:
-        record[1].append(Launch(kernel, arguments, config))
+        record[1].append(Launch(kernel, grid, arguments, config))
     elif all(grid):
         # Triton launches on the current device, wherever the tensors are
         device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
