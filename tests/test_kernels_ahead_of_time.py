@@ -18,10 +18,14 @@ def test_one_representative_of_each_kernel(family):
     assert done.returncode == 0, done.stdout + done.stderr
     kernels = {line.split()[1] for line in done.stdout.splitlines() if line.startswith(family)}
     assert kernels == {
+        "attention_kernel",
+        "backward_kernel",
+        "bias_gradient_kernel",
         "embed_kernel",
         "gradient_kernel",
         "masked_patch_mse_kernel",
         "normalized_patches_kernel",
+        "one_tile_backward_kernel",
         "position_sums_kernel",
         "restore_kernel",
         "slot_map_kernel",

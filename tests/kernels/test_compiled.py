@@ -100,3 +100,47 @@ for losses.WHOLE, function, dynamic, low in (
 
 def test_contrastive_losses_compile_to_one_graph():
     run(CONTRASTIVE)
+
+
+ATTENTION = """
+import torch
+from mmssl_kernels import Window, attention, attention_qkvpacked
+from tests.kernels.support import DEVICE, draw
+
+bias, wide = draw(2, 8, 8).requires_grad_(), draw(2, 12, 12).requires_grad_()
+window, fixed = Window((4, 6), (4, 2), (1, 0)), torch.tensor([0, 5, 5, 24], dtype=torch.int32, device=DEVICE)
+
+def plain(qkv):
+    q, k, v = qkv.unbind(2)
+    padding = (torch.arange(24, device=DEVICE) > 20).expand(len(q), -1)
+    cross = attention(q[:, :12], k, v) + attention(q[:, :12], k[:, :12], v[:, :12], bias=wide)
+    return cross, attention_qkvpacked(qkv, causal=True), attention(q, k, v, key_padding=padding)
+
+def ours(qkv):
+    q, k, v = qkv[0].unbind(1)
+    packed = attention(q, k, v, cu_seqlens_q=fixed, max_q=19)
+    whole = attention_qkvpacked(qkv[0], cu_seqlens=fixed, max_seqlen=19)
+    return attention_qkvpacked(qkv, window=window, bias=bias), packed, whole
+
+def check(function, compiled, low=None):
+    for batch in (2, 3, 5):
+        qkv = draw(batch, 24, 3, 2, 8).requires_grad_()
+        results = []
+        for each in (function, compiled):
+            with torch.autocast(DEVICE.type, low, enabled=low is not None):
+                out = each(qkv)
+            loss = sum((part.float() * (i + 1)).square().sum() for i, part in enumerate(out))
+            results.append([*out, *torch.autograd.grad(loss, [qkv, bias, wide], allow_unused=True)])
+        for expected, found in zip(*results, strict=True):
+            if expected is not None:
+                torch.testing.assert_close(found, expected, rtol=1e-2 if low else 1e-4, atol=1e-2 if low else 1e-5)
+
+cases = ((plain, False, None), (plain, True, None), (ours, True, None), (ours, False, torch.float16))
+for function, dynamic, low in cases:
+    torch._dynamo.reset()
+    check(function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic), low)
+"""
+
+
+def test_attention_compiles_to_one_graph():
+    run(ATTENTION)

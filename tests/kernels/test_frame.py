@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mmssl_kernels import masked_patch_embed, restore_tokens
+from mmssl_kernels import Window, masked_patch_embed, restore_tokens
 from mmssl_kernels.contrastive import similarity
 from mmssl_kernels.frame import dispatch
 from mmssl_kernels.tables import FAMILIES, TABLES
@@ -61,7 +61,31 @@ def similarity_gradient_arguments():
         return *upstream, *fixed, None, labels, rows, columns, kind, exclude, [True, True, True, False]
 
 
+def attention_arguments(kind, dtype=torch.float32):
+    """Beside a plain call: one tensor with windows and a learned bias, packed sequences of two tensors, everything."""
+    q, k, v = (draw(2, tokens, 2, 8, dtype=dtype).requires_grad_() for tokens in (12, 40, 40))
+    bias = padding = queries = keys = None
+    sizes, numbers = (12, 40), []
+    if kind == "windows":
+        q, k, v, bias = draw(2, 16, 3, 2, 8, dtype=dtype).requires_grad_(), None, None, draw(2, 8, 8).requires_grad_()
+        sizes, numbers = (8, 8), Window((4, 4), (4, 2), (1, 0)).numbers()
+    if kind == "packed":
+        q, k, v = (each.detach()[0].requires_grad_() for each in (q, k, v))
+        queries, keys = (
+            torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([0, 0, 7, 12], [0, 3, 3, 40])
+        )
+    if kind == "everything":
+        bias, padding = draw(2, 12, 40).requires_grad_(), (torch.rand(2, 40) < 0.5).to(DEVICE)
+    return q, k, v, padding, bias, queries, keys, *sizes, kind == "everything", numbers, 0.3
+
+
 CALLS = {
+    "attention": [
+        lambda: attention_arguments("plain"),
+        lambda: attention_arguments("windows", torch.float16),
+        lambda: attention_arguments("packed"),
+        lambda: attention_arguments("everything"),
+    ],
     "masked_patch_embed": [
         lambda: embed_arguments(),
         lambda: embed_arguments(flat=True),

@@ -12,7 +12,7 @@ class Window:
     """Local attention: windows of a grid of row-major tokens, which `shift` moves as `torch.roll(x, -shift)` would.
 
     What the roll brings together from opposite sides of the grid does not see each other (Swin, arXiv 2103.14030,
-    section 3.2). All are (rows, columns). Every other block of Audio-MAE's decoder has `Window((64, 8), (4, 4), (2, 0))`.
+    section 3.2). All are (rows, columns). Every other block of Audio-MAE's decoder: `Window((64, 8), (4, 4), (2, 0))`.
     """
 
     grid: tuple[int, int]

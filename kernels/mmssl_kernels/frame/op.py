@@ -69,7 +69,10 @@ def autocast(op: Any, *names: str) -> None:
     for key in _AUTOCAST.values():
 
         def cast(*arguments: Any) -> Any:
-            cast = [lowered(each) if place in places else each for place, each in enumerate(arguments)]
+            cast = list(arguments)
+            for place in places:
+                if cast[place] is not None:
+                    cast[place] = lowered(cast[place])
             with without_autocast():
                 return overload(*cast)
 
