@@ -28,7 +28,7 @@ aot: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit("mmssl needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	@echo "Installing what mmssl needs into .venv (a few minutes, once) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[media,cli,interop,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[media,cli,interop,xformers,dev]'
 	@touch $@
 
 clean:

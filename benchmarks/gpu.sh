@@ -3,8 +3,8 @@
 #
 #     benchmarks/gpu.sh [--quick] [FOLDER [STEP...]]
 #
-# STEP: environment, correctness, kernels, contrastive, step, video, learning; all where none is named, half an hour.
-# Where a command may take ten minutes: `gpu.sh OUT environment correctness kernels`, then `gpu.sh OUT contrastive`, then
+# STEP: environment, correctness, attention, kernels, contrastive, step, video, learning; all where none is named, half an hour.
+# Where a command may take ten minutes: `gpu.sh OUT environment correctness attention`, `gpu.sh OUT kernels contrastive`,
 # `gpu.sh OUT step`, and then `gpu.sh OUT video learning`.
 # FOLDER ($OUT, else benchmarks/results) gets a log a step and the JSON files. --quick: two minutes, does it run at all.
 # A failed step does not stop the next ones; the exit code is 1 if any failed, 2 where there is no GPU.
@@ -15,7 +15,7 @@ quick=
 if [[ ${1:-} == --quick ]]; then quick=1; shift; fi
 folder=${1:-${OUT:-benchmarks/results}}
 shift || true
-if (($# == 0)); then set -- environment correctness kernels contrastive step video learning; fi
+if (($# == 0)); then set -- environment correctness attention kernels contrastive step video learning; fi
 
 export PYTHONPATH=.:kernels MMSSL_CHECK_SHAPES=0 PYTHONUNBUFFERED=1
 export MMSSL_DEVICE=${MMSSL_DEVICE:-cuda} MMSSL_RESULTS=$folder
@@ -71,6 +71,12 @@ correctness() {
 
 kernels() {
     run kernels 280 "$python" -m benchmarks.kernels --device "$MMSSL_DEVICE" ${quick:+--batch 8 --rounds 3}
+}
+
+attention() {
+    local size=()
+    if [[ $quick ]]; then size=(--dtypes bf16 --rounds 3 --batch-share 0.1); fi
+    run attention 400 "$python" -m benchmarks.attention --device "$MMSSL_DEVICE" "${size[@]}"
 }
 
 contrastive() {
@@ -137,7 +143,7 @@ END
 
 for name in "$@"; do
     case $name in
-        environment | correctness | kernels | contrastive | step | video | learning) "$name" ;;
+        environment | correctness | attention | kernels | contrastive | step | video | learning) "$name" ;;
         *) echo "gpu.sh: no step is called $name" >&2; failed+=("$name") ;;
     esac
 done

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and learning.md from the JSON under results/, so that no number is typed by hand.
+"""Fill the tables of README.md and of the pages beside this file from results/, so that no number is typed by hand.
 
     python -m benchmarks.readme                     # from the results that are there
     python -m benchmarks.readme --demo runs/demo    # after taking over a demo's accuracies and picture
@@ -21,7 +21,10 @@ from benchmarks.machine import RESULTS, markdown, write
 from mmssl.evaluation import Row, table
 from mmssl.report.run import ACCURACIES
 
-PAGES = (RESULTS.parent.parent / "README.md", RESULTS.parent / "learning.md", RESULTS.parent / "contrastive.md")
+PAGES = (
+    RESULTS.parent.parent / "README.md",
+    *(RESULTS.parent / f"{name}.md" for name in ("learning", "contrastive", "attention")),
+)
 MARKED = r"<!-- ([\w.-]+)(?:#(\w+))?(?:: ([^>;]+?))?(?:; ([^>]+?))? -->\n.*?<!-- end -->"
 PICTURE = RESULTS / "demo.png"
 

@@ -22,6 +22,7 @@ from tests.kernels.support import (
 )
 
 BATCH, HEADS, DIM = 2, 2, 20
+MOST = 40 if INTERPRETED else 70  # tokens; from 33 on more than a tile of float32
 
 
 def operands(queries, keys=None, *, batch=BATCH, heads=HEADS, dim=DIM, dtype=torch.float32):
@@ -71,7 +72,7 @@ def test_heads_of_any_width(dim):
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(
-    batch=st.integers(1, 3), heads=st.integers(1, 3), queries=st.integers(1, 70), keys=st.integers(1, 70),
+    batch=st.integers(1, 3), heads=st.integers(1, 3), queries=st.integers(1, MOST), keys=st.integers(1, MOST),
     dim=st.integers(1, 40), causal=st.booleans(), padded=st.booleans(), biased=st.booleans(),
     seed=st.integers(0, 2**16),
 )  # fmt: skip
@@ -114,7 +115,7 @@ WINDOWS = {
     "odd": Window((6, 10), (3, 5), (1, 2)),
     "one": Window((4, 4), (4, 4), (1, 1)),
     "rows": Window((1, 20), (1, 4), (0, 3)),
-    "several tiles": Window((20, 8), (10, 8), (3, 0)),
+    "several tiles": Window((18, 8), (9, 8), (3, 0)),
 }
 
 
