@@ -28,8 +28,8 @@ class TransformerConfig:
     block does, in this order; "cross" attends to a context (decoders). layer_scale: initial value of a learned scale a
     channel behind each branch. drop_path: probability of skipping a branch, growing linearly with depth. input_norm: a
     norm before the first block (CLIP's ln_pre, BERT's embedding norm). final_norm: a norm after the last, with
-    final_norm_eps where that is not norm_eps (transformers' VideoMAE). There is no dropout, on attention's probabilities
-    neither, where BERT's default is 0.1: drop_path regularises.
+    final_norm_eps where that is not norm_eps (transformers' VideoMAE). There is no dropout, not on attention's
+    probabilities either, where BERT's default is 0.1: drop_path regularises.
     """
 
     dim: int
