@@ -131,14 +131,16 @@ def attention(
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     hidden = torch.zeros_like(logits, dtype=torch.bool)
     if causal:
-        hidden |= torch.ones_like(hidden[0, 0]).triu(1)
+        hidden |= torch.ones(hidden.shape[2:], dtype=torch.bool, device=q.device).triu(1)
     if key_padding is not None:
         hidden |= key_padding[:, None, None]
     if window is not None:
         number, place = window_of_tokens(window, q.device)
         hidden |= number[:, None] != number
         bias = bias if bias is None else bias[:, place[:, None], place]
-    logits = (logits if bias is None else logits + bias).masked_fill(hidden, -torch.inf)
+    logits = logits if bias is None else logits + bias
+    hidden |= logits == -torch.inf
+    logits = logits.masked_fill(hidden, -torch.inf)
     p = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).masked_fill(hidden, 0)
     return torch.einsum("bhqk,bkhd->bqhd", p.to(v.dtype), v)
 

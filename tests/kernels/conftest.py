@@ -9,9 +9,9 @@ from mmssl_kernels.attention import blocks
 from mmssl_kernels.contrastive import losses, one_pass, similarity
 from mmssl_kernels.masked_patch import pixels
 
-from tests.kernels.support import TRITON
+from tests.kernels.support import INTERPRETED, TRITON
 
-collect_ignore = [] if TRITON else ["test_triton.py"]
+collect_ignore = ["test_attention_memory.py"] * INTERPRETED + ["test_triton.py"] * (not TRITON)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,10 @@ def _deterministic_poisoned_and_in_pieces(monkeypatch):
     monkeypatch.setattr(one_pass, "BLOCK", 60)
     monkeypatch.setattr(one_pass, "FEWEST", 3)
     if TRITON:
+        from mmssl_kernels.attention import backward_triton
         from mmssl_kernels.contrastive import similarity_triton
 
+        monkeypatch.setattr(backward_triton, "PARTIALS", 5000)
         for name in ("PARTIALS", "GRADIENTS", "CHUNK_ROWS"):
             monkeypatch.setattr(similarity_triton, name, 64)
     torch.use_deterministic_algorithms(True)

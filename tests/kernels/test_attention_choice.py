@@ -30,9 +30,14 @@ CALLS = {
     ("gfx942", LONG): "flash",
     ("sm_100", (32, 1568, 6, 128)): "cudnn",
     ("sm_90", (32, 1568, 6, 160)): "flash",
-    ("sm_90", (32, 1568, 6, 300)): "efficient",
+    ("sm_90", (32, 1568, 6, 200)): "efficient",
+    ("sm_90", (32, 1568, 6, 81)): "triton",
+    ("sm_90", (32, 1568, 6, 300)): "blocks",
+    ("sm_90", (32, 1568, 6, 18), "float32"): "blocks",
+    ("older", LONG): "efficient",
+    ("other", LONG): "blocks",
     ("sm_90", SHORT, "float32"): "efficient",
-    ("sm_90", LONG, "key_padding"): "cudnn",
+    ("sm_90", LONG, "key_padding"): "efficient",
     ("sm_80", LONG, "key_padding"): "efficient",
     ("sm_90", LONG, "bias"): "triton",
     ("sm_90", LONG, "bias", "float32"): "blocks",
@@ -51,14 +56,17 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_table(call):
+def test_the_table(call, monkeypatch):
     device, shape, *flags = call
     dtype = torch.float32 if "float32" in flags else torch.bfloat16
     options = {name: True for name in flags if name not in ("float32", "window")}
     window = WINDOW if "window" in flags else None
+    if device in ("older", "other"):
+        monkeypatch.setattr(choice, "place_of", lambda _: call[0])
+        device = "cpu"
     found = explain_attention(shape, device=device, dtype=dtype, window=window, **options)
     assert found.implementation == CALLS[call]
-    assert str(found).startswith(f"{found.implementation} ({device}, {32 if dtype == torch.float32 else 16} bit")
+    assert str(found).startswith(f"{found.implementation} ({call[0]}, {32 if dtype == torch.float32 else 16} bit")
 
 
 def test_an_explanation_is_one_line_with_reasons():
@@ -66,7 +74,7 @@ def test_an_explanation_is_one_line_with_reasons():
     none = "it takes no packed sequences"
     assert str(found) == (
         f"triton (sm_90, 16 bit, long sequences; not cudnn: {none}; not flash: {none}; not efficient: {none}; "
-        "not xformers: taken for packed sequences alone, without bias); its backward is deterministic"
+        "not xformers: taken for packed sequences alone, not causal); its backward is deterministic"
     )
 
 
@@ -93,7 +101,7 @@ flags = st.booleans()
 @given(
     place=st.sampled_from(sorted(choice.CHOICES)), queries=st.integers(0, 600), keys=st.integers(0, 600),
     head_dim=st.integers(1, 400), causal=flags, padding=flags, packed=flags, windowed=flags, bias=flags, gradient=flags,
-    deterministic=flags, triton=flags, forced=flags,
+    exact_bias=flags, positive=flags, deterministic=flags, triton=flags, forced=flags,
 )  # fmt: skip
 def test_there_is_always_somebody(place, gradient, bias, **problem):
     family, width = place
@@ -145,6 +153,21 @@ def test_xformers_gets_the_sequences_it_is_meant_to(lengths, monkeypatch):
         torch.testing.assert_close(found[name], expected[name])
 
 
+def test_a_single_query_or_key_is_not_for_cudnn():
+    for q, k in ((300, 1), (1, 300)):
+        found = explain_attention((2, q, 4, 64), (2, k, 4, 64), device="sm_100")
+        assert found.passed_over[0] == ("cudnn", "two queries and keys at least")
+
+
+def test_explanations_refuse_what_the_call_refuses():
+    with pytest.raises(ValueError, match="windows go with neither causal"):
+        explain_attention(SHORT, window=WINDOW, causal=True)
+    with pytest.raises(ValueError, match=r"queries \(50,\) and keys \(50,\): expected \(B, N, heads, head_dim\)"):
+        explain_attention((50,))
+    with pytest.raises(TypeError, match=r"torch.int32 is not a floating-point one"):
+        explain_attention(SHORT, dtype=torch.int32)
+
+
 def test_xformers_is_spared_empty_sequences_and_reads_lengths_once():
     leaves, fixed = packed_operands(*LENGTHS["cross"])
     offsets = fixed["cu_seqlens_q"], fixed["cu_seqlens_k"]
@@ -152,6 +175,8 @@ def test_xformers_is_spared_empty_sequences_and_reads_lengths_once():
     assert vendors.lengths(offsets[0]) is vendors.lengths(offsets[0])
     offsets[0][1:] += 1
     assert vendors.lengths(offsets[0])[0] == LENGTHS["cross"][0][0] + 1
+    with torch.inference_mode():
+        assert vendors.lengths(offsets[0].clone()) == vendors.lengths(offsets[0])
 
 
 def test_sequences_and_heads_are_on_the_first_axis_of_the_grid():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmssl_kernels.attention import attention_triton
 from mmssl_kernels.contrastive import similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton, slots_triton
 
@@ -72,3 +73,15 @@ def test_gradients_of_logits_past_two_to_the_31(monkeypatch):
     shares = (logits - sums[:, :1] - sums[:, 1:]).exp() / rows
     expected = scale * shares.T @ x.float()
     assert (of_y[-64:] - expected).norm() < 2e-3 * expected.norm()  # float16's roundings
+
+
+def test_wrong_offsets_of_packed_sequences_are_clamped():
+    """They read and write nothing outside, and right sequences beside them stay right."""
+    qkv = draw(8, 3, 2, 16)
+    wrong = torch.tensor([0, 5, FAR, -FAR, 8], dtype=torch.int32, device=DEVICE)
+    settings = 5, 5, False, [], 0.25
+    (found, _), (expected, _) = (
+        attention_triton.attention(qkv, None, None, None, None, offsets, offsets, *settings)
+        for offsets in (wrong, torch.tensor([0, 5, 8], dtype=torch.int32, device=DEVICE))
+    )
+    assert torch.equal(found[:5], expected[:5])

@@ -41,17 +41,17 @@ def add_keys(
 @triton.jit
 def attention_kernel(
     q, k, v, out, sums, padding, bias, cu_q, cu_k, q_b, q_n, q_h, k_b, k_n, k_h,
-    queries, keys, scale, H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    queries, keys, tokens_q, tokens_k, scale, H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """TAIL: the keys' last tile is so wide and those before it are whole; -1 where no tile is known to be."""
     s = tl.program_id(0) // H
-    h = tl.program_id(0) % H
+    h = (tl.program_id(0) % H).to(tl.int64)
     sample = sample_of(cu_q, s, PARTS)
     part = s % PARTS
-    first_q, count_q = extent(cu_q, s, queries)
-    first_k, count_k = extent(cu_k, s, keys)
+    first_q, count_q = extent(cu_q, s, queries, tokens_q)
+    first_k, count_k = extent(cu_k, s, keys, tokens_k)
     start = tl.program_id(1) * BLOCK_M
     i = start + tl.arange(0, BLOCK_M)
     at = places(i, part, first_q, WINDOW)
@@ -61,7 +61,7 @@ def attention_kernel(
     if padding is not None:
         padding += sample * keys
     if bias is not None:
-        bias += h.to(tl.int64) * queries * keys
+        bias += h * queries * keys
     stop = tl.where(start < count_q, count_k, 0)
     if CAUSAL:
         stop = tl.minimum(stop, start + BLOCK_M)
@@ -121,6 +121,7 @@ def readable(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def common(
     q: Tensor,
+    k: Tensor,
     key_padding: Tensor | None,
     bias: Tensor | None,
     cu_seqlens_q: Tensor | None,
@@ -129,7 +130,7 @@ def common(
     window: list[int],
     scale: float,
 ) -> tuple[int, dict[str, Any]]:
-    """The number of sequences, and the arguments that forward and backward share. q is `[B, N, H, D]`."""
+    """The number of sequences, and the arguments that forward and backward share. q and k are `[B, N, H, D]`."""
     local = window_of(window)
     parts = 1 if local is None else local.count
     count = len(q) * parts if cu_seqlens_q is None else len(cu_seqlens_q) - 1
@@ -138,6 +139,8 @@ def common(
         "bias": None if bias is None else bias.contiguous(),
         "cu_q": None if cu_seqlens_q is None else cu_seqlens_q.contiguous(),
         "cu_k": None if cu_seqlens_k is None else cu_seqlens_k.contiguous(),
+        "tokens_q": q.shape[1],
+        "tokens_k": k.shape[1],
         "scale": scale,
         "H": q.shape[2],
         "PARTS": parts,
@@ -169,7 +172,7 @@ def attention(
     out, sums = op.outputs(q, k, max(max_q, max_k), triton=True)
     packed = cu_seqlens_q is not None
     q, k, v = readable(*op.parts(q, k, v, packed))
-    count, arguments = common(q, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    count, arguments = common(q, k, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     config = configured("attention", q, max(max_q, max_k))
     blocks: Mapping[str, int] = config.blocks
     launch(

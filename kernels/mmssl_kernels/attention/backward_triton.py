@@ -25,14 +25,14 @@ PARTIALS = 2**22
 @triton.jit
 def one_tile_backward_kernel(
     q, k, v, grad, d_q, d_k, d_v, d_bias, padding, bias, cu_q, cu_k,
-    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale, count, each,
-    H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, tokens_q, tokens_k, scale, count,
+    each, H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A head of `each` sequences, one after the other; the bias's gradient is summed over them in registers."""
     group = tl.program_id(0) // H
-    h = tl.program_id(0) % H
+    h = (tl.program_id(0) % H).to(tl.int64)
     i = tl.arange(0, BLOCK_M)
     j = tl.arange(0, BLOCK_N)
     if bias is not None:
@@ -42,8 +42,8 @@ def one_tile_backward_kernel(
         s = group * each + step
         sample = sample_of(cu_q, s, PARTS)
         part = s % PARTS
-        first_q, count_q = extent(cu_q, s, queries)
-        first_k, count_k = extent(cu_k, s, keys)
+        first_q, count_q = extent(cu_q, s, queries, tokens_q)
+        first_k, count_k = extent(cu_k, s, keys, tokens_k)
         if d_bias is not None:
             count_q = tl.where(s < count, count_q, 0)  # the last group may have fewer
             count_k = tl.where(s < count, count_k, 0)
@@ -127,18 +127,18 @@ def add_queries_gradient(
 @triton.jit
 def backward_kernel(
     q, k, v, grad, out, sums, d_q, d_k, d_v, padding, bias, cu_q, cu_k,
-    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, scale,
+    q_b, q_n, q_h, k_b, k_n, k_h, dq_b, dq_n, dq_h, dk_b, dk_n, dk_h, queries, keys, tokens_q, tokens_k, scale,
     H: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     TAIL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Programs along the second axis: blocks of keys, then blocks of queries."""
     s = tl.program_id(0) // H
-    h = tl.program_id(0) % H
+    h = (tl.program_id(0) % H).to(tl.int64)
     sample = sample_of(cu_q, s, PARTS)
     part = s % PARTS
-    first_q, count_q = extent(cu_q, s, queries)
-    first_k, count_k = extent(cu_k, s, keys)
+    first_q, count_q = extent(cu_q, s, queries, tokens_q)
+    first_k, count_k = extent(cu_k, s, keys, tokens_k)
     q += sample * q_b + h * q_h
     k += sample * k_b + h * k_h
     v += sample * k_b + h * k_h
@@ -149,7 +149,7 @@ def backward_kernel(
     if padding is not None:
         padding += sample * keys
     if bias is not None:
-        bias += h.to(tl.int64) * queries * keys
+        bias += h * queries * keys
     blocks = tl.cdiv(keys, BLOCK_N)
     if tl.program_id(1) < blocks:
         left = tl.program_id(1) * BLOCK_N
@@ -210,12 +210,15 @@ def bias_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of a head's logits in `each` sequences, one after the other: the sum of its gradient over them."""
-    group = tl.program_id(0) // H
-    h = tl.program_id(0) % H
     blocks = tl.cdiv(keys, BLOCK_N)
-    i = tl.program_id(1) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(1) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    bias += h.to(tl.int64) * queries * keys
+    tiles = tl.cdiv(queries, BLOCK_M) * blocks
+    tile = tl.program_id(0) % tiles
+    pair = tl.program_id(0) // tiles
+    group = pair // H
+    h = (pair % H).to(tl.int64)
+    i = tile // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tile % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    bias += h * queries * keys
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(0, each):
         s = group * each + step
@@ -239,7 +242,7 @@ def bias_gradient_kernel(
             True, WINDOW, PRECISION,
         )  # fmt: skip
         total += d_x
-    at = tl.program_id(0).to(tl.int64) * queries * keys + i[:, None].to(tl.int64) * keys + j[None, :]
+    at = pair.to(tl.int64) * queries * keys + i[:, None].to(tl.int64) * keys + j[None, :]
     tl.store(d_bias + at, total, mask=(i < queries)[:, None] & (j < keys)[None, :])
 
 
@@ -271,7 +274,7 @@ def attention_backward(
     packed, longest = cu_seqlens_q is not None, max(max_q, max_k)
     d_q, d_k, d_v = op.targets(gradients, k, packed)
     q, k, v = readable(*op.parts(q, k, v, packed))
-    count, arguments = common(q, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    count, arguments = common(q, k, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     arguments |= {"q": q, "k": k, "v": v, "grad": grad.contiguous(), "queries": max_q, "keys": max_k}
     arguments |= strides(q=q, k=k)
     heads, targets = q.shape[2], {"d_q": d_q, "d_k": d_k, "d_v": d_v, **strides(dq=d_q, dk=d_k)}
@@ -298,10 +301,11 @@ def attention_backward(
         down, across = triton.cdiv(max_q, config.blocks["BLOCK_M"]), triton.cdiv(max_k, config.blocks["BLOCK_N"])
         each, partials = shared_sequences(gradients[3], count, heads, down * across)
         if partials is not None:
-            del arguments["cu_q"], arguments["cu_k"]
+            for name in ("cu_q", "cu_k", "tokens_q", "tokens_k"):  # packed sequences have no bias
+                del arguments[name]
             launch(
                 bias_gradient_kernel,
-                (triton.cdiv(count, each) * heads, down * across),
+                (triton.cdiv(count, each) * heads * down * across,),
                 config,
                 **arguments,
                 d_bias=partials,

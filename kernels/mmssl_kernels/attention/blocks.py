@@ -69,14 +69,15 @@ def window_order(numbers: list[int], device: torch.device) -> Tensor:
     return tiles.reshape(window.count, window.tokens)
 
 
-def strangers(numbers: list[int], order: Tensor) -> Tensor | None:
-    """`[windows, tokens, tokens]`: pairs that a roll brought together from opposite sides. None without a shift."""
+def sides(numbers: list[int], order: Tensor) -> Tensor | None:
+    """`[windows, tokens]`: which edge of the grid each came from: those that differ do not see each other. None without
+    a shift, where all came from the same.
+    """
     window = window_of(numbers)
     if window is None or window.shift == (0, 0):
         return None
     row, column = order // window.grid[1], order % window.grid[1]
-    side = (row < window.shift[0]) * 2 + (column < window.shift[1]) * 1
-    return side[:, :, None] != side[:, None, :]
+    return (row < window.shift[0]) * 2 + (column < window.shift[1]) * 1
 
 
 def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
@@ -103,23 +104,36 @@ def spans(offsets: Tensor) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Mask:
-    """What a group's logits get before their softmax; both broadcast to [samples, heads, windows, queries, keys]."""
+    """What a group's logits get before their softmax; all broadcast to [samples, heads, windows, queries, keys].
+
+    some_see_nothing: there may be rows whose keys are all hidden, or whose biases are all -inf.
+    """
 
     bias: Tensor | None
-    hidden: Tensor | None
+    padding: Tensor | None
+    side: Tensor | None
+    causal: bool
     some_see_nothing: bool
 
+    def hidden(self, rows: slice, p: Tensor) -> Tensor | None:
+        """Pairs of these rows of `[..., queries, keys]` that do not see each other; None where all do."""
+        found = self.padding
+        if self.side is not None:
+            found = self.side[:, rows, None] != self.side[:, None, :]
+        if self.causal:
+            queries, keys = (torch.arange(size, device=p.device) for size in (rows.stop, p.shape[-1]))
+            later = keys > queries[rows, None]
+            found = later if found is None else found | later
+        return found
 
-def mask_of(group: Group, queries: int, keys: int, call: Call, away: Tensor | None, device: torch.device) -> Mask:
+
+def mask_of(group: Group, call: Call, side: Tensor | None) -> Mask:
     """Biases and hidden pairs of a group."""
-    hidden = None if away is None else away[None, None]
-    if call.causal:
-        hidden = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1)
-    if call.key_padding is not None:
-        padding = call.key_padding[group.samples][:, None, None, None]
-        hidden = padding if hidden is None else hidden | padding
-    bias = None if call.bias is None else call.bias[:, None]
-    return Mask(bias, hidden, call.key_padding is not None)
+    padding = None if call.key_padding is None else call.key_padding[group.samples][:, None, None, None]
+    bias, blind = call.bias, padding is not None
+    if bias is not None and not blind:
+        blind = bias.is_cuda or bool((bias == -torch.inf).any())  # looking is free on a CPU alone
+    return Mask(None if bias is None else bias[:, None], padding, side, call.causal, blind)
 
 
 def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows: slice, scale: float) -> Tensor:
@@ -131,14 +145,13 @@ def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows
     view = p.view(*shape, *p.shape[1:])
     if mask.bias is not None:
         view += mask.bias[..., rows, :]
-    hidden = mask.hidden
+    hidden = mask.hidden(rows, view)
     if hidden is not None:
-        hidden = hidden[..., rows, :] if hidden.shape[-2] > 1 else hidden
         view.masked_fill_(hidden, -torch.inf)
-    p = torch.softmax(p, -1)
-    if mask.some_see_nothing and hidden is not None:
-        p.view_as(view).masked_fill_(hidden.all(-1, keepdim=True), 0)
-    return p
+    if not mask.some_see_nothing or not p.shape[-1]:
+        return torch.softmax(p, -1)
+    nothing = p.amax(-1, keepdim=True) == -torch.inf
+    return torch.softmax(p, -1).masked_fill_(nothing, 0)
 
 
 def product(a: Tensor, b: Tensor, scale: float, total: Tensor | None = None) -> Tensor:
@@ -153,7 +166,7 @@ def row_blocks(matrices: int, queries: int, keys: int) -> Iterator[slice]:
     step = max(1, ROWS // max(1, matrices * keys))
     step = queries if step * 2 > queries else step
     for start in range(0, queries, step):
-        yield slice(start, start + step)
+        yield slice(start, min(start + step, queries))
 
 
 def shape_of(group: Group, part: Tensor, x: Tensor) -> tuple[int, int, int]:
@@ -174,13 +187,13 @@ def exact(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, call: Call) -> None:
     """Write softmax(scale q k^T + bias) v to `out`; all `[B, N, H, D]`."""
     order = window_order(call.window, q.device) if call.window else None
-    away = None if order is None else strangers(call.window, order)
+    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_k, part_v = (
             exact(group.read(x, tokens)) for x, tokens in ((q, group.queries), (k, group.keys), (v, group.keys))
         )
         queries, keys = part_q.shape[1], part_k.shape[1]
-        mask = mask_of(group, queries, keys, call, away, q.device)
+        mask = mask_of(group, call, side)
         shape = shape_of(group, part_q, q)
         results = [
             torch.bmm(probabilities(part_q, part_k, shape, mask, rows, call.scale), part_v)
@@ -194,12 +207,12 @@ def attend_backward(
 ) -> None:
     """Write the gradients of q, k and v to `targets`, and add that of the bias to `d_bias` unless it is empty."""
     order = window_order(call.window, q.device) if call.window else None
-    away = None if order is None else strangers(call.window, order)
+    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_grad = (exact(group.read(x, group.queries)) for x in (q, grad))
         part_k, part_v = (exact(group.read(x, group.keys)) for x in (k, v))
         queries, keys, shape = part_q.shape[1], part_k.shape[1], shape_of(group, part_q, q)
-        mask = mask_of(group, queries, keys, call, away, q.device)
+        mask = mask_of(group, call, side)
         d_q: list[Tensor] = []
         d_k = d_v = None
         for rows in row_blocks(len(part_q), queries, keys):

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 
 from mmssl_kernels.attention.problem import Problem
+from mmssl_kernels.frame.dispatch import family
 from mmssl_kernels.tables import WIDEST_HEAD
 
 Implementation = Literal["triton", "blocks", "cudnn", "flash", "efficient", "xformers"]
@@ -44,6 +45,10 @@ CHOICES: dict[tuple[str, int], Rows] = {
     ("sm_90", 32): _EFFICIENT,
     ("sm_100", 32): _EFFICIENT,
     ("gfx942", 32): _EFFICIENT,
+    ("older", 16): _EFFICIENT,
+    ("older", 32): _EFFICIENT,
+    ("other", 16): ((None, ("blocks",)),),
+    ("other", 32): ((None, ("blocks",)),),
 }
 SDPA: tuple[Implementation, ...] = ("cudnn", "flash", "efficient")
 
@@ -98,8 +103,10 @@ def obstacle(name: Implementation, problem: Problem) -> str:
         return "the bias gets no gradient"
     if problem.causal + problem.padding + problem.bias > 1:
         return "it would need a mask of every query and key"
-    if problem.causal and problem.queries != problem.keys:
-        return "causal, with as many keys as queries only"
+    if problem.causal and (problem.queries != problem.keys or not problem.positive):
+        return "causal with as many keys as queries and a positive scale only"
+    if problem.exact_bias:
+        return "it would round the bias to the queries' dtype"
     if not problem.queries or not problem.keys:
         return "nothing to attend to"
     return "" if problem.family == "cpu" else _sdpa_obstacle(name, problem)
@@ -110,22 +117,24 @@ def _sdpa_obstacle(name: Implementation, problem: Problem) -> str:
     if problem.gradient and problem.deterministic and name != "flash":
         return "its backward is not deterministic"
     if name == "efficient":
-        return "" if problem.dtype != torch.float64 else "no float64"
+        step = 8 if problem.half else 4
+        fits = problem.dtype != torch.float64 and problem.head_dim % step == 0
+        return "" if fits else f"heads of {step}, {2 * step}, ..., no float64"
     if not problem.half:
         return "float16 and bfloat16 only"
-    if name == "flash" and (problem.padding or problem.bias):
+    if problem.padding or problem.bias:  # cuDNN has given NaN gradients with one: pytorch issue 196678
         return "no mask"
-    widest = 128 if name == "cudnn" else 256
+    if name == "cudnn" and min(problem.queries, problem.keys) < 2:
+        return "two queries and keys at least"
+    widest = 128 if name == "cudnn" else 192  # beyond, flash trains on some chips only
     return "" if problem.head_dim % 8 == 0 and problem.head_dim <= widest else f"heads of 8, 16, ... {widest}"
 
 
 def _xformers_obstacle(problem: Problem) -> str:
-    if problem.family == "cpu":
-        return "it needs a GPU"
     if not has_xformers():
         return "not installed, or not for this torch"
-    if not problem.packed or problem.bias or problem.causal:
-        return "taken for packed sequences alone, without bias"
+    if not problem.packed or problem.causal:
+        return "taken for packed sequences alone, not causal"
     if torch.compiler.is_compiling():
         return "it does not compile"
     if problem.gradient and problem.deterministic:
@@ -159,6 +168,14 @@ def explain(problem: Problem) -> Explanation:
     reasons = tuple((name, obstacle(name, problem)) for name in names[: names.index(chosen)])
     ours = chosen in ("triton", "blocks") or problem.family == "cpu"
     return Explanation(chosen, row, reasons, ours or (chosen == "flash" and problem.deterministic))
+
+
+def place_of(device: torch.device) -> str:
+    """The rows of the table that serve a device."""
+    if device.type == "cuda":
+        recent = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        return family(device) if recent else "older"
+    return "cpu" if device.type == "cpu" else "other"
 
 
 def forced() -> bool:

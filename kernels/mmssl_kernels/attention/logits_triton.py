@@ -19,14 +19,18 @@ def sample_of(offsets, s, PARTS: tl.constexpr):
 
 
 @triton.jit
-def extent(offsets, s, size):
-    """First token and length of sequence s, whose offsets are given where sequences are packed."""
+def extent(offsets, s, size, tokens):
+    """First token and length of sequence s, whose offsets are given where sequences are packed.
+
+    Offsets that nobody checked are kept within the tokens there are, and a length within the longest stated.
+    """
     if offsets is None:
         first = 0
         count = size
     else:
-        first = tl.load(offsets + s).to(tl.int64)
-        count = (tl.load(offsets + s + 1) - first).to(tl.int32)
+        first = tl.minimum(tl.maximum(tl.load(offsets + s).to(tl.int64), 0), tokens)
+        stop = tl.minimum(tl.load(offsets + s + 1).to(tl.int64), tokens)
+        count = tl.minimum(tl.maximum(stop - first, 0), size).to(tl.int32)
     return first, count
 
 
@@ -82,7 +86,7 @@ def logits_of(
     x = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     if bias is not None:
         inside = (i < count_q)[:, None] & (j < count_k)[None, :]
-        x += LOG2E * tl.load(bias + i[:, None] * keys + j[None, :], mask=inside, other=0).to(tl.float32)
+        x += LOG2E * tl.load(bias + i[:, None].to(tl.int64) * keys + j[None, :], mask=inside, other=0).to(tl.float32)
     if MASKED:
         x = tl.where((j < count_k)[None, :], x, float("-inf"))
     if CAUSAL:

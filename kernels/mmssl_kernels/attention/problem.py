@@ -20,7 +20,9 @@ class Window:
     shift: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        for grid, size, shift in zip(self.grid, self.size, self.shift, strict=True):
+        if not len(self.grid) == len(self.size) == len(self.shift) == 2:
+            raise ValueError(f"grid {self.grid}, size {self.size} and shift {self.shift} are pairs: (rows, columns)")
+        for grid, size, shift in zip(self.grid, self.size, self.shift):
             if grid < 1 or size < 1 or grid % size or not 0 <= shift < size:
                 raise ValueError(
                     f"windows of {self.size} tokens shifted by {self.shift} do not tile a grid of {self.grid}: a size "
@@ -51,9 +53,11 @@ def window_of(numbers: list[int]) -> Window | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """family: "cpu", or that of a GPU. queries, keys: of one sequence (a window is one), the longest where they vary.
+    """family: "cpu", that of a GPU, "older" (one before sm_80) or "other" (neither). queries, keys: of one sequence (a
+    window is one), the longest where they vary.
 
-    triton: whether the kernels can run, `forced` where nothing else may. gradient: of any input.
+    triton: whether the kernels can run, `forced` where nothing else may. gradient: of any input. exact_bias: its
+    dtype is not the queries'. positive: the scale is.
     """
 
     family: str
@@ -67,6 +71,8 @@ class Problem:
     windowed: bool = False
     bias: bool = False
     bias_gradient: bool = False
+    exact_bias: bool = False
+    positive: bool = True
     gradient: bool = True
     deterministic: bool = False
     triton: bool = True

@@ -32,7 +32,7 @@ def sdpa(
     mask = None if bias is None else bias.to(q.dtype)[None]
     if key_padding is not None:
         mask = ~key_padding[:, None, None]
-    q, k, v = (adjacent(each).transpose(1, 2) for each in (q, k, v))
+    q, k, v = (aligned(each).transpose(1, 2) for each in (q, k, v))
     with sdpa_kernel(BACKENDS[name]):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return out.transpose(1, 2)
@@ -56,11 +56,19 @@ def adjacent(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def aligned(x: Tensor) -> Tensor:
+    """On a GPU every head begins at a multiple of 16 bytes, too, which torch's kernels insist on."""
+    starts = (x.storage_offset(), *x.stride()[:-1])
+    return adjacent(x) if not x.is_cuda or all(n * x.element_size() % 16 == 0 for n in starts) else x.clone()
+
+
 _known: Any = WeakTensorKeyDictionary()
 
 
 def lengths(offsets: Tensor) -> list[int]:
     """On the host, where xformers wants them: fetched once for a tensor of offsets, which all layers share."""
+    if offsets.is_inference():  # whether it changes in place is not kept for these
+        return offsets.diff().tolist()
     version, found = _known.get(offsets, (None, []))
     if version != offsets._version:
         found = offsets.diff().tolist()
