@@ -356,14 +356,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="fp32 on a CPU, bf16 and fp32 on a GPU")
-    parser.add_argument("--rounds", type=int, help="at most, as the budget allows: 9 on a CPU, 50 on a GPU")
-    parser.add_argument("--budget", type=float, default=12, help="seconds of timing a case")
+    parser.add_argument("--rounds", type=int, help="at most, as the budget allows: 25 on a CPU, 50 on a GPU")
+    parser.add_argument("--budget", type=float, default=10, help="seconds of timing a case")
     parser.add_argument("--batch-share", type=float, help="of each batch: 1/8 on a CPU, 1 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device, on_gpu = torch.device(options.device), options.device.startswith("cuda")
-    rounds, share = options.rounds or (50 if on_gpu else 9), options.batch_share or (1 if on_gpu else 1 / 8)
+    rounds, share = options.rounds or (50 if on_gpu else 25), options.batch_share or (1 if on_gpu else 1 / 8)
     content: dict[str, list[dict[str, Any]]] = {"rows": [], "goals": [], "ceilings": [], "left_out": []}
     failed = []
     for dtype in options.dtypes or (["bf16", "fp32"] if on_gpu else ["fp32"]):
