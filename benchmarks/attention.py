@@ -3,7 +3,7 @@
     python -m benchmarks.attention                                          # fp32 on a CPU, bf16 and fp32 on a GPU
     python -m benchmarks.attention --cases clip-text --batch-share 0.02     # a quick look
 
-A CPU gets an eighth of each batch. All sides of self-attention read one tensor `[B, N, 3, H, D]`, as a ViT's block
+A CPU gets a quarter of each batch. All sides of self-attention read one tensor `[B, N, 3, H, D]`, as a ViT's block
 makes it, leave one gradient and give `[B, N, H D]`; what the peers' views of it cost is part of their time, masks are
 made before. Swin's authors roll and partition the block's input, a third of what queries, keys and values are:
 "partition" does it with all three, and the side that calls itself no peer is given windows and leaves them so. "padded
@@ -358,12 +358,12 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="fp32 on a CPU, bf16 and fp32 on a GPU")
     parser.add_argument("--rounds", type=int, help="at most, as the budget allows: 25 on a CPU, 50 on a GPU")
     parser.add_argument("--budget", type=float, default=10, help="seconds of timing a case")
-    parser.add_argument("--batch-share", type=float, help="of each batch: 1/8 on a CPU, 1 on a GPU")
+    parser.add_argument("--batch-share", type=float, help="of each batch: 1/4 on a CPU, 1 on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device, on_gpu = torch.device(options.device), options.device.startswith("cuda")
-    rounds, share = options.rounds or (50 if on_gpu else 25), options.batch_share or (1 if on_gpu else 1 / 8)
+    rounds, share = options.rounds or (50 if on_gpu else 25), options.batch_share or (1 if on_gpu else 1 / 4)
     content: dict[str, list[dict[str, Any]]] = {"rows": [], "goals": [], "ceilings": [], "left_out": []}
     failed = []
     for dtype in options.dtypes or (["bf16", "fp32"] if on_gpu else ["fp32"]):

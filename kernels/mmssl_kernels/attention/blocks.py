@@ -6,6 +6,7 @@ matrix a sequence and head, which for windows is the only copy there is.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl_kernels.attention.problem import Window
+from mmssl_kernels.attention.problem import window_of
 
 # Logits of several sequences, and of rows of long ones, that are made at once: with the copies that backward makes, the
 # former stay in the caches of a core or two.
@@ -30,84 +31,62 @@ class Call:
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
     causal: bool
-    window: Window | None
+    window: list[int]
     scale: float
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of equal lengths; with a window, all windows of some samples."""
+    """Sequences of equal lengths. order: where each window's tokens are, one window after the other."""
 
     samples: slice
     queries: slice
     keys: slice
-    window: Window | None = None
+    order: Tensor | None = None
 
     def read(self, x: Tensor, tokens: slice) -> Tensor:
         """`[samples * heads * windows, tokens of one, head_dim]` of `[B, N, H, D]`."""
-        x = x[self.samples, tokens]
-        return x.transpose(1, 2).flatten(0, 1) if self.window is None else windows_of(x, self.window)
+        x = x[self.samples, tokens].transpose(1, 2)
+        if self.order is None:
+            return x.flatten(0, 1)
+        return x.index_select(2, self.order.flatten()).unflatten(2, self.order.shape).flatten(0, 2)
 
     def write(self, x: Tensor, tokens: slice, values: Tensor) -> None:
         """The inverse."""
-        part = x[self.samples, tokens]
-        if self.window is None:
-            part.transpose(1, 2).copy_(values.view_as(part.transpose(1, 2)))
-            return
-        tiles = values.view(tiles_shape(part, self.window))
-        for tile, place in pairs(tiles, part, self.window):
-            place.copy_(tile)
+        part = x[self.samples, tokens].transpose(1, 2)
+        values = values.view(part.shape)
+        if self.order is None or values.dtype != part.dtype:
+            part.copy_(values if self.order is None else values.index_select(2, self.inverse))
+        else:
+            torch.index_select(values, 2, self.inverse, out=part)
+
+    @functools.cached_property
+    def inverse(self) -> Tensor:
+        """Which token of the windows each token of the grid is: a gather by it is quicker than a scatter."""
+        assert self.order is not None
+        return self.order.flatten().argsort()
 
 
-def tiles_shape(x: Tensor, window: Window) -> tuple[int, ...]:
-    """`[B, H, windows along rows, and along columns, rows of one, columns of one, D]` for `[B, N, H, D]`."""
+def window_order(numbers: list[int], device: torch.device) -> Tensor:
+    """`[windows, tokens of one]`: where they are along the axis of tokens."""
+    window = window_of(numbers)
+    assert window is not None
+    grid = torch.arange(window.grid[0] * window.grid[1], device=device).view(window.grid)
+    grid = grid.roll([-shift for shift in window.shift], (0, 1))
     (height, width), (rows, columns) = window.grid, window.size
-    return x.shape[0], x.shape[2], height // rows, width // columns, rows, columns, x.shape[3]
+    tiles = grid.view(height // rows, rows, width // columns, columns).transpose(1, 2)
+    return tiles.reshape(window.count, window.tokens)
 
 
-def windows_of(x: Tensor, window: Window) -> Tensor:
-    """`[B * H * windows, tokens of one, D]` of `[B, N, H, D]`, in one copy."""
-    tiles = x.new_empty(tiles_shape(x, window))
-    for tile, place in pairs(tiles, x, window):
-        tile.copy_(place)
-    return tiles.view(-1, window.tokens, x.shape[3])
-
-
-def pairs(tiles: Tensor, x: Tensor, window: Window) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same values twice, as views of equal shape: of tiles, and of the tokens `[B, N, H, D]` they come from."""
-    grid = x.unflatten(1, window.grid)
-    for windows_r, inside_r, rows in pieces(window, 0):
-        for windows_c, inside_c, columns in pieces(window, 1):
-            tile = tiles[:, :, windows_r, windows_c, inside_r, inside_c]
-            _, _, down, across, height, width, _ = tile.shape
-            place = grid[:, rows, columns].unflatten(2, (across, width)).unflatten(1, (down, height))
-            yield tile, place.permute(0, 5, 1, 3, 2, 4, 6)
-
-
-def pieces(window: Window, axis: int) -> list[tuple[slice, slice, slice]]:
-    """(windows, what is inside of them, tokens of the grid) along an axis. A shift cuts the last window in two: its end
-    comes from the beginning of the grid.
-    """
-    length, size, shift = window.grid[axis], window.size[axis], window.shift[axis]
-    if not shift:
-        return [(slice(None), slice(None), slice(None))]
-    last = length - size + shift
-    return [
-        (slice(0, -1), slice(None), slice(shift, last)),
-        (slice(-1, None), slice(0, size - shift), slice(last, None)),
-        (slice(-1, None), slice(size - shift, None), slice(0, shift)),
-    ]
-
-
-def sides(window: Window | None, device: torch.device) -> Tensor | None:
+def sides(numbers: list[int], order: Tensor) -> Tensor | None:
     """`[windows, tokens]`: which edge of the grid each came from: those that differ do not see each other. None without
     a shift, where all came from the same.
     """
+    window = window_of(numbers)
     if window is None or window.shift == (0, 0):
         return None
-    row, column = (torch.arange(size, device=device) for size in window.grid)
-    side = (row[:, None] < window.shift[0]) * 2 + (column < window.shift[1]) * 1
-    return windows_of(side.view(1, -1, 1, 1), window)[..., 0]
+    row, column = order // window.grid[1], order % window.grid[1]
+    return (row < window.shift[0]) * 2 + (column < window.shift[1]) * 1
 
 
 def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
@@ -119,10 +98,11 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
                 yield Group(everything, slice(a, b), slice(c, d))
         return
     batch, queries, heads, _ = q.shape
-    logits = heads * queries * (k.shape[1] if call.window is None else call.window.tokens)
+    order = window_order(call.window, q.device) if call.window else None
+    logits = heads * queries * (k.shape[1] if order is None else order.shape[1])
     step = max(1, TOGETHER // max(1, logits))
     for start in range(0, batch if queries else 0, step):
-        yield Group(slice(start, start + step), everything, everything, call.window)
+        yield Group(slice(start, start + step), everything, everything, order)
 
 
 def spans(offsets: Tensor) -> list[tuple[int, int]]:
@@ -215,7 +195,8 @@ def exact(x: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, call: Call) -> None:
     """Write softmax(scale q k^T + bias) v to `out`; all `[B, N, H, D]`."""
-    side = sides(call.window, q.device)
+    order = window_order(call.window, q.device) if call.window else None
+    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_k, part_v = (
             exact(group.read(x, tokens)) for x, tokens in ((q, group.queries), (k, group.keys), (v, group.keys))
@@ -234,7 +215,8 @@ def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, targets: tuple[Tensor, Tensor, Tensor], d_bias: Tensor, call: Call
 ) -> None:
     """Write the gradients of q, k and v to `targets`, and add that of the bias to `d_bias` unless it is empty."""
-    side = sides(call.window, q.device)
+    order = window_order(call.window, q.device) if call.window else None
+    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_grad = (exact(group.read(x, group.queries)) for x in (q, grad))
         part_k, part_v = (exact(group.read(x, group.keys)) for x in (k, v))
