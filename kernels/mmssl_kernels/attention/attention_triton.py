@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def attention_kernel(
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """TAIL: the keys' last tile is so wide and those before it are whole; -1 where no tile is known to be."""
+    """TAIL: the keys' last tile is so wide and those before it are whole; -1 where none is known to be."""
     s = tl.program_id(0) // H
     h = (tl.program_id(0) % H).to(tl.int64)
     sample = sample_of(cu_q, s, PARTS)
@@ -90,10 +89,8 @@ def attention_kernel(
 
 
 def configured(name: str, q: Tensor, longest: int) -> Config:
-    """The row of the table for these operands, its blocks no larger than a sequence."""
-    wide = max(16, triton.next_power_of_2(q.shape[-1]))
-    config = choose(f"{name}_{64 if wide <= 64 else WIDEST_HEAD}", q.device, longest)
-    return Config({**config.blocks, "BLOCK_D": wide}, config.warps, config.stages)
+    """The row of the table for these operands."""
+    return choose(f"{name}_{64 if q.shape[-1] <= 64 else WIDEST_HEAD}", q.device, longest)
 
 
 def tail(width: int, keys: int, known: bool) -> int:
@@ -145,6 +142,7 @@ def common(
         "H": q.shape[2],
         "PARTS": parts,
         "D": q.shape[3],
+        "BLOCK_D": max(16, triton.next_power_of_2(q.shape[3])),
         "CAUSAL": causal,
         "WINDOW": None if local is None else tuple(window),
         "PRECISION": precision(q.dtype),
@@ -174,10 +172,9 @@ def attention(
     q, k, v = readable(*op.parts(q, k, v, packed))
     count, arguments = common(q, k, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     config = configured("attention", q, max(max_q, max_k))
-    blocks: Mapping[str, int] = config.blocks
     launch(
         attention_kernel,
-        (count * q.shape[2], triton.cdiv(max_q, blocks["BLOCK_M"])),
+        (count * q.shape[2], triton.cdiv(max_q, config.blocks["BLOCK_M"])),
         config,
         q=q,
         k=k,
@@ -188,6 +185,6 @@ def attention(
         **arguments,
         queries=max_q,
         keys=max_k,
-        TAIL=tail(blocks["BLOCK_N"], max_k, not packed and not causal),
+        TAIL=tail(config.blocks["BLOCK_N"], max_k, not packed and not causal),
     )
     return out, sums

@@ -73,14 +73,16 @@ def source(launch: Launch) -> ASTSource:
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
-        signature[parameter.name] = POINTERS[value.dtype] if isinstance(value, Tensor) else integer(value)
-        if isinstance(value, Tensor) or value % 16 == 0:
+        signature[parameter.name] = POINTERS[value.dtype] if isinstance(value, Tensor) else number(value)
+        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def integer(value: int) -> str:
-    """The type Triton gives an integer argument."""
+def number(value: int | float) -> str:
+    """The type Triton gives an argument that is a number."""
+    if isinstance(value, float):
+        return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
