@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -58,8 +59,13 @@ def adjacent(x: Tensor) -> Tensor:
 
 def aligned(x: Tensor) -> Tensor:
     """On a GPU every head begins at a multiple of 16 bytes, too, which torch's kernels insist on."""
+    x = adjacent(x)
+    if (
+        not x.is_cuda or torch.compiler.is_compiling()
+    ):  # the compiler sees to that itself, and has no offsets to ask for
+        return x
     starts = (x.storage_offset(), *x.stride()[:-1])
-    return adjacent(x) if not x.is_cuda or all(n * x.element_size() % 16 == 0 for n in starts) else x.clone()
+    return x if all(n * x.element_size() % 16 == 0 for n in starts) else x.clone(memory_format=torch.contiguous_format)
 
 
 _known: Any = WeakTensorKeyDictionary()
