@@ -8,10 +8,15 @@ export PYTHONPATH := .:kernels
 demo: .venv/ready
 	$(BIN)/mmssl demo
 
+# The kernel tests run a second time on the Triton code, in its interpreter, beside the others: one core is enough for them.
 test: lint types
-	$(BIN)/python -m pytest
-	@echo "The same kernel tests on the Triton code, in its interpreter:"
-	TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels
+	@interpreted=$$(mktemp); \
+	TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/kernels > $$interpreted 2>&1 & \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest; plain=$$?; \
+	wait $$!; triton=$$?; \
+	echo "The kernel tests on the Triton code, in its interpreter:"; cat $$interpreted; rm $$interpreted; \
+	exit $$((plain | triton))
 
 lint: .venv/ready
 	$(BIN)/ruff check .

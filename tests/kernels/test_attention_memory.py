@@ -1,4 +1,4 @@
-"""Attention without the matrix of its logits. Not in the interpreter, which copies all storages as bytes."""
+"""Attention without the matrix of its logits."""
 
 import pytest
 import torch
