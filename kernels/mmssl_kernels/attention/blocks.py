@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl_kernels.attention.problem import window_of
+from mmssl_kernels.attention.problem import Window
 
 # Logits of several sequences, and of rows of long ones, that are made at once: with the copies that backward makes, the
 # former stay in the caches of a core or two.
@@ -24,25 +24,60 @@ ROWS = 2**20
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call beside queries, keys and values."""
+    """The arguments of one call beside queries, keys and values, and what all its blocks share of them, made once."""
 
     key_padding: Tensor | None
     bias: Tensor | None
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
     causal: bool
-    window: list[int]
+    window: Window | None
     scale: float
+    device: torch.device
+
+    @functools.cached_property
+    def order(self) -> Tensor | None:
+        """`[windows, tokens of one]`: where they are along the axis of tokens."""
+        if self.window is None:
+            return None
+        (height, width), (rows, columns) = self.window.grid, self.window.size
+        grid = torch.arange(height * width, device=self.device).view(height, width)
+        grid = grid.roll([-shift for shift in self.window.shift], (0, 1))
+        tiles = grid.view(height // rows, rows, width // columns, columns).transpose(1, 2)
+        return tiles.reshape(self.window.count, self.window.tokens)
+
+    @functools.cached_property
+    def inverse(self) -> Tensor | None:
+        """Which token of the windows each token of the grid is: a gather by it is quicker than a scatter."""
+        return None if self.order is None else self.order.flatten().argsort()
+
+    @functools.cached_property
+    def side(self) -> Tensor | None:
+        """`[windows, tokens]`: which edge of the grid each came from: those that differ do not see each other. None
+        without a shift, where all came from the same.
+        """
+        if self.window is None or self.order is None or self.window.shift == (0, 0):
+            return None
+        row, column = self.order // self.window.grid[1], self.order % self.window.grid[1]
+        return (row < self.window.shift[0]) * 2 + (column < self.window.shift[1]) * 1
+
+    @functools.cached_property
+    def some_see_nothing(self) -> bool:
+        """Whether there may be rows whose keys are all hidden, or whose biases are all -inf."""
+        if self.key_padding is not None or self.bias is None:
+            return self.key_padding is not None
+        return self.bias.is_cuda or bool((self.bias == -torch.inf).any())  # looking is free on a CPU alone
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of equal lengths. order: where each window's tokens are, one window after the other."""
+    """Sequences of equal lengths. order, inverse: those of the call, where sequences are windows."""
 
     samples: slice
     queries: slice
     keys: slice
     order: Tensor | None = None
+    inverse: Tensor | None = None
 
     def read(self, x: Tensor, tokens: slice) -> Tensor:
         """`[samples * heads * windows, tokens of one, head_dim]` of `[B, N, H, D]`."""
@@ -55,38 +90,10 @@ class Group:
         """The inverse."""
         part = x[self.samples, tokens].transpose(1, 2)
         values = values.view(part.shape)
-        if self.order is None or values.dtype != part.dtype:
-            part.copy_(values if self.order is None else values.index_select(2, self.inverse))
+        if self.inverse is None or values.dtype != part.dtype:
+            part.copy_(values if self.inverse is None else values.index_select(2, self.inverse))
         else:
             torch.index_select(values, 2, self.inverse, out=part)
-
-    @functools.cached_property
-    def inverse(self) -> Tensor:
-        """Which token of the windows each token of the grid is: a gather by it is quicker than a scatter."""
-        assert self.order is not None
-        return self.order.flatten().argsort()
-
-
-def window_order(numbers: list[int], device: torch.device) -> Tensor:
-    """`[windows, tokens of one]`: where they are along the axis of tokens."""
-    window = window_of(numbers)
-    assert window is not None
-    grid = torch.arange(window.grid[0] * window.grid[1], device=device).view(window.grid)
-    grid = grid.roll([-shift for shift in window.shift], (0, 1))
-    (height, width), (rows, columns) = window.grid, window.size
-    tiles = grid.view(height // rows, rows, width // columns, columns).transpose(1, 2)
-    return tiles.reshape(window.count, window.tokens)
-
-
-def sides(numbers: list[int], order: Tensor) -> Tensor | None:
-    """`[windows, tokens]`: which edge of the grid each came from: those that differ do not see each other. None without
-    a shift, where all came from the same.
-    """
-    window = window_of(numbers)
-    if window is None or window.shift == (0, 0):
-        return None
-    row, column = order // window.grid[1], order % window.grid[1]
-    return (row < window.shift[0]) * 2 + (column < window.shift[1]) * 1
 
 
 def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
@@ -98,11 +105,10 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
                 yield Group(everything, slice(a, b), slice(c, d))
         return
     batch, queries, heads, _ = q.shape
-    order = window_order(call.window, q.device) if call.window else None
-    logits = heads * queries * (k.shape[1] if order is None else order.shape[1])
+    logits = heads * queries * (k.shape[1] if call.window is None else call.window.tokens)
     step = max(1, TOGETHER // max(1, logits))
     for start in range(0, batch if queries else 0, step):
-        yield Group(slice(start, start + step), everything, everything, order)
+        yield Group(slice(start, start + step), everything, everything, call.order, call.inverse)
 
 
 def spans(offsets: Tensor) -> list[tuple[int, int]]:
@@ -113,10 +119,7 @@ def spans(offsets: Tensor) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Mask:
-    """What a group's logits get before their softmax; all broadcast to [samples, heads, windows, queries, keys].
-
-    some_see_nothing: there may be rows whose keys are all hidden, or whose biases are all -inf.
-    """
+    """What a group's logits get before their softmax; all broadcast to [samples, heads, windows, queries, keys]."""
 
     bias: Tensor | None
     padding: Tensor | None
@@ -136,13 +139,11 @@ class Mask:
         return found
 
 
-def mask_of(group: Group, call: Call, side: Tensor | None) -> Mask:
+def mask_of(group: Group, call: Call) -> Mask:
     """Biases and hidden pairs of a group."""
     padding = None if call.key_padding is None else call.key_padding[group.samples][:, None, None, None]
-    bias, blind = call.bias, padding is not None
-    if bias is not None and not blind:
-        blind = bias.is_cuda or bool((bias == -torch.inf).any())  # looking is free on a CPU alone
-    return Mask(None if bias is None else bias[:, None], padding, side, call.causal, blind)
+    bias = None if call.bias is None else call.bias[:, None]
+    return Mask(bias, padding, call.side, call.causal, call.some_see_nothing)
 
 
 def probabilities(q: Tensor, k: Tensor, shape: tuple[int, ...], mask: Mask, rows: slice, scale: float) -> Tensor:
@@ -195,14 +196,12 @@ def exact(x: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, call: Call) -> None:
     """Write softmax(scale q k^T + bias) v to `out`; all `[B, N, H, D]`."""
-    order = window_order(call.window, q.device) if call.window else None
-    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_k, part_v = (
             exact(group.read(x, tokens)) for x, tokens in ((q, group.queries), (k, group.keys), (v, group.keys))
         )
         queries, keys = part_q.shape[1], part_k.shape[1]
-        mask = mask_of(group, call, side)
+        mask = mask_of(group, call)
         shape = shape_of(group, part_q, q)
         results = [
             torch.bmm(probabilities(part_q, part_k, shape, mask, rows, call.scale), part_v)
@@ -215,13 +214,11 @@ def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, targets: tuple[Tensor, Tensor, Tensor], d_bias: Tensor, call: Call
 ) -> None:
     """Write the gradients of q, k and v to `targets`, and add that of the bias to `d_bias` unless it is empty."""
-    order = window_order(call.window, q.device) if call.window else None
-    side = None if order is None else sides(call.window, order)
     for group in groups(q, k, call):
         part_q, part_grad = (exact(group.read(x, group.queries)) for x in (q, grad))
         part_k, part_v = (exact(group.read(x, group.keys)) for x in (k, v))
         queries, keys, shape = part_q.shape[1], part_k.shape[1], shape_of(group, part_q, q)
-        mask = mask_of(group, call, side)
+        mask = mask_of(group, call)
         d_q: list[Tensor] = []
         d_k = d_v = None
         for rows in row_blocks(len(part_q), queries, keys):

@@ -85,8 +85,6 @@ def obstacle(name: Implementation, problem: Problem) -> str:
     """Why a candidate cannot compute this, or nothing."""
     if name == "blocks":
         return ""
-    if problem.forced and name != "triton":
-        return "MMSSL_KERNELS=triton"
     if name == "triton":
         if not problem.triton:
             return "Triton does not run here"
@@ -154,11 +152,8 @@ def candidates(problem: Problem) -> tuple[str, tuple[Implementation, ...]]:
 
 
 def choose(problem: Problem) -> Implementation:
-    """The first candidate that can."""
-    for name in candidates(problem)[1]:
-        if not obstacle(name, problem):
-            return name
-    return "blocks"
+    """The first candidate that can: the last one, "blocks", always can."""
+    return next(name for name in candidates(problem)[1] if not obstacle(name, problem))
 
 
 def explain(problem: Problem) -> Explanation:

@@ -35,6 +35,15 @@ def extent(offsets, s, size, tokens):
 
 
 @triton.jit
+def cell(i, part, WINDOW: tl.constexpr):
+    """Row and column of tokens i of a window, shifted; past the grid's end they go on at its beginning."""
+    across: tl.constexpr = WINDOW[1] // WINDOW[3]
+    row = part // across * WINDOW[2] + i // WINDOW[3]
+    column = part % across * WINDOW[3] + i % WINDOW[3]
+    return row + WINDOW[4], column + WINDOW[5]
+
+
+@triton.jit
 def places(i, part, first, WINDOW: tl.constexpr):
     """Where tokens i of a sequence are along the axis of tokens. part: the window's number.
 
@@ -43,20 +52,16 @@ def places(i, part, first, WINDOW: tl.constexpr):
     if WINDOW is None:
         at = first + i
     else:
-        across: tl.constexpr = WINDOW[1] // WINDOW[3]
-        row = part // across * WINDOW[2] + i // WINDOW[3]
-        column = part % across * WINDOW[3] + i % WINDOW[3]
-        at = (row + WINDOW[4]) % WINDOW[0] * WINDOW[1] + (column + WINDOW[5]) % WINDOW[1]
+        row, column = cell(i, part, WINDOW)
+        at = row % WINDOW[0] * WINDOW[1] + column % WINDOW[1]
     return at.to(tl.int64)
 
 
 @triton.jit
 def side(i, part, WINDOW: tl.constexpr):
     """Which edge of the grid a shifted window's tokens came from: those that differ do not see each other."""
-    across: tl.constexpr = WINDOW[1] // WINDOW[3]
-    row = part // across * WINDOW[2] + i // WINDOW[3]
-    column = part % across * WINDOW[3] + i % WINDOW[3]
-    return (row + WINDOW[4] >= WINDOW[0]) * 2 + (column + WINDOW[5] >= WINDOW[1]) * 1
+    row, column = cell(i, part, WINDOW)
+    return (row >= WINDOW[0]) * 2 + (column >= WINDOW[1]) * 1
 
 
 @triton.jit

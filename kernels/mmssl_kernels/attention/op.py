@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl_kernels.attention import blocks
+from mmssl_kernels.attention.problem import window_of
 from mmssl_kernels.frame import op
 from mmssl_kernels.frame.dispatch import backend, values_are_checked
 from mmssl_kernels.tables import WIDEST_HEAD, one_tile
@@ -81,7 +82,7 @@ def attention(
     """The PyTorch path: the result, and no statistics."""
     out, sums = outputs(q, k, max(max_q, max_k), triton=False)
     packed = cu_seqlens_q is not None
-    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window_of(window), scale, q.device)
     blocks.attend(*parts(q, k, v, packed), out[None] if packed else out, call)
     return out, sums
 
@@ -110,7 +111,7 @@ def attention_backward(
     if packed or not max_q:
         for each in gradients[:3]:  # keys without queries
             each.zero_()
-    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
+    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window_of(window), scale, q.device)
     blocks.attend_backward(
         grad[None] if packed else grad, *parts(q, k, v, packed), targets(gradients, k, packed), gradients[3], call
     )

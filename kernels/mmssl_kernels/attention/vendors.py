@@ -30,7 +30,7 @@ def sdpa(
     scale: float,
 ) -> Tensor:
     """`[B, N, H, D]` of the same layout. With one backend allowed torch raises where it would take the math path."""
-    mask = None if bias is None else bias.to(q.dtype)[None]
+    mask = None if bias is None else bias[None]
     if key_padding is not None:
         mask = ~key_padding[:, None, None]
     q, k, v = (aligned(each).transpose(1, 2) for each in (q, k, v))
@@ -60,9 +60,8 @@ def adjacent(x: Tensor) -> Tensor:
 def aligned(x: Tensor) -> Tensor:
     """On a GPU every head begins at a multiple of 16 bytes, too, which torch's kernels insist on."""
     x = adjacent(x)
-    if (
-        not x.is_cuda or torch.compiler.is_compiling()
-    ):  # the compiler sees to that itself, and has no offsets to ask for
+    # the compiler sees to that itself, and has no offsets to ask for
+    if not x.is_cuda or torch.compiler.is_compiling():
         return x
     starts = (x.storage_offset(), *x.stride()[:-1])
     return x if all(n * x.element_size() % 16 == 0 for n in starts) else x.clone(memory_format=torch.contiguous_format)
