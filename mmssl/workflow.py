@@ -149,7 +149,7 @@ def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[di
     batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger))
     for name, reason in ledger.skipped:
         print(f"held-out sample skipped: {name} {reason}")
-    ledger.judge(ceiling, final=True)
+    ledger.judge(ceiling, len(chosen))
     return batches
 
 
