@@ -42,6 +42,7 @@ from mmssl.evaluation import (
     label_budgets,
     mask_table,
     pck,
+    penalties,
     table,
 )
 from mmssl.evaluation import evaluate as measure
@@ -151,7 +152,7 @@ def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> Non
     train, test = (features_of(encoder, part, reading, where) for part in (train_source, test_source))
     assert train.labels is not None
     rows = measure(train, test, label_budgets(train.labels), representation=model.name)
-    print(table(rows))
+    print(f"{table(rows)}\n{penalties(rows)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))

@@ -71,12 +71,67 @@ def test_classes_missing_from_a_small_budget_are_never_predicted_and_ids_are_kep
     assert torch.equal(answers[seen], ids[seen])
 
 
-def test_the_penalty_is_strongest_on_noise_and_follows_the_held_out_fifth():
+def weak(n: int, seed: int, faint: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight classes whose only signal is faint and lies where features hardly vary: the difference of two columns."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 8
+    shared = torch.randn(n, 40, generator=generator)
+    angle = labels * torch.pi / 4
+    signal = torch.stack([angle.cos(), angle.sin()], dim=1).repeat(1, 20)
+    difference = 0.02 * torch.randn(n, 40, generator=generator) + 0.004 * faint * signal
+    return torch.cat([shared, shared + difference], dim=1), labels
+
+
+@pytest.mark.parametrize("kind", ["weak", "weaker", "wide"])
+@pytest.mark.parametrize("l2", [None, 1e-2, 1e-7])
+def test_accuracy_is_scikit_learns_at_the_same_penalty(kind, l2):
+    """On weak signals as on strong ones, with more features than samples as with fewer: 0.5 % of 2000 answers."""
+    from sklearn.linear_model import LogisticRegression
+
+    (features, labels), (test, expected) = {
+        "weak": (weak(400, 0), weak(2000, 1)),
+        "weaker": (weak(400, 0, faint=0.3), weak(2000, 1, faint=0.3)),
+        "wide": (blobs(400, 8, 300, spread=6.0), blobs(2000, 8, 300, spread=6.0, seed=1)),
+    }[kind]
+    probe = linear_probe(features, labels, **({} if l2 is None else {"l2_grid": [l2]}))
+    standard, standard_test = (((x - probe.mean) / probe.deviation).double().numpy() for x in (features, test))
+    reference = LogisticRegression(C=1 / (probe.l2 * len(labels)), tol=1e-10, max_iter=20_000)
+    wanted = torch.tensor(reference.fit(standard, labels.numpy()).predict(standard_test))
+    accuracy, theirs = ((found == expected).double().mean().item() for found in (probe.predict(test), wanted))
+    assert accuracy == pytest.approx(theirs, abs=0.005)
+
+
+def test_a_faint_signal_is_not_taken_for_chance():
+    """Held-out cross-entropy is least at the strongest penalty here, where accuracy is near chance."""
+    features, labels = weak(1500, 0)
+    test, expected = weak(2000, 1)
+    accuracies = {
+        l2: (linear_probe(features, labels, l2_grid=[l2]).predict(test) == expected).double().mean().item()
+        for l2 in (*L2_GRID, 1e-6, 1e-7)
+    }
+    taken = linear_probe(features, labels)
+    accuracy = (taken.predict(test) == expected).double().mean().item()
+    assert accuracies[1e1] < 0.2
+    assert accuracy > max(accuracies.values()) - 0.015
+
+
+def test_the_search_goes_below_the_grid_while_that_helps_and_says_when_it_ended_at_an_edge():
+    features, labels = weak(1500, 0)
+    found = linear_probe(features, labels, l2_grid=[1e-3, 1e-4])
+    assert found.l2 < 1e-4 and not found.at_edge
     noise = torch.randn(100, 80, generator=torch.Generator().manual_seed(0))
-    assert linear_probe(noise, torch.arange(100) % 4).l2 == max(L2_GRID)
+    assert linear_probe(noise, torch.arange(100) % 4, l2_grid=[1e3, 1e2]).at_edge
     features, labels = blobs(400, 4, 8, spread=0.05)
-    assert linear_probe(features, labels).l2 == min(L2_GRID)
-    assert linear_probe(features, labels, l2_grid=[0.5]).l2 == 0.5
+    given = linear_probe(features, labels, l2_grid=[0.5])
+    assert (given.l2, given.at_edge) == (0.5, False)
+
+
+def test_one_sample_a_class_is_too_few_to_choose_a_penalty_by():
+    features, labels = blobs(9, 8, 30, spread=0.5)
+    test, expected = blobs(400, 8, 30, spread=0.5, seed=1)
+    probe = linear_probe(features, labels)
+    assert (probe.l2, probe.at_edge) == (1e-2, False)
+    assert (probe.predict(test) == expected).double().mean() > 0.9
 
 
 def test_repeats_to_the_bit_and_runs_inside_no_grad():

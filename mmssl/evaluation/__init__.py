@@ -18,7 +18,7 @@ from mmssl.evaluation.propagation import (
     propagate_masks,
     propagate_points,
 )
-from mmssl.evaluation.protocol import Row, evaluate, label_budgets, pivot, table
+from mmssl.evaluation.protocol import Row, evaluate, label_budgets, penalties, pivot, table
 from mmssl.evaluation.tracking_scores import (
     MaskMeans,
     MaskRow,
@@ -58,6 +58,7 @@ __all__ = [
     "mask_table",
     "patch_features",
     "pck",
+    "penalties",
     "pivot",
     "pixels",
     "point_row",

@@ -23,6 +23,8 @@ class Row:
     """One measurement of a probe ("kNN" or "linear") on a representation that shows `n_train` labels.
 
     `accuracy` is top-1 in 0-1: the mean, with `deviation` the standard deviation, over `draws` choices of the labels.
+    `l2` are the penalties that the linear probe took, one a draw, and `at_edge` says whether any was the largest or the
+    smallest it tried.
     """
 
     representation: str
@@ -32,6 +34,8 @@ class Row:
     deviation: float | None
     draws: int
     n_train: int
+    l2: Sequence[float] = ()
+    at_edge: bool = False
 
     def __str__(self) -> str:
         """The accuracy in %, with its deviation where there are several draws: "77.4 ± 0.6"."""
@@ -99,22 +103,26 @@ def evaluate(
             f"{tuple(test.features.shape)}; extract both with the same encoder."
         )
 
-    def predictions(probe: str, chosen: Int64[Tensor, " chosen"]) -> Int64[Tensor, " tests"]:
-        if probe == "kNN":
-            return knn(train.features[chosen], labels[chosen], test.features)
-        return linear_probe(train.features[chosen], labels[chosen], seed=seed).predict(test.features)
-
     rows = []
     for probe in ("kNN", "linear"):
         for budget, draws in budgets.items():
             if progress is not None:
                 progress(f"{representation}: {probe}, {budget}")
-            right = torch.stack([predictions(probe, chosen) == answers for chosen in draws])
-            accuracies = right.double().mean(dim=1)
-            deviation = accuracies.std().item() if len(draws) > 1 else None
-            rows.append(
-                Row(representation, probe, budget, accuracies.mean().item(), deviation, len(draws), draws.shape[1])
-            )
+            right, taken, at_edge = [], [], False
+            for chosen in draws:
+                shown, known = train.features[chosen], labels[chosen]
+                if probe == "kNN":
+                    predicted = knn(shown, known, test.features)
+                else:
+                    fitted = linear_probe(shown, known, seed=seed)
+                    predicted = fitted.predict(test.features)
+                    taken.append(fitted.l2)
+                    at_edge |= fitted.at_edge
+                right.append(predicted == answers)
+            accuracies = torch.stack(right).double().mean(dim=1)
+            mean, deviation = accuracies.mean().item(), accuracies.std().item() if len(draws) > 1 else None
+            count, n_train = len(draws), draws.shape[1]
+            rows.append(Row(representation, probe, budget, mean, deviation, count, n_train, taken, at_edge))
     return rows
 
 
@@ -141,3 +149,15 @@ def table(rows: Sequence[Row]) -> str:
         *([name.replace("|", "\\|"), *(str(row) if row else "" for row in cells)] for name, cells in body.items()),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def penalties(rows: Sequence[Row]) -> str:
+    """Which penalties the linear probes took, a line a representation, with a warning where one lies at an edge."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        if row.l2:
+            least, most = min(row.l2), max(row.l2)
+            span = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+            edge = " (at the edge of what is tried: another might do better)" if row.at_edge else ""
+            lines.setdefault(row.representation, []).append(f"{row.budget} {span}{edge}")
+    return "\n".join(f"linear probe's l2, {name}: {'; '.join(taken)}" for name, taken in lines.items())
