@@ -192,7 +192,8 @@ def _gradients(
     None where a stop was asked for between two chunks; then the gradients are worth nothing.
     """
     size = len(batch["sample_id"])
-    losses, parts = [], []
+    losses: list[Tensor] = []
+    parts: list[dict[str, Tensor]] = []
     for chunk in range(chunks):
         if chunk > 0 and stop.anywhere(losses[0].device):
             return None
