@@ -33,13 +33,16 @@ class TokenizerConfig:
     """How one modality becomes tokens.
 
     size: the axes the positions are made for, e.g. (224, 224), or (77,) for text. position: the table's layout.
-    trainable: whether it learns (None: only where the layout is "learned"). segments: segment ids of text (BERT: 2).
+    trainable: whether it learns (None: only where the layout is "learned"). recompute: whether a fixed table is computed
+    anew for inputs of other sizes, or interpolated (None: computed until weights were trained against it, see
+    `Position`). segments: segment ids of text (BERT: 2).
     """
 
     modality: Modality
     size: tuple[int, ...]
     position: Layout = "sincos"
     trainable: bool | None = None
+    recompute: bool | None = None
     segments: int = 0
 
 
@@ -64,7 +67,7 @@ class PatchTokenizer(nn.Module):
         # The authors' patch embedding is a convolution whose bias keeps PyTorch's default, not zero.
         bound = values**-0.5
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-        self.position = Position(self.size_grid, dim, config.position, config.trainable)
+        self.position = Position(self.size_grid, dim, config.position, config.trainable, config.recompute)
         self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)
 
