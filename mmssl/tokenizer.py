@@ -33,9 +33,9 @@ class TokenizerConfig:
     """How one modality becomes tokens.
 
     size: the axes the positions are made for, e.g. (224, 224), or (77,) for text. position: the table's layout.
-    trainable: whether it learns (None: only where the layout is "learned"). recompute: whether a fixed table is computed
-    anew for inputs of other sizes, or interpolated (None: computed until weights were trained against it, see
-    `Position`). segments: segment ids of text (BERT: 2).
+    trainable: whether it learns (None: only where the layout is "learned"). recompute: whether other sizes of input get
+    a fixed table computed anew or interpolated (None: computed until weights were trained against it, see `Position`).
+    segments: segment ids of text (BERT: 2).
     """
 
     modality: Modality

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.errors import UserError
 from mmssl.masking.noise import stream_key
 from mmssl.objectives.objective import Objective
+from mmssl.position import mark_trained
 from mmssl.training import checkpoints, distributed
 from mmssl.training.journal import Journal
 from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups, set_learning_rate
@@ -163,6 +164,7 @@ def train(
                     journal.say(f"stopped by a signal after step {done}, which is saved: run the same command again.")
                 raise Interrupted
             clock = time.perf_counter()
+    mark_trained(objective)  # on every rank, as saving does on the first
     if main:
         objective.save_pretrained(run_dir / "final")
     distributed.barrier()
