@@ -71,7 +71,7 @@ class MAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int = 16,
-        size: int | tuple[int, int] | None = None,
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.75,
         norm_pix: bool | None = None,
     ) -> M:

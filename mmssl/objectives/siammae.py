@@ -91,7 +91,7 @@ class SiamMAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int | None = None,
-        size: int | tuple[int, int] | None = None,
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.95,
         norm_pix: bool = True,
     ) -> S:

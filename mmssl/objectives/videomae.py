@@ -119,7 +119,7 @@ class VideoMAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int | None = None,
-        size: tuple[int, int, int] | None = None,
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.9,
         norm_pix: bool = True,
     ) -> V:
@@ -168,13 +168,13 @@ class VideoMAE(PixelObjective):
             raise UserError(
                 f"its blocks have one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
             )
-        interop.videomae.fixed_eps("decoder", decoder.final_norm_eps or decoder.norm_eps)
         config = interop.transformers_form(dataclasses.asdict(self.config.encoder))[0]
         if not isinstance(config["patch_size"], int):
             raise UserError(
                 f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
                 "alone, `encoder.to_transformers`"
             )
+        interop.videomae.fixed_eps("decoder", decoder.final_norm_eps or decoder.norm_eps)
         config |= {
             "architectures": ["VideoMAEForPreTraining"],
             "decoder_hidden_size": decoder.dim,
