@@ -115,8 +115,8 @@ class PatchTokenizer(nn.Module):
         if not _are_zero_to_one(kept):
             low, high = (float(value) for value in kept.aminmax())
             raise UserError(
-                f"{self.modality.name}: floating-point values from {low:.4g} to {high:.4g}, but media are raw, uint8 0-255 "
-                "or floating point 0-1: divide by 255, or leave normalisation out (the model does it)"
+                f"{self.modality.name}: floating-point values from {low:.4g} to {high:.4g}, but media are raw, uint8 "
+                "0-255 or floating point 0-1: divide by 255, or leave normalisation out (the model does it)"
             )
 
     def forward(self, batch: Batch, positions: Positions) -> Float[Tensor, "*kept dim"]:

@@ -187,7 +187,7 @@ def sides(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def whole(boxes: tuple[np.ndarray, ...], size: Size, flip: np.ndarray) -> Cut:
+def whole(boxes: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], size: Size, flip: np.ndarray) -> Cut:
     """Boxes (top, left, height, width) resized to `size`, without a window cut of that."""
     (height, width), zero = (np.full_like(boxes[0], side) for side in sides(size)), np.zeros_like(boxes[0])
     return Cut(*boxes, height, width, zero, zero, flip)
