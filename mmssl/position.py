@@ -44,11 +44,12 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
 class Position(nn.Module):
     """A table of positions for a base grid, given for any other grid on request.
 
-    A table that learns, or that weights were trained against (`trained`), is interpolated: bicubic over height and
-    width (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), linear over time or any other axis.
-    A fixed sin-cos table that nothing was trained against yet is computed anew for another grid. recompute decides it
-    whatever was trained: True for models that see many grids in training, or whose grid nobody knows. VideoMAE's fixed
-    table is no parameter and in no checkpoint.
+    A table that learns, or that weights were trained against (`trained`), is interpolated: bicubic over the last two
+    axes (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), linear over time before them. There
+    a shorter grid takes the first rows instead, as shorter texts do: another resolution shows the same scene, but fewer
+    frames a part of it. A fixed sin-cos table that nothing was trained against yet is
+    computed anew for another grid. recompute decides it whatever was trained: True for models that see many grids in
+    training, or whose grid nobody knows. VideoMAE's fixed table is no parameter and in no checkpoint.
     """
 
     table: Tensor
@@ -91,9 +92,11 @@ class Position(nn.Module):
             planes = F.interpolate(table.flatten(0, -3)[None], grid[-2:], mode="bicubic", align_corners=False)[0]
             table = planes.unflatten(0, table.shape[:-2])
         for axis, count in enumerate(grid[:-2] if len(grid) > 1 else grid, start=1):
-            lines = table.movedim(axis, -1)
-            resized = F.interpolate(lines.flatten(0, -2)[None], count, mode="linear", align_corners=False)[0]
-            table = resized.unflatten(0, lines.shape[:-1]).movedim(-1, axis)
+            lines = table.movedim(axis, -1)[..., :count]
+            if lines.shape[-1] < count:
+                longer = F.interpolate(lines.flatten(0, -2)[None], count, mode="linear", align_corners=False)[0]
+                lines = longer.unflatten(0, lines.shape[:-1])
+            table = lines.movedim(-1, axis)
         return table.flatten(1).T
 
 

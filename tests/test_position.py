@@ -73,10 +73,13 @@ def test_clips_tables_are_bicubic_over_a_frame_and_linear_over_time():
     larger = torch.nn.functional.interpolate(frames, size=(6, 7), mode="bicubic", align_corners=False)
     larger = larger.permute(0, 2, 3, 1)
     assert torch.allclose(position((4, 6, 7)).unflatten(0, (4, 6, 7)), larger, atol=1e-6)
-    halved = (larger[::2] + larger[1::2]) / 2
-    assert torch.allclose(position((2, 6, 7)).unflatten(0, (2, 6, 7)), halved, atol=1e-6)
-    line = Position((3,), 4, "learned")
-    assert torch.allclose(line((5,))[::2], torch.stack([line.table[0], line.table[1], line.table[2]]), atol=1e-6)
+    doubled = position((8, 6, 7)).unflatten(0, (8, 6, 7))
+    assert torch.allclose(doubled[3], 0.75 * larger[1] + 0.25 * larger[2], atol=1e-6)
+    # fewer frames are the first ones, not all of them squeezed
+    assert torch.allclose(position((2, 6, 7)).unflatten(0, (2, 6, 7)), larger[:2], atol=1e-6)
+    line = Position((4,), 6, "learned")
+    assert torch.equal(line((3,)), line.table[:3])
+    assert torch.allclose(line((8,))[3], 0.75 * line.table[1] + 0.25 * line.table[2], atol=1e-6)
 
 
 def test_a_table_cannot_follow_another_number_of_axes():
