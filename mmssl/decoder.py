@@ -47,7 +47,8 @@ def mae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16, norm_eps
 class Decoder(nn.Module):
     """Predict the hidden patches of one grid from the visible tokens, and from another view's where one is given.
 
-    recompute: how its table follows other grids, as the encoder's (see `Position`).
+    recompute: how its table follows other grids, as the encoder's does (see `Position`). transformers resizes the table
+    of its ViTMAE decoder along the flattened grid, which tears the rows apart: not followed here.
     """
 
     def __init__(

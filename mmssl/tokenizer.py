@@ -97,7 +97,7 @@ class PatchTokenizer(nn.Module):
             )
         return grid_of((1, 1, *axes), self.patch)
 
-    def check_values(self, pixels: Tensor, positions: Positions) -> None:
+    def _check_values(self, pixels: Tensor, positions: Positions) -> None:
         """Raises UserError where floating-point pictures or clips are not 0-1 at these positions, as they come out of
         `ToTensor` and resampling: 0-255, or normalised already.
 
@@ -123,7 +123,7 @@ class PatchTokenizer(nn.Module):
         """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones."""
         pixels, table = batch[self.modality.name], self.position(self.grid(batch))
         if self.classes is None:
-            self.check_values(pixels, positions)
+            self._check_values(pixels, positions)
             return masked_patch_embed(
                 pixels,
                 self.weight,

@@ -14,10 +14,11 @@ from torch.nn.functional import cosine_similarity
 
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE, interop
 from mmssl.commands import embed
-from mmssl.data import EvalView, TrainView, open_source
+from mmssl.data import Clips, EvalView, TrainView, evaluation_batches, open_source, open_videos
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
+from mmssl.evaluation import FrameEncoder
 from mmssl.interop import AUTHORS_MAE, TRANSFORMERS_MAE, siammae, to_theirs, videomae
 from mmssl.masking import tube_mask
 from mmssl.modality import VIDEO, image
@@ -31,6 +32,7 @@ from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings
 from mmssl.transformer import TransformerConfig
 from mmssl.workflow import pretrain
+from tests.films import film, noise_picture
 from tests.parity import assert_states_equal, normalised, randomize, relative
 
 BLOCKS = TransformerConfig(32, 2, 2)
@@ -295,6 +297,23 @@ def test_an_encoder_of_wide_pictures_is_fed_wide_crops(tmp_path, pictures):
         expected = encoder.features({"image": crops["image"]})
     assert found["names"].tolist() == [source.name(i) for i in range(len(source))]
     assert relative(torch.from_numpy(found["features"]), expected) < 1e-5
+
+
+@pytest.mark.parametrize("frames", [0, 4])
+def test_encoders_read_wide_crops_of_videos(tmp_path, frames):
+    """A clip of its own, or (frames) each frame as a picture; films of noise, larger than the crops."""
+    for seed in range(2):
+        film(tmp_path / "films" / f"{seed}.mkv", count=8, picture=noise_picture(200, 320, seed))
+    encoder = randomize(Encoder(encoder_config((32, 64))) if frames else video_mae((4, 32, 64)).encoder)
+    reading = Reading(workers=0, device="cpu", stride=1, frames=frames)
+    embed(encoder.save_pretrained(tmp_path / "encoder"), tmp_path / "films", tmp_path / "out.npz", reading)
+    found = torch.from_numpy(np.load(tmp_path / "out.npz")["features"])
+    source = open_videos(tmp_path / "films", None, Clips(4, 1, spread=1), short_side=int(64 / 0.875))
+    ((clips, *_),) = (batch.values() for batch in evaluation_batches(source, EvalView((32, 64)), batch_size=2))
+    assert clips.shape == (2, 3, 4, 32, 64)
+    with torch.no_grad():
+        expected = (FrameEncoder(encoder) if frames else encoder).features({"video": clips})
+    assert relative(found, expected) < 1e-5
 
 
 def test_wide_pictures_train_and_are_reported(tmp_path, pictures):
