@@ -60,25 +60,21 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     if not frames:
         return open_source(data, split, modality.channels)
     clips = Clips(frames, reading.stride, spread=reading.clips)
-    return open_videos(data, split, clips, channels=modality.channels, short_side=_resize(size[-1]))
-
-
-def _resize(size: int) -> int:
-    return int(size / 0.875)
+    return open_videos(data, split, clips, channels=modality.channels, short_side=int(max(size[-2:]) / 0.875))
 
 
 def features_of(encoder: Encoder, source: Source, reading: Reading, device: torch.device) -> FeatureSet:
     """Features of every readable sample, with a progress bar; unreadable ones are listed and left out."""
     from rich.progress import Progress
 
-    ledger, size = Ledger(), encoder.config.tokenizers[0].size[-1]
+    ledger, (height, width) = Ledger(), encoder.config.tokenizers[0].size[-2:]
     names = [source.name(index) for index in range(len(source))]
     on_frames = reading.frames and single_modality(encoder).name != VIDEO.name
     with Progress(transient=True) as bar:
         task = bar.add_task("features", total=len(source) * reading.clips)
         batches = evaluation_batches(
             source,
-            EvalView(size, resize=_resize(size)),
+            EvalView((height, width)),
             batch_size=reading.batch_size,
             workers=reading.workers,
             ledger=ledger,

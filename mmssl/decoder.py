@@ -45,15 +45,27 @@ def mae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16, norm_eps
 
 
 class Decoder(nn.Module):
-    """Predict the hidden patches of one grid from the visible tokens, and from another view's where one is given."""
+    """Predict the hidden patches of one grid from the visible tokens, and from another view's where one is given.
 
-    def __init__(self, config: DecoderConfig, encoder_dim: int, grid: tuple[int, ...], prefix: int, values: int):
+    recompute: how its table follows other grids, as the encoder's does (see `Position`). transformers resizes the table
+    of its ViTMAE decoder along the flattened grid, which tears the rows apart: not followed here.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        encoder_dim: int,
+        grid: tuple[int, ...],
+        prefix: int,
+        values: int,
+        recompute: bool | None = None,
+    ):
         super().__init__()
         dim = config.transformer.dim
         self.config, self.prefix = config, prefix
         self.embed = nn.Linear(encoder_dim, dim, bias=config.bias)
         self.mask_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
-        self.position = Position(grid, dim, config.position)
+        self.position = Position(grid, dim, config.position, recompute=recompute)
         hidden = config.sequence == "hidden"
         self.prefix_position = None if hidden else nn.Parameter(torch.zeros(prefix, dim), requires_grad=False)
         self.transformer = Transformer(config.transformer)

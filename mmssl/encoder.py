@@ -18,6 +18,7 @@ from mmssl import interop
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality
+from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch, PatchTokenizer, TextTokenizer, TokenizerConfig, build_tokenizer
 from mmssl.transformer import Transformer, TransformerConfig, xavier_init
 
@@ -179,7 +180,12 @@ class Encoder(nn.Module):
     # Checkpoints
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors, for `Encoder.from_pretrained`."""
+        """Write config.json and model.safetensors, for `Encoder.from_pretrained`.
+
+        What is saved counts as trained from here on, in memory as in the folder: at other sizes both then interpolate
+        the same tables.
+        """
+        mark_trained(self)
         config = {"mmssl": "Encoder", "config": dataclasses.asdict(self.config)}
         return interop.save_folder(folder, config, self.state_dict())
 
@@ -197,6 +203,7 @@ class Encoder(nn.Module):
             )
             part = "" if own else "encoder."
             encoder.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+            mark_trained(encoder)
             return encoder
 
     @classmethod
@@ -204,18 +211,29 @@ class Encoder(nn.Module):
         settings, rules, tensors = found
         encoder = cls(interop.config_from_dict(EncoderConfig, settings))
         encoder.load_state_dict(interop.to_ours(tensors, rules, encoder.state_dict(), source))
+        mark_trained(encoder)
         return encoder
 
     @classmethod
     def from_official(
-        cls, source: str | Path | Mapping[str, Any], *, heads: int | None = None, eps: float = 1e-6
+        cls,
+        source: str | Path | Mapping[str, Any],
+        *,
+        heads: int | None = None,
+        eps: float = 1e-6,
+        size: int | tuple[int, ...] | None = None,
     ) -> Encoder:
         """From the files of MAE's, CropMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's ViT names.
 
         Sizes are read off the shapes. heads: the paper's number for the width where None. A decoder is left aside.
+
+        size: what the file was trained on, (height, width), or one side for both; of clips (frames, height, width). A
+        table of positions tells their number alone: without `size` pictures are taken for square, and UserError is
+        raised where that cannot be or the given size does not fit. VideoMAE's files have no table: without `size`
+        positions are computed for the grid of each input, as at 16 x 224 x 224; with it, interpolated for all others.
         """
         state, name = interop.official_state(source)
-        return cls._found(interop.official_encoder(state, heads=heads, eps=eps), name)
+        return cls._found(interop.official_encoder(state, name, heads=heads, eps=eps, size=size), name)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its

@@ -11,6 +11,8 @@ from typing import Literal
 
 from mmssl.errors import UserError
 
+# What a batch holds by these names is uint8 0-255 or floating point 0-1; log-mel, depth and others are as they are.
+ZERO_TO_ONE = ("image", "video")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

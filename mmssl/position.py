@@ -44,16 +44,30 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
 class Position(nn.Module):
     """A table of positions for a base grid, given for any other grid on request.
 
-    A fixed table (`trainable=False` and a sin-cos layout) is computed anew for another grid; any other table is
-    interpolated (bicubic, as MAE's fine-tuning does). VideoMAE's fixed table is no parameter and in no checkpoint.
+    A table that learns, or that weights were trained against (`trained`), is interpolated: bicubic over the last two
+    axes (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), linear over time before them. There
+    a shorter grid takes the first rows instead, as shorter texts do: another resolution shows the same scene, but fewer
+    frames a part of it. A fixed sin-cos table that nothing was trained against yet is
+    computed anew for another grid. recompute decides it whatever was trained: True for models that see many grids in
+    training, or whose grid nobody knows. VideoMAE's fixed table is no parameter and in no checkpoint.
     """
 
     table: Tensor
 
-    def __init__(self, grid: tuple[int, ...], dim: int, layout: Layout = "sincos", trainable: bool | None = None):
+    def __init__(
+        self,
+        grid: tuple[int, ...],
+        dim: int,
+        layout: Layout = "sincos",
+        trainable: bool | None = None,
+        recompute: bool | None = None,
+    ):
         super().__init__()
         self.grid, self.dim, self.layout = grid, dim, layout
         self.trainable = layout == "learned" if trainable is None else trainable
+        if recompute and (self.trainable or layout == "learned"):
+            raise ValueError(f"a table that learns cannot be computed anew: layout {layout!r}, recompute=True")
+        self.recompute, self.trained = recompute, False
         if layout == "learned":
             table = nn.init.trunc_normal_(torch.empty(math.prod(grid), dim), std=0.02)
         else:
@@ -68,15 +82,26 @@ class Position(nn.Module):
             return self.table
         if len(grid) != len(self.grid):
             raise ValueError(f"a position table for the grid {self.grid} cannot follow the grid {grid}")
-        if self.layout != "learned" and not self.trainable:
-            return sincos_table(grid, self.dim, self.layout).to(self.table)
-        return self._interpolated(grid)
+        settled = self.trained or self.trainable or self.layout == "learned"
+        recompute = not settled if self.recompute is None else self.recompute
+        return sincos_table(grid, self.dim, self.layout).to(self.table) if recompute else self._interpolated(grid)
 
     def _interpolated(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
-        table = self.table.T.reshape(1, self.dim, *self.grid)
-        if len(grid) == 2:
-            table = F.interpolate(table, grid, mode="bicubic", align_corners=False)
-        else:
-            mode = "linear" if len(grid) == 1 else "trilinear"
-            table = F.interpolate(table, grid, mode=mode, align_corners=False)
-        return table.flatten(2)[0].T
+        table = self.table.T.unflatten(1, self.grid)
+        if len(grid) > 1:
+            planes = F.interpolate(table.flatten(0, -3)[None], grid[-2:], mode="bicubic", align_corners=False)[0]
+            table = planes.unflatten(0, table.shape[:-2])
+        for axis, count in enumerate(grid[:-2] if len(grid) > 1 else grid, start=1):
+            lines = table.movedim(axis, -1)[..., :count]
+            if lines.shape[-1] < count:
+                longer = F.interpolate(lines.flatten(0, -2)[None], count, mode="linear", align_corners=False)[0]
+                lines = longer.unflatten(0, lines.shape[:-1])
+            table = lines.movedim(-1, axis)
+        return table.flatten(1).T
+
+
+def mark_trained(module: nn.Module) -> None:
+    """Every table in `module` was trained against: from now on other grids get it interpolated."""
+    for part in module.modules():
+        if isinstance(part, Position):
+            part.trained = True

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from mmssl_kernels import gather_patches, grid_of, masked_patch_embed
+from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmssl.errors import UserError
 from mmssl.masking import Positions
-from mmssl.modality import Modality
+from mmssl.modality import ZERO_TO_ONE, Modality
 from mmssl.position import Layout, Position
 
 Batch = Mapping[str, Tensor]
+# Resampling along both axes takes 0-1 to -0.69 and 1.69 at the very worst (Lanczos; cubic 0.28 or 0.45 beyond);
+# pictures whose statistics were taken off begin at -1 (mean and deviation 0.5) or -2 (ImageNet's).
+OVERSHOOT = 0.7
 
 
 def view(batch: Batch, number: int) -> dict[str, Tensor]:
@@ -33,13 +38,16 @@ class TokenizerConfig:
     """How one modality becomes tokens.
 
     size: the axes the positions are made for, e.g. (224, 224), or (77,) for text. position: the table's layout.
-    trainable: whether it learns (None: only where the layout is "learned"). segments: segment ids of text (BERT: 2).
+    trainable: whether it learns (None: only where the layout is "learned"). recompute: whether other sizes of input get
+    a fixed table computed anew or interpolated (None: computed until weights were trained against it, see `Position`).
+    segments: segment ids of text (BERT: 2).
     """
 
     modality: Modality
     size: tuple[int, ...]
     position: Layout = "sincos"
     trainable: bool | None = None
+    recompute: bool | None = None
     segments: int = 0
 
 
@@ -64,7 +72,7 @@ class PatchTokenizer(nn.Module):
         # The authors' patch embedding is a convolution whose bias keeps PyTorch's default, not zero.
         bound = values**-0.5
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-        self.position = Position(self.size_grid, dim, config.position, config.trainable)
+        self.position = Position(self.size_grid, dim, config.position, config.trainable, config.recompute)
         self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)
 
@@ -89,10 +97,33 @@ class PatchTokenizer(nn.Module):
             )
         return grid_of((1, 1, *axes), self.patch)
 
+    def _check_values(self, pixels: Tensor, positions: Positions) -> None:
+        """Raises UserError where floating-point pictures or clips are not 0-1 at these positions, as they come out of
+        `ToTensor` and resampling: 0-255, or normalised already.
+
+        On a GPU only with MMSSL_DEBUG=1, because it waits for the device; never while compiling.
+        """
+        if self.modality.name not in ZERO_TO_ONE or not pixels.is_floating_point() or not positions.index.numel():
+            return
+        if torch.compiler.is_compiling() or not values_are_checked(pixels):
+            return
+        if _are_zero_to_one(pixels):
+            return
+        # Slower, and seldom needed: what is hidden may hold anything.
+        kept = gather_patches(pixels.detach(), positions.index, self.patch, positions.rows)
+        kept = kept[kept.isfinite()]  # what is not is found by its loss
+        if not _are_zero_to_one(kept):
+            low, high = (float(value) for value in kept.aminmax())
+            raise UserError(
+                f"{self.modality.name}: floating-point values from {low:.4g} to {high:.4g}, but media are raw, uint8 "
+                "0-255 or floating point 0-1: divide by 255, or leave normalisation out (the model does it)"
+            )
+
     def forward(self, batch: Batch, positions: Positions) -> Float[Tensor, "*kept dim"]:
         """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones."""
         pixels, table = batch[self.modality.name], self.position(self.grid(batch))
         if self.classes is None:
+            self._check_values(pixels, positions)
             return masked_patch_embed(
                 pixels,
                 self.weight,
@@ -106,6 +137,14 @@ class PatchTokenizer(nn.Module):
             )
         ids = gather_patches(pixels[:, None], positions.index, self.patch, positions.rows)
         return F.linear(self.classes(ids).flatten(-2), self.weight, self.bias) + F.embedding(positions.index, table)
+
+
+def _are_zero_to_one(values: Tensor) -> bool:
+    """Whether all are within 0-1 and what resampling adds; False where one is not a number."""
+    if not values.numel():
+        return True
+    low, high = (float(value) for value in values.detach().aminmax())
+    return low >= -OVERSHOOT and high <= 1 + OVERSHOOT
 
 
 class TextTokenizer(nn.Module):

@@ -13,6 +13,7 @@ from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
 from mmssl.modality import image
 from mmssl.objectives import MAEConfig
+from mmssl.position import mark_trained
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import TransformerConfig
 
@@ -29,6 +30,9 @@ assert torch.equal(out.mask.hide.index, expected.mask.hide.index)
 torch.testing.assert_close(out.loss, expected.loss)
 for got, parameter in zip(gradients, (p for p in mae.parameters() if p.requires_grad)):
     torch.testing.assert_close(got, parameter.grad, rtol=1e-4, atol=1e-6)
+mark_trained(mae)
+wide = {**batch, "image": torch.rand(2, 3, 48, 64)}
+torch.testing.assert_close(compiled(wide).loss, mae(wide).loss)
 """
 
 PLAIN_NAMES = """

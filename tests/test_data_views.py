@@ -85,6 +85,53 @@ def test_the_evaluation_view_is_torchvisions_resize_and_center_crop(height, widt
     assert (EvalView(32)([sample])["image"][0].int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize(("height", "width"), [(80, 100), (37, 70), (200, 37), (41, 73), (100, 200), (500, 500)])
+@pytest.mark.parametrize("size", [(32, 64), (56, 28)])
+def test_wide_evaluation_crops_are_torchvisions_of_a_picture_that_just_covers_them(height, width, size):
+    (sample,) = pictures(1, height, width)
+    down, across = int(size[0] / 0.875), int(size[1] / 0.875)
+    scale = max(down / height, across / width)
+    # to the last pixel what Resize gives for the side that decides
+    shape = (down, down * width // height) if down / height == scale else (across * height // width, across)
+    steps = [transforms.Resize(shape, InterpolationMode.BICUBIC), transforms.CenterCrop(size), transforms.PILToTensor()]
+    expected = transforms.Compose(steps)(Image.fromarray(sample["image"].permute(1, 2, 0).numpy()))
+    got = EvalView(size)([sample])["image"][0]
+    assert got.shape == (3, *size)
+    assert (got.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(EvalView(size, resize=(down, across))([sample])["image"][0], got)
+
+
+def test_wide_training_crops_are_torchvisions_boxes_resized_to_height_and_width():
+    for side in (60, 200):
+        samples, size = pictures(20, side, side), (24, 48)
+        noise = draw_numbers("view/0", keys(20))
+        boxes = np.stack(random_boxes(noise[:, :-1], side, side, (0.2, 1.0), (3 / 4, 4 / 3)), 1).tolist()
+        got = TrainView(size, flip=0.0)(samples, keys(20))["image"]
+        assert got.shape == (20, 3, *size)
+        for sample, box, crop in zip(samples, boxes, got, strict=True):
+            picture = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
+            expected = functional.resized_crop(picture, *box, size, InterpolationMode.BICUBIC)
+            assert (crop.int() - functional.pil_to_tensor(expected).int()).abs().max() <= 1
+
+
+def test_wide_multi_scale_crops_keep_the_aspect_of_their_size():
+    """The picture holds its own coordinates: a crop tells how large its box was."""
+    for height, width, tall in ((100, 140, 70), (100, 300, 100)):
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        picture = torch.stack([rows, columns]).float() / 255
+        crops = MultiScaleView((32, 64), scales=(1.0,))([{"image": picture}] * 20, keys(20))["image"] * 255
+        down, across = crops[:, 0, 24, 32] - crops[:, 0, 8, 32], crops[:, 1, 16, 48] - crops[:, 1, 16, 16]
+        assert torch.allclose(down, torch.full((20,), tall / 2.0), atol=0.5)
+        assert torch.allclose(across, torch.full((20,), float(tall)), atol=0.5)
+
+
+def test_a_square_size_may_be_told_twice():
+    for side in (40, 90):
+        samples = pictures(3, side, side + 20)
+        for view in (TrainView, EvalView, MultiScaleView):
+            assert torch.equal(view(24)(samples, keys(3))["image"], view((24, 24))(samples, keys(3))["image"])
+
+
 def test_the_evaluation_view_of_its_own_size_changes_nothing():
     for side in (28, 64):
         samples = pictures(3, side, side)
@@ -177,8 +224,12 @@ def test_small_pictures_are_resampled_exactly_whatever_adds_them_up():
 def test_wrong_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TrainView(**({"size": 8} | settings))
-    with pytest.raises(ValueError, match="resize"):
-        EvalView(32, resize=16)
+    for resize in (16, (40, 63)):
+        with pytest.raises(ValueError, match="resize"):
+            EvalView((32, 64), resize=resize)
+    for view in (TrainView, EvalView, MultiScaleView):
+        with pytest.raises(ValueError, match="size"):
+            view((0, 8))
 
 
 def test_multi_scale_crops_are_of_the_papers_sizes_and_places_without_flips():

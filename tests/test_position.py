@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmssl.position import Position, sincos_table
+from mmssl.position import Position, mark_trained, sincos_table
 
 SIN1, COS1 = 0.841471, 0.540302
 
@@ -51,6 +51,35 @@ def test_learned_tables_are_interpolated_and_learn():
     larger.sum().backward()
     assert position.table.grad is not None
     assert not Position((4, 4), 8).table.requires_grad
+
+
+def test_fixed_tables_are_interpolated_once_trained_against_unless_told_otherwise():
+    module = torch.nn.Sequential(*(Position((4, 4), 16, recompute=told) for told in (None, True, False)))
+    told, always, never = module
+    before = told((6, 8))
+    assert torch.equal(before, sincos_table((6, 8), 16))
+    assert not torch.equal(before, never((6, 8)))
+    mark_trained(module)
+    assert torch.equal(told((6, 8)), never((6, 8)))
+    assert torch.equal(always((6, 8)), before)
+    assert torch.equal(told((4, 4)), told.table)
+    with pytest.raises(ValueError, match="learns cannot be computed anew"):
+        Position((4, 4), 16, "learned", recompute=True)
+
+
+def test_clips_tables_are_bicubic_over_a_frame_and_linear_over_time():
+    position = Position((4, 3, 5), 6, "learned")
+    frames = position.table.unflatten(0, position.grid).permute(0, 3, 1, 2)
+    larger = torch.nn.functional.interpolate(frames, size=(6, 7), mode="bicubic", align_corners=False)
+    larger = larger.permute(0, 2, 3, 1)
+    assert torch.allclose(position((4, 6, 7)).unflatten(0, (4, 6, 7)), larger, atol=1e-6)
+    doubled = position((8, 6, 7)).unflatten(0, (8, 6, 7))
+    assert torch.allclose(doubled[3], 0.75 * larger[1] + 0.25 * larger[2], atol=1e-6)
+    # fewer frames are the first ones, not all of them squeezed
+    assert torch.allclose(position((2, 6, 7)).unflatten(0, (2, 6, 7)), larger[:2], atol=1e-6)
+    line = Position((4,), 6, "learned")
+    assert torch.equal(line((3,)), line.table[:3])
+    assert torch.allclose(line((8,))[3], 0.75 * line.table[1] + 0.25 * line.table[2], atol=1e-6)
 
 
 def test_a_table_cannot_follow_another_number_of_axes():

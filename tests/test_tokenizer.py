@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmssl_kernels import gather_patches, masked_patch_mse, patchify, restore_tokens, unpatchify
 
+from mmssl.errors import UserError
 from mmssl.masking import Positions
-from mmssl.modality import AUDIO, IMAGE, SEMSEG, VIDEO, Modality, image
+from mmssl.modality import AUDIO, DEPTH, IMAGE, SEMSEG, VIDEO, Modality, image
 from mmssl.tokenizer import TokenizerConfig, build_tokenizer
 
 axes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=3)
@@ -65,6 +66,51 @@ def test_uint8_and_unit_floats_are_the_same_picture():
     pixels, positions = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), Positions(torch.tensor([[0, 3]] * 2))
     from_bytes = tokenizer({"image": pixels}, positions)
     assert torch.allclose(from_bytes, tokenizer({"image": pixels.float() / 255}, positions), atol=1e-6)
+
+
+def everywhere(count):
+    return Positions(torch.arange(count).expand(2, -1))
+
+
+@pytest.mark.parametrize("modality", [IMAGE, VIDEO])
+def test_floats_that_are_not_raw_are_refused(modality, monkeypatch):
+    tokenizer, shape = build_tokenizer(TokenizerConfig(modality, (2, 32, 32)[-len(modality.axes) :]), 8), (2, 32, 32)
+    raw = torch.rand(2, 3, *shape[-len(modality.axes) :])
+    across = (-1, *(1,) * len(modality.axes))
+    for values in (
+        raw * 255,
+        (raw - tokenizer.mean.view(across)) / tokenizer.std.view(across),
+        (raw - 0.5) / 0.5,
+        (raw * 255).half(),
+    ):
+        with pytest.raises(UserError, match=rf"{modality.name}: floating-point values from .* divide by 255, or leave"):
+            tokenizer({modality.name: values}, everywhere(4))
+    monkeypatch.setattr("mmssl.tokenizer.values_are_checked", lambda _: False)  # a GPU without MMSSL_DEBUG
+    tokenizer({modality.name: raw * 255}, everywhere(4))
+
+
+def test_what_resampling_adds_to_0_1_is_no_reason_to_refuse():
+    tokenizer = build_tokenizer(TokenizerConfig(IMAGE, (32, 32)), 8)
+    # the worst pattern for a cubic filter: what has a negative weight is white, all else black
+    edges = ((torch.arange(16) // 2) % 2).float()
+    board = (edges[:, None] - edges).abs().expand(2, 3, 16, 16)
+    for antialias in (False, True):
+        large = torch.nn.functional.interpolate(board, (32, 32), mode="bicubic", antialias=antialias)
+        assert large.max() > 1.05
+        tokenizer({"image": large}, everywhere(4))
+
+
+def test_only_what_is_embedded_is_checked_and_only_where_0_1_is_the_convention():
+    tokenizer = build_tokenizer(TokenizerConfig(IMAGE, (32, 32)), 8)
+    pixels = torch.rand(2, 3, 32, 32)
+    pixels[..., 16:, :] = 1e6
+    pixels[0, 0, 20, 20] = torch.nan
+    tokenizer({"image": pixels}, everywhere(2))
+    with pytest.raises(UserError, match="image: floating-point values from"):
+        tokenizer({"image": pixels}, everywhere(3))
+    for modality in (AUDIO, DEPTH):
+        tokenizer = build_tokenizer(TokenizerConfig(modality, (32, 32)), 8)
+        tokenizer({modality.name: torch.rand(2, 1, 32, 32) * 80 - 60}, everywhere(4))
 
 
 def test_categorical_grids_have_class_embeddings():

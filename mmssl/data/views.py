@@ -29,6 +29,7 @@ LONGEST = 4
 # In quarters of the room down and across.
 _PLACES = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]
 Piece = tuple[slice | list[int], Tensor]  # rows of a batch, and what they are
+Size = int | tuple[int, int]  # one side for both, or height and width
 
 
 class Keys(NamedTuple):
@@ -48,7 +49,7 @@ class View(Protocol):
 
 
 class Cut(NamedTuple):
-    """Where the pixels come from: a box of the frame, resized, then a square window of that, maybe mirrored.
+    """Where the pixels come from: a box of the frame, resized, then a window of that, maybe mirrored.
 
     int64 [n] (flip: bool [n]), one entry a sample.
     """
@@ -66,24 +67,25 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainView:
-    """RandomResizedCrop to `size` pixels square (bicubic, antialiased) and a horizontal flip with probability `flip`.
+    """RandomResizedCrop to `size` (bicubic, antialiased) and a horizontal flip with probability `flip`.
 
-    Box areas are uniform in `scale` (shares of the picture) and aspects log-uniform in `ratio`: torchvision's
-    distribution, with its ten tries and its central fallback. uint8 stays uint8; floating point stays float32 and may
-    overshoot its range by the filter's ringing; a batch with both kinds becomes float32 0-1. `views` of the same
-    sample come as `image`, `image.1`, ..., view k drawn from the stream "view/k"; samples that hold such names
-    themselves (pairs of frames) raise UserError then. Pictures come as [B, C, size, size], clips as
-    [B, C, T, size, size].
+    size: pixels of both sides, or (height, width). Box areas are uniform in `scale` (shares of the picture) and the
+    boxes' aspects, width to height, log-uniform in `ratio`: torchvision's distribution, with its ten tries and its
+    central fallback. As there, a size that is not square wants a `ratio` round its aspect, or boxes are squeezed.
+    uint8 stays uint8; floating point stays float32 and may overshoot its range by the filter's ringing; a batch with
+    both kinds becomes float32 0-1. `views` of the same sample come as `image`, `image.1`, ..., view k drawn from the
+    stream "view/k"; samples that hold such names themselves (pairs of frames) raise UserError then. Pictures come as
+    [B, C, height, width], clips as [B, C, T, height, width].
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     views: int = 1
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.views < 1:
+        if min(sides(self.size)) < 1 or self.views < 1:
             raise UserError(f"size and views must be at least 1, not {self.size} and {self.views}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
@@ -94,7 +96,7 @@ class TrainView:
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
         noises = [draw_numbers(f"view/{view}", keys) for view in range(self.views)]
-        views = render(samples, self.size, [partial(self._cut, noise) for noise in noises])
+        views = render(samples, sides(self.size), [partial(self._cut, noise) for noise in noises])
         taken = [name for name in views[0] if "." in name]
         if self.views > 1 and taken:
             raise UserError(f"views={self.views} cannot be named: the samples hold {taken[0]} already; take views=1.")
@@ -102,68 +104,93 @@ class TrainView:
 
     def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
         numbers = noise[rows]
-        top, left, box_height, box_width = random_boxes(numbers[:, :-1], height, width, self.scale, self.ratio)
-        size, zero = np.full_like(top, self.size), np.zeros_like(top)
-        return Cut(top, left, box_height, box_width, size, size, zero, zero, numbers[:, -1] < self.flip)
+        boxes = random_boxes(numbers[:, :-1], height, width, self.scale, self.ratio)
+        return whole(boxes, self.size, numbers[:, -1] < self.flip)
 
 
 @dataclass(frozen=True)
 class EvalView:
-    """The shorter side resized to `resize` pixels (bicubic, antialiased; by default size / 0.875), then its centre.
+    """The picture resized (bicubic, antialiased) until it just covers `resize`, then the centre of `size` of that.
 
-    Rounds as torchvision's Resize and CenterCrop do. A picture more than four times as long as wide is first cut to
-    that ratio round its centre, which moves the result by less than a pixel and keeps the memory bounded.
+    size: pixels of both sides, or (height, width). resize: the same; by default size / 0.875; one number for a size
+    that is not square is its shorter side's, the longer in proportion. Where both are square that is: the shorter side
+    becomes `resize` pixels. Rounds as torchvision's Resize and CenterCrop do. A picture more than four times longer,
+    for its width, than the size is first cut to that round its centre, which moves the result by less than a pixel and
+    keeps the memory bounded.
     """
 
-    size: int
-    resize: int | None = None
+    size: Size
+    resize: Size | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1 or (self.resize is not None and self.resize < self.size):
+        if min(sides(self.size)) < 1 or any(a < b for a, b in zip(self._covered(), sides(self.size), strict=True)):
             raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
-        return render(samples, self.size, [self._cut])[0]
+        return render(samples, sides(self.size), [self._cut])[0]
+
+    def _covered(self) -> tuple[int, int]:
+        """The height and width that the resized picture covers, one of them exactly."""
+        size = sides(self.size)
+        if self.resize is None:
+            return int(size[0] / 0.875), int(size[1] / 0.875)
+        if isinstance(self.resize, int):
+            return self.resize * size[0] // min(size), self.resize * size[1] // min(size)
+        return self.resize
 
     def _cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
-        shorter = min(height, width)
-        box = [min(side, LONGEST * shorter) for side in (height, width)]
+        down, across = self._covered()
+        most = max(1, LONGEST * width * down // across), max(1, LONGEST * height * across // down)
+        box = [min(side, limit) for side, limit in zip((height, width), most, strict=True)]
         start = [(side - kept) // 2 for side, kept in zip((height, width), box, strict=True)]
-        target = int(self.size / 0.875) if self.resize is None else self.resize
+        # The side that is short for its target is resized to it; cutting never changes which.
+        target, shorter = (down, height) if down * width >= across * height else (across, width)
         resized = [target * side // shorter for side in box]
-        window = [round((side - self.size) / 2) for side in resized]
+        window = [round((side - wanted) / 2) for side, wanted in zip(resized, sides(self.size), strict=True)]
         return Cut(*(np.full(len(rows), value) for value in (*start, *box, *resized, *window, False)))
 
 
 @dataclass(frozen=True)
 class MultiScaleView:
-    """Boxes of a few fixed sizes and places, resized to `size` pixels square, without flips: VideoMAE's crops.
+    """Boxes of a few fixed sizes and places, resized to `size`, without flips: VideoMAE's crops.
 
-    Height and width of a box are the shorter side times one of `scales` each, at most one step of the list apart; it
-    lies at one of thirteen places: corners, middles of the sides, centre, and half way to the corners. Source: the
+    size: pixels of both sides, or (height, width). Height and width of a box are those of the largest box of its aspect
+    (for a square size: the shorter side) times one of `scales` each, at most one step of the list apart; it lies at one
+    of thirteen places: corners, middles of the sides, centre, and half way to the corners. Source: the
     GroupMultiScaleCrop of Wang et al., "Temporal Segment Networks" (ECCV 2016), in VideoMAE's code with these scales.
     """
 
-    size: int
+    size: Size
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+        if min(sides(self.size)) < 1 or not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UserError(f"size must be at least 1 and scales in (0, 1], not {self.size} and {self.scales}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
-        return render(samples, self.size, [partial(self._cut, draw_numbers("view/0", keys))])[0]
+        return render(samples, sides(self.size), [partial(self._cut, draw_numbers("view/0", keys))])[0]
 
     def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
-        shorter, count = min(height, width), len(self.scales)
+        (down, across), count = sides(self.size), len(self.scales)
+        tall, wide = min(height, width * down / across), min(width, height * across / down)
         pairs = [(i, j) for i in range(count) for j in range(count) if abs(i - j) <= 1]
         chosen = np.array(pairs)[(noise[rows, 0] * len(pairs)).astype(int)]
-        sides = (shorter * np.array(self.scales)).astype(np.int64)
-        box_height, box_width = sides[chosen[:, 0]], sides[chosen[:, 1]]
+        scales = np.array(self.scales)[chosen]
+        box_height, box_width = np.maximum(1, (scales * (tall, wide)).astype(np.int64)).T
         quarters = np.array(_PLACES)[(noise[rows, 1] * len(_PLACES)).astype(int)]
         top, left = quarters[:, 0] * ((height - box_height) // 4), quarters[:, 1] * ((width - box_width) // 4)
-        size, zero = np.full_like(top, self.size), np.zeros_like(top)
-        return Cut(top, left, box_height, box_width, size, size, zero, zero, zero.astype(bool))
+        return whole((top, left, box_height, box_width), self.size, np.zeros(len(top), dtype=bool))
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def whole(boxes: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], size: Size, flip: np.ndarray) -> Cut:
+    """Boxes (top, left, height, width) resized to `size`, without a window cut of that."""
+    (height, width), zero = (np.full_like(boxes[0], side) for side in sides(size)), np.zeros_like(boxes[0])
+    return Cut(*boxes, height, width, zero, zero, flip)
 
 
 def draw_numbers(stream: str, keys: Keys) -> Float64[np.ndarray, "batch numbers"]:
@@ -204,10 +231,12 @@ def random_boxes(
 
 
 def render(
-    samples: Iterable[dict[str, Tensor]], size: int, cuts: Sequence[Callable[[Sequence[int], int, int], Cut]]
+    samples: Iterable[dict[str, Tensor]],
+    size: tuple[int, int],
+    cuts: Sequence[Callable[[Sequence[int], int, int], Cut]],
 ) -> list[dict[str, Tensor]]:
-    """The samples' media [C, ..., H, W] as batches [B, C, ..., size, size] by name, once for each of `cuts`, which
-    gives the Cut of some rows' samples of one height and width.
+    """The samples' media [C, ..., H, W] as batches [B, C, ..., *size] by name, once for each of `cuts`, which gives the
+    Cut of some rows' samples of one height and width.
 
     How something is resampled depends on its own size and `size`, so nothing else in the batch changes a pixel.
     Raises UserError when a sample's media differ in height or width, or the samples in what they hold.
@@ -221,7 +250,7 @@ def render(
         height, width = _extent(sample, names)
         large = []
         for name, medium in sample.items():
-            if medium.dtype == torch.uint8 and max(height, width, size) <= SMALL:
+            if medium.dtype == torch.uint8 and max(height, width, *size) <= SMALL:
                 small[name, medium.shape].append((row, medium))
             else:
                 large.append((name, medium))
@@ -261,17 +290,21 @@ def _assemble(pieces: list[Piece], count: int) -> Tensor:
     return batch
 
 
-def _resample(medium: Shaped[Tensor, "c *extra h w"], size: int, cut: Cut) -> Shaped[Tensor, "1 c *extra s s"]:
+def _resample(
+    medium: Shaped[Tensor, "c *extra h w"], size: tuple[int, int], cut: Cut
+) -> Shaped[Tensor, "1 c *extra down across"]:
     top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
     frames = medium[None].movedim(1, -3)  # [1, *extra, C, H, W]: decoders give the channel fastest, torch's fast path
     box = frames.flatten(0, -4)[..., top : top + height, left : left + width]
     if (height, width) != (new_height, new_width):
         box = interpolate(box, (new_height, new_width), mode="bicubic", antialias=True)
-    window = box[..., y : y + size, x : x + size].unflatten(0, frames.shape[:-3]).movedim(-3, 1)
+    window = box[..., y : y + size[0], x : x + size[1]].unflatten(0, frames.shape[:-3]).movedim(-3, 1)
     return (window.flip(-1) if flip else window).contiguous()
 
 
-def _resample_stack(stack: UInt8[Tensor, "n c *extra h w"], size: int, cut: Cut) -> UInt8[Tensor, "n c *extra s s"]:
+def _resample_stack(
+    stack: UInt8[Tensor, "n c *extra h w"], size: tuple[int, int], cut: Cut
+) -> UInt8[Tensor, "n c *extra down across"]:
     """Small media of one size in two batched matrix products, where a call each would cost more than the work.
 
     Values are integers below 2**8, weights are multiples of 2**-14 and sum to one: every partial sum is exact in
@@ -282,16 +315,16 @@ def _resample_stack(stack: UInt8[Tensor, "n c *extra h w"], size: int, cut: Cut)
     count, channels, height, width = planes.shape
     down = np.stack([cut.top, cut.height, cut.new_height, cut.window_top], 1).tolist()
     across = np.stack([cut.left, cut.width, cut.new_width, cut.window_left], 1).tolist()
-    batch = np.empty((count, channels, size, size), np.uint8)
-    at_once = max(1, SMALL**2 * 6 // (channels * max(height, width, size) ** 2))
+    batch = np.empty((count, channels, *size), np.uint8)
+    at_once = max(1, SMALL**2 * 6 // (channels * max(height, width, *size) ** 2))
     for first in range(0, count, at_once):  # few enough to stay in the cache, and below what malloc maps anew each time
         part = slice(first, first + at_once)
-        rows = np.concatenate([axis_weights(height, *where, size) for where in down[part]])
-        columns = np.concatenate([axis_weights(width, *where, size) for where in across[part]])
-        values = planes[part].numpy().astype(np.float32) @ columns.reshape(-1, 1, size, width).swapaxes(2, 3)
-        batch[part] = _to_bytes(rows.reshape(-1, 1, size, height) @ _to_bytes(values))
+        rows = np.concatenate([axis_weights(height, *where, size[0]) for where in down[part]])
+        columns = np.concatenate([axis_weights(width, *where, size[1]) for where in across[part]])
+        values = planes[part].numpy().astype(np.float32) @ columns.reshape(-1, 1, size[1], width).swapaxes(2, 3)
+        batch[part] = _to_bytes(rows.reshape(-1, 1, size[0], height) @ _to_bytes(values))
     batch[cut.flip] = batch[cut.flip][..., ::-1]
-    return torch.from_numpy(batch).view(*stack.shape[:-2], size, size)
+    return torch.from_numpy(batch).view(*stack.shape[:-2], *size)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

@@ -10,13 +10,15 @@ from torch import Tensor
 from mmssl.errors import UserError
 from mmssl.interop import videomae, vit
 from mmssl.interop.rules import KeyMap
-from mmssl.interop.vit import Found
+from mmssl.interop.vit import Found, Size
 
 
-def official_encoder(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> Found:
-    """The encoder in an authors' file of MAE, CropMAE, VideoMAE or timm; sizes are read off the shapes."""
+def official_encoder(
+    state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size = None
+) -> Found:
+    """The encoder in an authors' file of MAE, CropMAE, VideoMAE or timm; sizes are read off the shapes, and `size`."""
     family = videomae if videomae.matches(state) else vit
-    return family.official_encoder(state, heads=heads, eps=eps)
+    return family.official_encoder(state, source, heads=heads, eps=eps, size=size)
 
 
 def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> Found:

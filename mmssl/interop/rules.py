@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -39,8 +40,12 @@ class Rule:
             return [values[0].flatten(2).transpose(1, 2).flatten(1)]
         if self.kind in ("position", "split"):
             rows = values[0][0] if self.kind == "position" else values[0]
-            return list(rows.split([len(tensor) for tensor in like]))
-        return [value.reshape(tensor.shape) for value, tensor in zip(values, like, strict=True)]
+            return list(rows.tensor_split(list(itertools.accumulate(len(tensor) for tensor in like[:-1]))))
+        # What does not fit keeps its shape, for the function `to_ours` to name.
+        return [
+            value.reshape(tensor.shape) if value.numel() == tensor.numel() else value
+            for value, tensor in zip(values, like, strict=True)
+        ]
 
     def to_theirs(self, values: list[Tensor], patch: tuple[int, ...]) -> list[Tensor]:
         if self.kind == "rows":

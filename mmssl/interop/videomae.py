@@ -13,12 +13,16 @@ from mmssl.errors import UserError
 from mmssl.interop.rules import KeyMap, Rule
 from mmssl.interop.vit import (
     Found,
+    Size,
     blocks_config,
     blocks_settings,
     default_heads,
     depth,
+    grid_of_size,
     is_plain,
     layer,
+    one_or_pair,
+    pair,
     projection,
     timm_blocks,
     transformers_blocks,
@@ -26,6 +30,7 @@ from mmssl.interop.vit import (
 from mmssl.modality import VIDEO
 
 MODEL_TYPES = ("videomae",)
+PAPERS_SIZE = (16, 224, 224)
 # The norms behind transformers' decoder and behind its pooling have PyTorch's eps, whatever the config says.
 TRANSFORMERS_EPS = 1e-5
 
@@ -90,10 +95,13 @@ def matches(state: Mapping[str, Tensor]) -> bool:
     return any(key.endswith("patch_embed.proj.weight") and value.ndim == 5 for key, value in state.items())
 
 
-def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> dict[str, Any]:
+def official_settings(
+    state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size
+) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' encoder, read off its tensors.
 
-    No tensor tells the clips' size: 16 x 224 x 224 is the papers', and positions follow the grid of any other.
+    No tensor tells the clips' size. Where it is not given, 16 x 224 x 224, the paper's, is noted down, but nothing
+    interpolated from a guess: positions are computed for every grid, right on clips of the size that was trained on.
     """
     part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
     dim, channels, *patch = state[f"{part}patch_embed.proj.weight"].shape
@@ -108,7 +116,9 @@ def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: fl
         "final_norm": f"{part}norm.weight" in state,
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
-    settings = _settings(channels, patch, (16, 224, 224), transformer)
+    known = PAPERS_SIZE if size is None else (size,) if isinstance(size, int) else tuple(size)
+    grid_of_size(known, patch, source)
+    settings = _settings(channels, patch, known, transformer, recompute=True if size is None else None)
     return settings | {"pool_norm": fine_tuned, "classes": classes}
 
 
@@ -120,8 +130,8 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
         "qkv_bias": "query_value" if biases else "none",
         "final_norm": any(key.removeprefix("videomae.") == "layernorm.weight" for key in state),
     }
-    patch = (config.get("tubelet_size", 2), config["patch_size"], config["patch_size"])
-    size = (config.get("num_frames", 16), config["image_size"], config["image_size"])
+    patch = (config.get("tubelet_size", 2), *pair(config["patch_size"]))
+    size = (config.get("num_frames", 16), *pair(config["image_size"]))
     settings = _settings(config.get("num_channels", 3), patch, size, transformer)
     if "classifier.weight" in state and "fc_norm.weight" not in state:
         raise UserError("this VideoMAE classifies by its first token (use_mean_pooling is false): not supported")
@@ -130,11 +140,13 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
     return settings | {"classes": len(state["classifier.weight"]) if "classifier.weight" in state else 0}
 
 
-def _settings(channels: int, patch: Any, size: tuple[int, ...], transformer: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    channels: int, patch: Any, size: tuple[int, ...], transformer: dict[str, Any], recompute: bool | None = None
+) -> dict[str, Any]:
     if channels != VIDEO.channels:
         raise UserError(f"clips of {channels} channels: VideoMAE's checkpoints are read for {VIDEO.channels} (RGB)")
     modality = asdict(replace(VIDEO, patch=tuple(patch)))
-    tokenizer = {"modality": modality, "size": size, "position": "sincos_interleaved"}
+    tokenizer = {"modality": modality, "size": size, "position": "sincos_interleaved", "recompute": recompute}
     return {"tokenizers": [tokenizer], "transformer": transformer, "prefix": 0}
 
 
@@ -146,10 +158,9 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
     modality, size = tokenizer["modality"], tokenizer["size"]
     patch, plain = modality["patch"], is_plain(transformer, "query_value")
-    square = len(size) == 3 and size[1] == size[2] and patch[1] == patch[2]
     alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0
-    if not (plain and square and alone and tokenizer["position"] == "sincos_interleaved" and modality["channels"] == 3):
-        raise UserError(f"transformers' VideoMAE is a plain encoder of square RGB clips; this one is {settings}")
+    if not (plain and alone and tokenizer["position"] == "sincos_interleaved" and modality["channels"] == 3):
+        raise UserError(f"transformers' VideoMAE is a plain encoder of RGB clips; this one is {settings}")
     classes = settings["classes"]
     config = {
         "architectures": ["VideoMAEForVideoClassification" if classes else "VideoMAEModel"],
@@ -157,9 +168,9 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         **blocks_config(transformer),
         "qkv_bias": True,
         "num_frames": size[0],
-        "image_size": size[1],
+        "image_size": one_or_pair(size[1:]),
         "tubelet_size": patch[0],
-        "patch_size": patch[1],
+        "patch_size": one_or_pair(patch[1:]),
         "num_channels": modality["channels"],
         "use_mean_pooling": not transformer["final_norm"],
     }
@@ -185,10 +196,11 @@ def fixed_eps(norm: str, eps: float) -> None:
         )
 
 
-def official_encoder(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> Found:
+def official_encoder(state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size) -> Found:
     """Settings, key map and tensors of the encoder in an authors' file."""
     part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
-    return official_settings(state, heads=heads, eps=eps), authors_encoder("", part), _without_decoder(state)
+    settings = official_settings(state, source, heads=heads, eps=eps, size=size)
+    return settings, authors_encoder("", part), _without_decoder(state)
 
 
 def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.interop.rules import KeyMap, Rule
 from mmssl.modality import image
+from mmssl.position import sincos_table
 
 MODEL_TYPES = ("vit", "vit_mae")
 
 # Settings of an EncoderConfig (as `dataclasses.asdict` gives them, defaults left out), a key map, and the tensors.
 Found = tuple[dict[str, Any], KeyMap, dict[str, Tensor]]
+# One side, or one an axis, or unknown.
+Size = int | tuple[int, ...] | None
 
 
 def layer(ours: str, theirs: str) -> KeyMap:
@@ -170,16 +174,65 @@ def depth(state: Mapping[str, Tensor], blocks: str) -> int:
     return 1 + max(int(key.removeprefix(blocks).split(".")[0]) for key in state if key.startswith(blocks))
 
 
-def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> dict[str, Any]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, of which transformers writes one number where they are equal."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def one_or_pair(sides: Sequence[int]) -> int | list[int]:
+    """The same the other way round."""
+    return sides[0] if sides[0] == sides[1] else list(sides)
+
+
+def grid_of_size(size: tuple[int, ...], patch: Sequence[int], source: str) -> tuple[int, ...]:
+    """Patches along each axis of media of `size`. Raises UserError where the patch does not divide it."""
+    if len(size) != len(patch) or any(side < 1 or side % by for side, by in zip(size, patch, strict=True)):
+        axes = "(frames, height, width)" if len(patch) == 3 else "(height, width)"
+        raise UserError(
+            f"{source}: size={size} is not {axes} in multiples of its patch {tuple(patch)}: give what it was trained on"
+        )
+    return tuple(side // by for side, by in zip(size, patch, strict=True))
+
+
+def table_size(size: Size, patch: Sequence[int], positions: int, source: str) -> tuple[int, ...]:
+    """Height and width of the pictures that a table of so many positions was made for: as given, or else square.
+
+    Raises UserError where the size does not make that many patches, or none is given and their number is no square.
+    """
+    if size is None:
+        side = math.isqrt(positions)
+        if side * side != positions:
+            raise UserError(
+                f"{source}: its table has {positions} positions, which is no square: give size=(height, width) of the "
+                f"pictures it was trained on, whose patches are {patch[0]} x {patch[1]}"
+            )
+        return side * patch[0], side * patch[1]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if (found := math.prod(grid_of_size(size, patch, source))) != positions:
+        raise UserError(
+            f"{source}: size={size} makes {found} patches of {patch[0]} x {patch[1]}, but its table has {positions} "
+            "positions: give the size it was trained on"
+        )
+    return size
+
+
+def official_settings(
+    state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size
+) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' ViT, read off its tensors. Raises UserError where it is none."""
     needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight")
     if absent := [key for key in needed if key not in state]:
-        raise UserError(f"not a checkpoint of MAE's authors or of timm's ViT: it lacks {absent[0]}")
+        raise UserError(f"{source}: not a checkpoint of MAE's authors or of timm's ViT: it lacks {absent[0]}")
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
-    side, fine_tuned = math.isqrt(state["pos_embed"].shape[1] - 1), "fc_norm.weight" in state
+    table, fine_tuned = state["pos_embed"][0, 1:], "fc_norm.weight" in state
+    size = table_size(size, patch, len(table), source)
+    fixed = sincos_table(grid_of_size(size, patch, source), dim)
     tokenizer = {
         "modality": asdict(image(channels, (patch[0], patch[1]))),
-        "size": (side * patch[0], side * patch[1]),
+        "size": size,
+        # half precision is off by less; a table that was trained is not
+        "position": "sincos" if torch.allclose(table.float().cpu(), fixed, atol=2e-3) else "learned",
         "trainable": fine_tuned or None,
     }
     transformer = {
@@ -196,10 +249,9 @@ def official_settings(state: Mapping[str, Tensor], *, heads: int | None, eps: fl
 
 def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """EncoderConfig's settings of a ViT or ViTMAE config.json."""
-    patch, size = config["patch_size"], config["image_size"]
     tokenizer = {
-        "modality": asdict(image(config.get("num_channels", 3), (patch, patch))),
-        "size": (size, size),
+        "modality": asdict(image(config.get("num_channels", 3), pair(config["patch_size"]))),
+        "size": pair(config["image_size"]),
         "position": "sincos" if config["model_type"] == "vit_mae" else "learned",
     }
     qkv_bias = "all" if config.get("qkv_bias", True) else "none"
@@ -242,30 +294,25 @@ def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:
 def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that ViTModel reads, and that ViTMAE's shares. Raises UserError for what they cannot express."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    patch, size, names = (
-        tokenizer["modality"]["patch"],
-        tokenizer["size"],
-        [t["modality"]["name"] for t in settings["tokenizers"]],
-    )
-    square = len(size) == 2 and size[0] == size[1] and patch[0] == patch[1]
+    names = [t["modality"]["name"] for t in settings["tokenizers"]]
     vit = names == ["image"] and settings["prefix"] == 1 and transformer["final_norm"] and not settings["pool_norm"]
-    if not (vit and square and is_plain(transformer, "all")):
-        raise UserError(f"transformers' ViT is a plain encoder of square pictures; this one is {settings}")
+    if not (vit and is_plain(transformer, "all")):
+        raise UserError(f"transformers' ViT is a plain encoder of pictures; this one is {settings}")
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
         **blocks_config(transformer),
         "qkv_bias": True,
-        "image_size": size[0],
-        "patch_size": patch[0],
+        "image_size": one_or_pair(tokenizer["size"]),
+        "patch_size": one_or_pair(tokenizer["modality"]["patch"]),
         "num_channels": tokenizer["modality"]["channels"],
     }
 
 
-def official_encoder(state: Mapping[str, Tensor], *, heads: int | None, eps: float) -> Found:
+def official_encoder(state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size) -> Found:
     """Settings, key map and tensors of the encoder in an authors' file."""
     tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-    return official_settings(state, heads=heads, eps=eps), timm_vit(), tensors
+    return official_settings(state, source, heads=heads, eps=eps, size=size), timm_vit(), tensors
 
 
 def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:

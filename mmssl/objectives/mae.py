@@ -71,17 +71,19 @@ class MAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int = 16,
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.75,
         norm_pix: bool | None = None,
     ) -> M:
         """From the authors' files or state dicts (facebookresearch/mae): full, encoder only, or fine-tuned.
 
-        Sizes are read off the shapes; heads are the paper's for the width. norm_pix: the released encoders and `_full`
-        files were trained with it (the default here), the `visualize` files without: the file does not tell. A file
-        without a decoder leaves it freshly initialised, with a warning.
+        Sizes are read off the shapes; heads are the paper's for the width. size: of the pictures it was trained on,
+        (height, width) or one side for both; taken for square where not given (see `Encoder.from_official`). norm_pix:
+        the released encoders and `_full` files were trained with it (the default here), the `visualize` files without:
+        the file does not tell. A file without a decoder leaves it freshly initialised, with a warning.
         """
         state, name = interop.official_state(source)
-        settings, *_ = interop.official_encoder(state, heads=heads, eps=1e-6)
+        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
         encoder = interop.config_from_dict(EncoderConfig, settings)
         full = "decoder_embed.weight" in state
         decoder = mae_decoder_config()
@@ -115,8 +117,13 @@ class MAE(PixelObjective):
             raise UserError(
                 f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
             )
-        config = {
-            **interop.transformers_form(dataclasses.asdict(self.config.encoder))[0],
+        config = interop.transformers_form(dataclasses.asdict(self.config.encoder))[0]
+        if not all(isinstance(config[name], int) for name in ("image_size", "patch_size")):
+            raise UserError(
+                f"ViTMAE's positions and decoder are for square pictures and patches; these are {config['image_size']} "
+                f"and {config['patch_size']}: write the encoder alone, `encoder.to_transformers`"
+            )
+        config |= {
             "architectures": ["ViTMAEForPreTraining"],
             "model_type": "vit_mae",
             "decoder_hidden_size": decoder.dim,

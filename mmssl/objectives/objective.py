@@ -13,6 +13,7 @@ from mmssl import interop
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
 from mmssl.masking import Mask
+from mmssl.position import mark_trained
 
 O = TypeVar("O", bound="Objective")  # noqa: E741
 
@@ -46,7 +47,12 @@ class Objective(nn.Module):
         """Called after the optimizer's step: where a teacher follows its student."""
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors, decoder included, for `from_pretrained`."""
+        """Write config.json and model.safetensors, decoder included, for `from_pretrained`.
+
+        What is saved counts as trained from here on, in memory as in the folder: at other sizes both then interpolate
+        the same tables.
+        """
+        mark_trained(self)
         config = {"mmssl": type(self).__name__, "config": dataclasses.asdict(self.config)}
         return interop.save_folder(folder, config, self.state_dict())
 
@@ -62,6 +68,7 @@ class Objective(nn.Module):
                 raise UserError(f"{folder}: holds {config['mmssl']}, not {cls.__name__}; load it with its own class")
             objective = cls(interop.config_from_dict(cls.config_class, config["config"]))
             objective.load_state_dict(state)
+            mark_trained(objective)
             return objective
 
     @classmethod

@@ -17,6 +17,7 @@ from mmssl.encoder import Encoder, single_modality
 from mmssl.masking import Positions
 from mmssl.modality import Modality
 from mmssl.objectives.objective import Objective, Output
+from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch, PatchTokenizer
 
 P = TypeVar("P", bound="PixelObjective")
@@ -37,8 +38,8 @@ class PixelObjective(Objective):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        grid, prefix = self.tokenizer.size_grid, config.encoder.prefix
-        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values)
+        grid, prefix, recompute = self.tokenizer.size_grid, config.encoder.prefix, self.tokenizer.config.recompute
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values, recompute)
 
     @property
     def modality(self) -> Modality:
@@ -105,4 +106,5 @@ class PixelObjective(Objective):
             warnings.warn(f"{source} holds no decoder: it starts from fresh weights", stacklevel=3)
             values = {**self.state_dict(), **values}
         self.load_state_dict(values)
+        mark_trained(self if whole else self.encoder)
         return self

@@ -91,18 +91,21 @@ class SiamMAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int | None = None,
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.95,
         norm_pix: bool = True,
     ) -> S:
         """From the public CropMAE files or state dicts; the authors of SiamMAE published none.
 
         Sizes are read off the shapes; heads are CropMAE's for the width: 64 channels each in the encoder; 8 of them in
-        a decoder of 256 channels, 16 in wider ones.
+        a decoder of 256 channels, 16 in wider ones. size: of the frames it was trained on, (height, width) or one side
+        for both; taken for square where not given (see `Encoder.from_official`).
         """
         state, name = interop.official_state(source)
         if "decoder_blocks.0.multihead_attn.in_proj_weight" not in state:
             raise UserError(f"{name}: not a file of CropMAE; it lacks decoder_blocks.0.multihead_attn.in_proj_weight")
-        encoder = interop.config_from_dict(EncoderConfig, interop.official_encoder(state, heads=heads, eps=1e-6)[0])
+        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
+        encoder = interop.config_from_dict(EncoderConfig, settings)
         dim, depth = len(state["decoder_embed.weight"]), interop.depth(state, "decoder_blocks.")
         decoder = cropmae_decoder_config(dim, depth, decoder_heads or (8 if dim == 256 else 16))
         hidden = len(state["decoder_blocks.0.linear1.weight"])

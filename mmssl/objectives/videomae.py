@@ -119,19 +119,19 @@ class VideoMAE(PixelObjective):
         *,
         heads: int | None = None,
         decoder_heads: int | None = None,
-        size: tuple[int, int, int] = (16, 224, 224),
+        size: int | tuple[int, ...] | None = None,
         mask_ratio: float = 0.9,
         norm_pix: bool = True,
     ) -> V:
         """From the authors' files or state dicts (MCG-NJU/VideoMAE): pretrained, or fine-tuned without a decoder.
 
-        size: frames, height and width of the clips, which no tensor tells. heads: the paper's for the width. A file
-        without a decoder leaves it freshly initialised, with a warning.
+        size: frames, height and width of the clips it was trained on, which no tensor tells: where it is given, clips
+        of other sizes get interpolated positions, else computed ones (see `Encoder.from_official`). heads: the paper's
+        for the width. A file without a decoder leaves it freshly initialised, with a warning.
         """
         state, name = interop.official_state(source)
-        found = interop.official_encoder(state, heads=heads, eps=1e-6)[0]
-        encoder = interop.config_from_dict(EncoderConfig, found)
-        encoder = dataclasses.replace(encoder, tokenizers=(dataclasses.replace(encoder.tokenizers[0], size=size),))
+        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
+        encoder = interop.config_from_dict(EncoderConfig, settings)
         whole, decoder = "encoder_to_decoder.weight" in state, videomae_decoder_config()
         if whole:
             dim = len(state["encoder_to_decoder.weight"])
@@ -168,9 +168,14 @@ class VideoMAE(PixelObjective):
             raise UserError(
                 f"its blocks have one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
             )
+        config = interop.transformers_form(dataclasses.asdict(self.config.encoder))[0]
+        if not isinstance(config["patch_size"], int):
+            raise UserError(
+                f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
+                "alone, `encoder.to_transformers`"
+            )
         interop.videomae.fixed_eps("decoder", decoder.final_norm_eps or decoder.norm_eps)
-        config = {
-            **interop.transformers_form(dataclasses.asdict(self.config.encoder))[0],
+        config |= {
             "architectures": ["VideoMAEForPreTraining"],
             "decoder_hidden_size": decoder.dim,
             "decoder_num_hidden_layers": decoder.depth,

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.errors import UserError
 from mmssl.masking.noise import stream_key
 from mmssl.objectives.objective import Objective
+from mmssl.position import mark_trained
 from mmssl.training import checkpoints, distributed
 from mmssl.training.journal import Journal
 from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups, set_learning_rate
@@ -169,6 +170,7 @@ def train(
                 raise _stopped(journal, f"after step {done}", "which is saved")
             seen, skipped = loader.ledger.seen, len(loader.ledger.skipped)
             clock = time.perf_counter()
+    mark_trained(objective)  # on every rank, as saving does on the first
     if main:
         objective.save_pretrained(run_dir / "final")
     distributed.barrier()
