@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmssl_kernels import Window, attention, attention_qkvpacked, attention_weights, reference
-from mmssl_kernels.attention import choice
+from mmssl_kernels.attention import choice, op
 
 from tests.kernels.support import (
     DEVICE,
@@ -194,6 +194,46 @@ def test_packed_sequences_are_those_of_padding():
     torch.testing.assert_close(found, attention(**padded, key_padding=~inside)[inside])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("longest", [9, 40])
+def test_tokens_after_the_last_sequence_are_not_read_and_get_zeros(longest, causal):
+    """A buffer of one size for batches of any, alike in queries and keys or not."""
+    leaves, fixed = packed_operands([5, 0, longest, 7], [3, 2, longest, 4])
+    fixed = {"cu_seqlens_q": fixed["cu_seqlens_q"][:-1], "cu_seqlens_k": fixed["cu_seqlens_k"][:-1], "causal": causal}
+    fixed |= {"max_q": longest, "max_k": longest}
+    check(leaves, fixed)
+    for name, each in leaves.items():
+        each[-7 if name == "q" else -4 :] = torch.nan
+    found = gradients(attention, leaves, fixed, None)
+    assert all(each.isfinite().all() for each in found.values())
+    assert not found["result"][-7:].any() and not found["q"][-7:].any() and not found["k"][-4:].any()
+    qkv = torch.stack([leaves["q"]] * 3, 1)
+    whole = {"cu_seqlens": fixed["cu_seqlens_q"], "max_seqlen": longest, "causal": causal}
+    found = gradients(attention_qkvpacked, {"qkv": qkv}, whole, None)
+    assert found["qkv"].isfinite().all() and not found["qkv"][-7:].any() and found["qkv"][:5].any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "longest", "right"),
+    [
+        ([0, 3, 50, 60], 40, [(0, 3), (3, 43), (50, 60)]),  # longer than stated
+        ([0, 3, 50, 60], 8, [(0, 3), (3, 11), (50, 58)]),
+        ([-(10**6), 5, 10**6, -(10**6), 5, 60], 55, [(0, 5), (5, 60)]),
+    ],
+)
+def test_offsets_that_nobody_checked_leave_nothing_unwritten(wrong, longest, right, monkeypatch):
+    monkeypatch.setattr(op, "values_are_checked", lambda _: False)  # as on a GPU
+    leaves, _ = packed_operands([60])
+
+    def expected(q, k, v, **_):
+        parts = torch.zeros_like(q).split([1] * len(q))
+        for a, b in right:
+            parts = *parts[:a], *reference.attention(*(each[None, a:b] for each in (q, k, v)))[0].split(1), *parts[b:]
+        return torch.cat(parts)
+
+    check_parity(attention, expected, leaves, {"cu_seqlens_q": torch.tensor(wrong).to(DEVICE), "max_q": longest})
+
+
 def three(qkv, **fixed):
     """What `attention_qkvpacked` stands for."""
     q, k, v = qkv.unbind(-3)
@@ -332,8 +372,8 @@ def test_what_does_not_fit_in_one_tensor():
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([4, 3], "cu_seqlens_q must rise from 0 to the 8 tokens"),
-        ([9, -1], "cu_seqlens_q must rise from 0 to the 8 tokens"),
+        ([4, 5], "cu_seqlens_q must rise from 0 and stay within 8 tokens"),
+        ([8, -1], "cu_seqlens_q must rise from 0 and stay within 8 tokens"),
         ([3, 5], "cu_seqlens_q has a sequence of 5 tokens, more than the 4 stated"),
     ],
 )

@@ -76,7 +76,7 @@ def attention_arguments(kind, dtype=torch.float32):
     if kind == "packed":
         q, k, v = (each.detach()[0].requires_grad_() for each in (q, k, v))
         queries, keys = (
-            torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([0, 0, 7, 12], [0, 3, 3, 40])
+            torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([0, 0, 7, 11], [0, 3, 3, 38])
         )
     if kind == "everything":
         bias, padding = draw(2, 12, 40).requires_grad_(), (torch.rand(2, 40) < 0.5).to(DEVICE)
