@@ -81,7 +81,7 @@ def test_any_size(batch, heads, queries, keys, dim, causal, padded, biased, dtyp
     if padded:
         fixed["key_padding"] = (torch.rand(batch, keys) < torch.rand(batch, 1)).to(DEVICE)
     if biased:
-        leaves["bias"] = draw(heads, queries, keys)
+        leaves["bias"] = draw(heads, queries, keys, dtype=dtype)
     check(leaves, fixed)
 
 
