@@ -127,7 +127,7 @@ def attention(
             attention(q[None, a:b], k[None, c:d], v[None, c:d], causal=causal, scale=scale)[0]
             for a, b, c, d in zip(spans[0], spans[0][1:], spans[1], spans[1][1:])
         ]
-        return torch.cat(found)
+        return torch.cat([*found, torch.zeros_like(q[spans[0][-1] :])])
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     hidden = torch.zeros_like(logits, dtype=torch.bool)
     if causal:

@@ -17,11 +17,14 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True)
 class Config:
-    """blocks: the kernel's block sizes by name. warps: of one program. stages: of the software pipeline."""
+    """blocks: the kernel's block sizes by name. warps: of one program. stages: of the software pipeline. values: how
+    many a program holds in registers, where its block sizes follow from that and from the problem.
+    """
 
     blocks: Mapping[str, int]
     warps: int = 4
     stages: int = 2
+    values: int = 0
 
 
 Rows = tuple[tuple[int | None, Config], ...]
@@ -143,13 +146,13 @@ TABLES: dict[str, dict[str, Rows]] = {
     "position_sums": _everywhere(
         ((None, Config({"BLOCK_B": 8, "BLOCK_D": 256})),), Config({"BLOCK_B": 64, "BLOCK_D": 512})
     ),
-    # size: values of one patch; BLOCK: how many of them are in registers at once
+    # size: values of one patch
     "masked_patch_mse": _everywhere(
         (
-            (1024, Config({"BLOCK": 1024}, warps=2)),
-            (2048, Config({"BLOCK": 2048}, warps=4)),
-            (None, Config({"BLOCK": 4096}, warps=8)),
+            (1024, Config({}, warps=2, values=1024)),
+            (2048, Config({}, warps=4, values=2048)),
+            (None, Config({}, warps=8, values=4096)),
         ),
-        Config({"BLOCK": 16384}),
+        Config({}, values=16384),
     ),
 }

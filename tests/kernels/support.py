@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 DEVICE = torch.device(os.environ.get("MMSSL_DEVICE", "cpu"))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = INTERPRETED or DEVICE.type == "cuda"
-# Triton's interpreter computes garbage in bfloat16.
+# Triton's interpreter computes garbage in bfloat16; on a GPU attention's kernels take nothing but the 16-bit ones.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 EXAMPLES = 8 if INTERPRETED else 40
 

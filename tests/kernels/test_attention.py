@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmssl_kernels import Window, attention, attention_qkvpacked, attention_weights, reference
-from mmssl_kernels.attention import choice
+from mmssl_kernels.attention import choice, op
 
 from tests.kernels.support import (
     DEVICE,
@@ -73,22 +73,23 @@ def test_heads_of_any_width(dim):
 @given(
     batch=st.integers(1, 3), heads=st.integers(1, 3), queries=st.integers(1, MOST), keys=st.integers(1, MOST),
     dim=st.integers(1, 40), causal=st.booleans(), padded=st.booleans(), biased=st.booleans(),
-    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_any_size(batch, heads, queries, keys, dim, causal, padded, biased, seed):
+def test_any_size(batch, heads, queries, keys, dim, causal, padded, biased, dtype, seed):
     torch.manual_seed(seed)
-    leaves, fixed = operands(queries, keys, batch=batch, heads=heads, dim=dim), {"causal": causal}
+    leaves, fixed = operands(queries, keys, batch=batch, heads=heads, dim=dim, dtype=dtype), {"causal": causal}
     if padded:
         fixed["key_padding"] = (torch.rand(batch, keys) < torch.rand(batch, 1)).to(DEVICE)
     if biased:
-        leaves["bias"] = draw(heads, queries, keys)
+        leaves["bias"] = draw(heads, queries, keys, dtype=dtype)
     check(leaves, fixed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("tokens", [9, 70])
-def test_a_query_that_sees_nothing_gives_zeros(causal, tokens):
-    leaves = operands(tokens)
+def test_a_query_that_sees_nothing_gives_zeros(causal, tokens, dtype):
+    leaves = operands(tokens, dtype=dtype)
     padding = torch.zeros(BATCH, tokens, dtype=torch.bool, device=DEVICE)
     padding[0], padding[1, :3] = True, True
     fixed = {"key_padding": padding, "causal": causal}
@@ -99,14 +100,17 @@ def test_a_query_that_sees_nothing_gives_zeros(causal, tokens):
         assert not found["result"][1, :3].any() and found["result"][1, 3:].all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [0.0, -1.0])
-def test_a_scale_that_is_not_positive(scale):
-    check(operands(9), {"causal": True, "scale": scale})
+def test_a_scale_that_is_not_positive(scale, dtype):
+    check(operands(9, dtype=dtype), {"causal": True, "scale": scale})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [40, 70])
 @pytest.mark.parametrize("learns", [False, True])
-def test_a_bias_that_hides(learns):
-    leaves, bias = operands(40), draw(HEADS, 40, 40)
+def test_a_bias_that_hides(learns, tokens, dtype):
+    leaves, bias = operands(tokens, dtype=dtype), draw(HEADS, tokens, tokens, dtype=dtype)
     bias[:, 0], bias[1, 3, 5:] = -torch.inf, -torch.inf
     if learns:
         check({**leaves, "bias": bias}, {})
@@ -141,13 +145,15 @@ WINDOWS = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", WINDOWS)
-def test_windows(name, biased):
+def test_windows(name, biased, dtype):
     window = WINDOWS[name]
-    leaves, fixed = operands(window.tokens * window.count), {"window": window}
+    batch = 1 if window.tokens > 64 else BATCH
+    leaves, fixed = operands(window.tokens * window.count, batch=batch, dtype=dtype), {"window": window}
     if biased:
-        leaves["bias"] = draw(HEADS, window.tokens, window.tokens)
+        leaves["bias"] = draw(HEADS, window.tokens, window.tokens, dtype=dtype)
     check(leaves, fixed)
 
 
@@ -170,16 +176,18 @@ def test_windows_are_those_of_the_roll_and_the_partition():
 
 LENGTHS = {
     "self": ([5, 0, 1, 13, 40], None),
-    "cross": ([3, 0, 40, 1, 0], [0, 2, 7, 35, 0]),
+    "long": ([70, 3], None),
+    "cross": ([3, 0, 40, 1, 0], [0, 2, 7, 70, 0]),
     "one": ([6], None),
     "nothing": ([0, 0], None),
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", LENGTHS)
-def test_packed_sequences(name, causal):
-    leaves, fixed = packed_operands(*LENGTHS[name])
+def test_packed_sequences(name, causal, dtype):
+    leaves, fixed = packed_operands(*LENGTHS[name], dtype=dtype)
     check(leaves, {**fixed, "causal": causal})
 
 
@@ -192,6 +200,47 @@ def test_packed_sequences_are_those_of_padding():
     for name, each in padded.items():
         each[inside] = leaves[name]
     torch.testing.assert_close(found, attention(**padded, key_padding=~inside)[inside])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("longest", [9, 70])
+def test_tokens_after_the_last_sequence_are_not_read_and_get_zeros(longest, dtype):
+    """A buffer of one size for batches of any, alike in queries and keys or not."""
+    leaves, fixed = packed_operands([5, 0, longest, 7], [3, 2, longest, 4], dtype=dtype)
+    fixed = {"cu_seqlens_q": fixed["cu_seqlens_q"][:-1], "cu_seqlens_k": fixed["cu_seqlens_k"][:-1]}
+    fixed |= {"max_q": longest, "max_k": longest}
+    check(leaves, fixed)
+    for name, each in leaves.items():
+        each[-7 if name == "q" else -4 :] = torch.nan
+    found = gradients(attention, leaves, fixed, None)
+    assert all(each.isfinite().all() for each in found.values())
+    assert not found["result"][-7:].any() and not found["q"][-7:].any() and not found["k"][-4:].any()
+    qkv = torch.stack([leaves["q"]] * 3, 1)
+    whole = {"cu_seqlens": fixed["cu_seqlens_q"], "max_seqlen": longest}
+    found = gradients(attention_qkvpacked, {"qkv": qkv}, whole, None)
+    assert found["qkv"].isfinite().all() and not found["qkv"][-7:].any() and found["qkv"][:5].any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "longest", "right"),
+    [
+        ([0, 3, 50, 60], 40, [(0, 3), (3, 43), (50, 60)]),  # longer than stated
+        ([0, 3, 50, 60], 8, [(0, 3), (3, 11), (50, 58)]),
+        ([-(10**6), 5, 10**6, -(10**6), 5, 60], 55, [(0, 5), (5, 60)]),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_offsets_that_nobody_checked_leave_nothing_unwritten(wrong, longest, right, dtype, monkeypatch):
+    monkeypatch.setattr(op, "values_are_checked", lambda _: False)  # as on a GPU
+    leaves, _ = packed_operands([60], dtype=dtype)
+
+    def expected(q, k, v, **_):
+        parts = torch.zeros_like(q).split([1] * len(q))
+        for a, b in right:
+            parts = *parts[:a], *reference.attention(*(each[None, a:b] for each in (q, k, v)))[0].split(1), *parts[b:]
+        return torch.cat(parts)
+
+    check_parity(attention, expected, leaves, {"cu_seqlens_q": torch.tensor(wrong).to(DEVICE), "max_q": longest})
 
 
 def three(qkv, **fixed):
@@ -216,8 +265,9 @@ def test_one_tensor_in_and_one_gradient_out(form, dtype):
     check_parity(op, three, leaves, fixed)
 
 
-def test_any_strides():
-    leaves = operands(40, 37)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_any_strides(dtype):
+    leaves = operands(40, 37, dtype=dtype)
     check(strided(leaves), {})
     check({name: each.permute(1, 3, 0, 2).contiguous().permute(2, 0, 3, 1) for name, each in leaves.items()}, {})
     check({**leaves, "v": strided(leaves)["v"]}, {})
@@ -227,7 +277,7 @@ def test_any_strides():
 
 def test_the_same_bits_every_time():
     window = WINDOWS["Audio-MAE"]
-    leaves = {**operands(64), "bias": draw(HEADS, 16, 16)}
+    leaves = {**operands(64, dtype=torch.float16), "bias": draw(HEADS, 16, 16)}
     first, second = (gradients(attention, leaves, {"window": window}, None) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -332,8 +382,8 @@ def test_what_does_not_fit_in_one_tensor():
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([4, 3], "cu_seqlens_q must rise from 0 to the 8 tokens"),
-        ([9, -1], "cu_seqlens_q must rise from 0 to the 8 tokens"),
+        ([4, 5], "cu_seqlens_q must rise from 0 and stay within 8 tokens"),
+        ([8, -1], "cu_seqlens_q must rise from 0 and stay within 8 tokens"),
         ([3, 5], "cu_seqlens_q has a sequence of 5 tokens, more than the 4 stated"),
     ],
 )

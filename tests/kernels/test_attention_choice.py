@@ -168,7 +168,10 @@ def test_explanations_refuse_what_the_call_refuses():
         explain_attention(SHORT, dtype=torch.int32)
 
 
-def test_xformers_is_spared_empty_sequences_and_reads_lengths_once():
+def test_xformers_is_spared_what_it_forbids_and_reads_lengths_once():
+    leaves, fixed = packed_operands([3, 4, 2])
+    with_a_tail = fixed["cu_seqlens_q"][:-1]
+    assert vendors.xformers(*leaves.values(), with_a_tail, with_a_tail, 1.0) is None
     leaves, fixed = packed_operands(*LENGTHS["cross"])
     offsets = fixed["cu_seqlens_q"], fixed["cu_seqlens_k"]
     assert vendors.xformers(*leaves.values(), *offsets, 1.0) is None

@@ -1,16 +1,20 @@
 """What every op owes to torch: registration, tracing, autocast; and the frame: dispatch, tables, checks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmssl_kernels import Window, masked_patch_embed, restore_tokens
 from mmssl_kernels.contrastive import similarity
 from mmssl_kernels.frame import dispatch
-from mmssl_kernels.tables import FAMILIES, TABLES
+from mmssl_kernels.frame.launch import launch, recorded
+from mmssl_kernels.tables import FAMILIES, TABLES, Config
 
 from tests.kernels import test_masked_patch_embed as embed
 from tests.kernels import test_masked_patch_mse as mse
 from tests.kernels import test_restore_tokens as restore
 from tests.kernels.support import DEVICE, TRITON, draw, pixels_of, ragged, upstream_of
+from tests.test_compile import run
 
 
 def embed_arguments(flat=False, float_pixels=False, weight=torch.float32):
@@ -72,7 +76,7 @@ def attention_arguments(kind, dtype=torch.float32):
     if kind == "packed":
         q, k, v = (each.detach()[0].requires_grad_() for each in (q, k, v))
         queries, keys = (
-            torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([0, 0, 7, 12], [0, 3, 3, 40])
+            torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([0, 0, 7, 11], [0, 3, 3, 38])
         )
     if kind == "everything":
         bias, padding = draw(2, 12, 40).requires_grad_(), (torch.rand(2, 40) < 0.5).to(DEVICE)
@@ -211,3 +215,58 @@ def test_devices_without_a_row_share_the_oldest(monkeypatch):
     assert dispatch.family(torch.device("cuda")) == "sm_80"  # its shared memory is that of an A100's successor at home
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert dispatch.family(torch.device("cuda")) == "gfx942"
+
+
+PRECISIONS = """
+import torch
+from mmssl_kernels.examples import attend, embed, similarity
+from mmssl_kernels.frame.launch import recorded
+
+matmul, torch.version.hip = torch.backends.cuda.matmul, None  # on AMD it is always "ieee"
+
+def check(expected):
+    for dtype in (torch.float32, torch.bfloat16):
+        with recorded("sm_90") as launches, torch.device("meta"):
+            embed(torch.zeros(2, 3, 32, 32), [16, 16], dtype=dtype, kept=2)
+            attend(2, 3, 70, 64, dtype=dtype)
+            similarity(rows=8, size=8, dim=16, dtype=dtype)
+        found = [each.arguments["PRECISION"] for each in launches if "PRECISION" in each.arguments]
+        assert found == [expected if dtype == torch.float32 else "ieee"] * 5, (dtype, found)
+
+check("ieee")
+torch.set_float32_matmul_precision("high")
+check("tf32")
+torch.set_float32_matmul_precision("highest")
+check("ieee")
+torch.set_float32_matmul_precision("medium")
+check("tf32")
+matmul.allow_tf32 = False
+check("ieee")
+matmul.allow_tf32 = True
+check("tf32")
+matmul.fp32_precision = "ieee"  # from here on torch's older functions may raise
+check("ieee")
+matmul.fp32_precision = "tf32"
+check("tf32")
+matmul.fp32_precision = "none"
+torch.backends.fp32_precision = "tf32"
+check("tf32")
+torch.backends.fp32_precision = "ieee"
+check("ieee")
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+check("ieee")
+"""
+
+
+def test_float32_is_multiplied_as_torch_is_told_to():
+    """By each of its interfaces, one after the other. In a process of its own, whose end undoes it."""
+    run(PRECISIONS)
+
+
+def test_a_launch_names_the_kernels_arguments_and_no_others():
+    kernel = SimpleNamespace(__name__="kernel", arg_names=["x", "N", "BLOCK"])
+    with recorded("sm_90") as launches:
+        launch(kernel, (1,), Config({"BLOCK": 4}), x=None, N=3)
+        with pytest.raises(TypeError, match="kernel and its launch differ in BLOCK_C, N"):
+            launch(kernel, (1,), Config({"BLOCK": 4, "BLOCK_C": 1}), x=None)
+    assert [each.arguments for each in launches] == [{"x": None, "N": 3, "BLOCK": 4}]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmssl_kernels import reference, restore_tokens
+from mmssl_kernels.frame import checks
 
 from tests.kernels.support import (
     DEVICE,
@@ -211,3 +212,29 @@ def test_values_of_positions_are_checked(wrong, monkeypatch):
     fixed |= {name: torch.tensor(values, device=DEVICE) for name, values in change.items()}
     with pytest.raises(ValueError, match=message):
         restore_tokens(**leaves, **fixed)
+
+
+def last_of_each(tokens, keep, mask_token, position, *, prefix, rows=None):
+    """What positions that nobody checked restore: where several tokens claim a position, the last of them."""
+    samples = []
+    for number, sample in enumerate(tokens):
+        where = keep[number] if rows is None else keep[rows == number]
+        own = dict(zip(where.tolist(), sample[prefix:], strict=False))
+        filled = [own.get(place, mask_token) for place in range(PATCHES)]
+        samples.append(torch.stack([*sample[:prefix], *filled]) + position)
+    return torch.stack(samples)
+
+
+UNCHECKED = {
+    "twice": dict(keep=[[0, 7, 0, 7], [5, 5, 5, 5], [0, 1, 2, 3]]),
+    "outside": dict(keep=[[0, 10**6, 1, PATCHES], [-1, 3, 2, -(10**6)], [0, 1, 2, 3]]),
+    "too many": dict(keep=[0, 1, 2, 3, 4, 5, 7], rows=[0] * 6 + [2]),
+}
+
+
+@pytest.mark.parametrize("wrong", UNCHECKED)
+def test_tokens_that_belong_nowhere_are_not_read_and_get_zeros(wrong, monkeypatch):
+    monkeypatch.setattr(checks, "values_are_checked", lambda _: False)  # as on a GPU
+    leaves, fixed = arguments()
+    fixed |= {name: torch.tensor(values, device=DEVICE) for name, values in UNCHECKED[wrong].items()}
+    check_parity(restore_tokens, last_of_each, leaves, fixed)

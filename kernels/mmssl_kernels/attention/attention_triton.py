@@ -167,8 +167,8 @@ def attention(
     """The result, and the rows' log-sum-exps in base 2 where backward will want them."""
     if not op.kernels_take(q):
         return op.attention(q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, window, scale)
-    out, sums = op.outputs(q, k, max(max_q, max_k), triton=True)
     packed = cu_seqlens_q is not None
+    out, sums = op.outputs(q, k, max(max_q, max_k), triton=True, packed=packed)
     q, k, v = readable(*op.parts(q, k, v, packed))
     count, arguments = common(q, k, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)
     config = configured("attention", q, max(max_q, max_k))

@@ -270,8 +270,8 @@ def attention_backward(
             grad, q, k, v, key_padding, bias, cu_seqlens_q, cu_seqlens_k, out, sums, max_q, max_k, causal, window,
             scale, needs_bias,
         )  # fmt: skip
-    gradients = op.empty_gradients(q, k, v, bias, needs_bias)
     packed, longest = cu_seqlens_q is not None, max(max_q, max_k)
+    gradients = op.empty_gradients(q, k, v, bias, needs_bias, packed)
     d_q, d_k, d_v = op.targets(gradients, k, packed)
     q, k, v = readable(*op.parts(q, k, v, packed))
     count, arguments = common(q, k, key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window, scale)

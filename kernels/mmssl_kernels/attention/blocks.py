@@ -30,6 +30,8 @@ class Call:
     bias: Tensor | None
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
+    max_q: int
+    max_k: int
     causal: bool
     window: Window | None
     scale: float
@@ -100,7 +102,8 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
     """All sequences, as many at a time as a block of logits holds."""
     everything = slice(None)
     if call.cu_seqlens_q is not None and call.cu_seqlens_k is not None:
-        for (a, b), (c, d) in zip(spans(call.cu_seqlens_q), spans(call.cu_seqlens_k), strict=True):
+        of_q = spans(call.cu_seqlens_q, q.shape[1], call.max_q)
+        for (a, b), (c, d) in zip(of_q, spans(call.cu_seqlens_k, k.shape[1], call.max_k), strict=True):
             if b > a:
                 yield Group(everything, slice(a, b), slice(c, d))
         return
@@ -111,10 +114,10 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
         yield Group(slice(start, start + step), everything, everything, call.order, call.inverse)
 
 
-def spans(offsets: Tensor) -> list[tuple[int, int]]:
-    """First and last of each sequence. Waits for a GPU."""
-    places = offsets.tolist()
-    return list(itertools.pairwise(places))
+def spans(offsets: Tensor, tokens: int, longest: int) -> list[tuple[int, int]]:
+    """First and last of each sequence, kept within tokens and lengths as the kernels do. Waits for a GPU."""
+    places = [min(max(place, 0), tokens) for place in offsets.tolist()]
+    return [(start, max(start, min(stop, start + longest))) for start, stop in itertools.pairwise(places)]
 
 
 @dataclass(frozen=True)

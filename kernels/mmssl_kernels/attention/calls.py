@@ -44,7 +44,10 @@ def attention(
     cu_seqlens_q, cu_seqlens_k: packed sequences: q is `[total, H, D]` and sequence s has rows cu_seqlens_q[s] to
     cu_seqlens_q[s + 1]; int32 or int64 `[S + 1]` on q's device, the keys' default to the queries'. max_q and max_k, the
     longest lengths, are needed then, so that the kernels need not wait for the device. (xformers and the PyTorch path
-    want every length: xformers' are fetched once for a tensor of offsets.)
+    want every length: xformers' are fetched once for a tensor of offsets.) Tokens after the last offset belong to no
+    sequence (a buffer of a fixed size): they are not read, their results and gradients are zeros. A sequence that is
+    longer than max_q or max_k is an error; where nobody checks (on a GPU without MMSSL_DEBUG) its end belongs to none,
+    too, but for xformers, which goes by the offsets alone.
 
     Who computes it is chosen by device and shape: see `explain_attention`. Never are all logits in memory together.
     There is no dropout on the probabilities, and there are no second derivatives. Raises ValueError naming both shapes
@@ -222,9 +225,10 @@ def explain_attention(
     """Who would compute `attention`, why, and whether its backward is deterministic; printed, it is one line.
 
     q, k: shapes `(B, N, H, D)`, k's is q's by default; of packed sequences N is the longest length, and where one is
-    empty, which xformers forbids, it is ours. device: one that is here (the GPU, where there is one), or the name of a
-    family that is not: sm_80, sm_90, sm_100, gfx942. gradient: whether q, k and v, and a bias, want theirs; a bias is
-    taken to have their dtype. torch.use_deterministic_algorithms and MMSSL_KERNELS count as in the call itself.
+    empty or tokens are left over, which xformers forbids, it is ours. device: one that is here (the GPU, where there is
+    one), or the name of a family that is not: sm_80, sm_90, sm_100, gfx942. gradient: whether q, k and v, and a bias,
+    want theirs; a bias is taken to have their dtype. torch.use_deterministic_algorithms and MMSSL_KERNELS count as in
+    the call itself.
     """
     k = q if k is None else k
     if len(q) != 4 or len(k) != 4 or q[2:] != k[2:]:

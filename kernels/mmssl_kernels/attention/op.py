@@ -39,21 +39,25 @@ def out_shape(q: Tensor, k: Tensor | None) -> tuple[int | torch.SymInt, ...]:
     return tuple(q.shape) if k is not None else (*q.shape[:-3], *q.shape[-2:])
 
 
-def outputs(q: Tensor, k: Tensor | None, longest: int, triton: bool) -> tuple[Tensor, Tensor]:
-    """Unwritten: the result, and the rows' log-sum-exps; of these there are none on the PyTorch path, and none where a
-    sequence is one tile: backward does without.
+def to_fill(like: Tensor, shape: Any, in_part: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """Unwritten; zeros where only a part may be filled: some tokens of packed sequences may belong to none."""
+    return (like.new_zeros if in_part else like.new_empty)(shape, dtype=dtype)
+
+
+def outputs(q: Tensor, k: Tensor | None, longest: int, triton: bool, packed: bool) -> tuple[Tensor, Tensor]:
+    """To be filled: the result, and the rows' log-sum-exps; of these there are none on the PyTorch path, and none where
+    a sequence is one tile: backward does without.
     """
     shape = out_shape(q, k)
-    sums = q.new_empty(shape[:-1] if triton and longest > one_tile(q.dtype, q.shape[-1]) else (0,), dtype=torch.float32)
-    return q.new_empty(shape), sums
+    of_rows = shape[:-1] if triton and longest > one_tile(q.dtype, q.shape[-1]) else (0,)
+    return to_fill(q, shape, packed), to_fill(q, of_rows, packed, torch.float32)
 
 
 def empty_gradients(
-    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, needs_bias: bool
+    q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, needs_bias: bool, in_part: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of q, k, v and bias: unwritten, of no size where there is nothing or no need; the bias's is float32 and zero."""
-    nothing = q.new_empty(0)
-    d_q, d_k, d_v = (nothing.clone() if each is None else each.new_empty(each.shape) for each in (q, k, v))
+    """Of q, k, v and bias: to be filled, of no size where there is nothing or no need; the bias's is float32, zeros."""
+    d_q, d_k, d_v = (to_fill(q, (0,) if each is None else each.shape, in_part) for each in (q, k, v))
     exact = torch.promote_types(q.dtype, torch.float32)
     shape = bias.shape if bias is not None and needs_bias else (0,)
     return d_q, d_k, d_v, q.new_zeros(shape, dtype=exact)
@@ -80,9 +84,11 @@ def attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The PyTorch path: the result, and no statistics."""
-    out, sums = outputs(q, k, max(max_q, max_k), triton=False)
     packed = cu_seqlens_q is not None
-    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window_of(window), scale, q.device)
+    out, sums = outputs(q, k, max(max_q, max_k), triton=False, packed=packed)
+    call = blocks.Call(
+        key_padding, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, window_of(window), scale, q.device
+    )
     blocks.attend(*parts(q, k, v, packed), out[None] if packed else out, call)
     return out, sums
 
@@ -106,12 +112,11 @@ def attention_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The PyTorch path: gradients of q (or of all three in one), k, v and bias."""
-    gradients = empty_gradients(q, k, v, bias, needs_bias)
     packed = cu_seqlens_q is not None
-    if packed or not max_q:
-        for each in gradients[:3]:  # keys without queries
-            each.zero_()
-    call = blocks.Call(key_padding, bias, cu_seqlens_q, cu_seqlens_k, causal, window_of(window), scale, q.device)
+    gradients = empty_gradients(q, k, v, bias, needs_bias, packed or not max_q)  # keys without queries
+    call = blocks.Call(
+        key_padding, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, window_of(window), scale, q.device
+    )
     blocks.attend_backward(
         grad[None] if packed else grad, *parts(q, k, v, packed), targets(gradients, k, packed), gradients[3], call
     )
@@ -119,7 +124,7 @@ def attention_backward(
 
 
 def check_offsets(*arguments: Any) -> None:
-    """Raises ValueError for offsets that do not part the tokens into sequences no longer than they are said to be."""
+    """Raises ValueError for offsets that do not make sequences of the tokens, no longer than they are said to be."""
     q, k, *_ = arguments
     cu_seqlens_q, cu_seqlens_k, max_q, max_k = arguments[5:9]
     if cu_seqlens_q is None or not values_are_checked(cu_seqlens_q):
@@ -129,8 +134,8 @@ def check_offsets(*arguments: Any) -> None:
         ("cu_seqlens_k", cu_seqlens_k, len(q if k is None else k), max_k),
     ):
         lengths = offsets.diff()
-        if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((lengths < 0).any()):
-            raise ValueError(f"{name} must rise from 0 to the {total} tokens, got {offsets.tolist()[:8]}...")
+        if int(offsets[0]) != 0 or int(offsets[-1]) > total or bool((lengths < 0).any()):
+            raise ValueError(f"{name} must rise from 0 and stay within {total} tokens, got {offsets.tolist()[:8]}...")
         if lengths.numel() and int(lengths.max()) > longest:
             raise ValueError(f"{name} has a sequence of {int(lengths.max())} tokens, more than the {longest} stated")
 
@@ -163,7 +168,7 @@ attention_op = op.define(
     attention,
     TRITON,
     fake=lambda q, k, v, key_padding, bias, cu_q, cu_k, max_q, max_k, *rest: outputs(
-        q, k, max(max_q, max_k), backend([q]) == "triton" and kernels_take(q)
+        q, k, max(max_q, max_k), backend([q]) == "triton" and kernels_take(q), cu_q is not None
     ),
     check=check_offsets,
 )
@@ -173,7 +178,9 @@ attention_backward_op = op.define(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     attention_backward,
     BACKWARD,
-    fake=lambda grad, q, k, v, key_padding, bias, *rest: empty_gradients(q, k, v, bias, rest[-1]),
+    fake=lambda grad, q, k, v, key_padding, bias, cu_q, *rest: empty_gradients(
+        q, k, v, bias, rest[-1], cu_q is not None
+    ),
 )
 attention_op.register_autograd(_differentiate, setup_context=_save)
 op.autocast(attention_op, "q", "k", "v")

@@ -42,9 +42,11 @@ def sdpa(
 def xformers(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, scale: float
 ) -> Tensor | None:
-    """Packed sequences `[total, H, D]`, each attending to the keys of its number. None where one is empty."""
+    """Packed sequences `[total, H, D]`, each attending to the keys of its number. None where one is empty, or
+    where tokens belong to none.
+    """
     queries, keys = lengths(cu_seqlens_q), lengths(cu_seqlens_k)
-    if not (all(queries) and all(keys)):
+    if not (all(queries) and all(keys) and sum(queries) == len(q) and sum(keys) == len(k)):
         return None
     from xformers.ops import fmha, memory_efficient_attention
 

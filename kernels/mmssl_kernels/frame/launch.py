@@ -16,12 +16,22 @@ from mmssl_kernels.tables import TABLES, Config
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel: programs along each axis, its arguments by name and its row of the table."""
+    """One start of a kernel: programs along each axis, its arguments by name and its row of the table.
+
+    Raises TypeError where the arguments are not the kernel's: Triton's interpreter would pass over those it lacks.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     config: Config
+
+    def __post_init__(self) -> None:
+        if wrong := self.arguments.keys() ^ set(self.kernel.arg_names):
+            raise TypeError(f"{self.kernel.__name__} and its launch differ in {', '.join(sorted(wrong))}")
+
+    def start(self) -> None:
+        self.kernel[self.grid](**self.arguments, num_warps=self.config.warps, num_stages=self.config.stages)
 
 
 _record: ContextVar[tuple[str, list[Launch]] | None] = ContextVar("record", default=None)
@@ -47,17 +57,19 @@ def choose(name: str, device: torch.device, size: int) -> Config:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: as the vendor's product is told to, exactly on AMD, where TF32 is rare."""
-    lowered = torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None
-    return "tf32" if dtype == torch.float32 and lowered else "ieee"
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    # knows what either of torch's interfaces set; get_float32_matmul_precision raises after some uses of the newer
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     """Start `grid` programs of a kernel; an empty grid starts none."""
-    arguments |= config.blocks
+    made = Launch(kernel, grid, arguments | config.blocks, config)
     if (record := _record.get()) is not None:
-        record[1].append(Launch(kernel, grid, arguments, config))
+        record[1].append(made)
     elif all(grid):
         # Triton launches on the current device, wherever the tensors are
         device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+            made.start()

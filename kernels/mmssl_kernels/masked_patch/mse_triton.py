@@ -120,7 +120,7 @@ def _launch(
         out=out,
         NORM=norm,
         EPS=EPS,
-        BLOCK_C=min(triton.next_power_of_2(channels), max(1, config.blocks["BLOCK"] // places)),
+        BLOCK_C=min(triton.next_power_of_2(channels), max(1, config.values // places)),
         BLOCK_P=places,
     )
 

@@ -35,7 +35,8 @@ def restore_tokens(
     Without `restore` the result is `[B, prefix + N, dim]`, all N positions. `restore` `[B, R]` asks for these positions
     alone, `[B, prefix + R, dim]`; flat `[S]` with `restore_rows` gives `[S, dim]` and needs prefix 0.
     Gradients: tokens, mask_token and position; all deterministic. The result has the wider of tokens' and position's
-    dtypes.
+    dtypes. Tokens that belong to no position are not read and have a gradient of zero: padding, and where nobody checks
+    positions those outside the grid, more of a sample than it has tokens, and all but the last of one position.
 
     Raises ValueError naming both shapes where sizes, positions or devices do not fit, TypeError for other dtypes.
     """
@@ -118,15 +119,18 @@ def first_slots(rows: Tensor, batch: int) -> Tensor:
 
 def token_slots(keep: Tensor, rows: Tensor | None, batch: int, width: int, patches: int, prefix: int) -> Tensor:
     """`[batch, prefix + patches]`: the row of the flattened tokens that holds each position, -1 for a hidden one."""
-    slots = keep.new_full((batch, prefix + patches), -1)
+    slots = keep.new_full((batch, prefix + patches + 1), -1)  # the last one takes the tokens that belong nowhere
     samples = torch.arange(batch, device=keep.device)
     slots[:, :prefix] = samples[:, None] * width + torch.arange(prefix, device=keep.device)
     if rows is None:
-        rows, rank = samples[:, None], torch.arange(keep.shape[1], device=keep.device)
+        rows, rank = samples[:, None], torch.arange(width - prefix, device=keep.device)
     else:
         rank = torch.arange(len(rows), device=keep.device) - first_slots(rows, batch)[rows]
-    slots[rows, prefix + keep] = rows * width + prefix + rank
-    return slots
+    known = (keep >= 0) & (keep < patches) & (rank >= 0) & (rank < width - prefix)
+    place = rows * slots.shape[1] + prefix + torch.where(known, keep, patches)
+    # the last token of a position, whatever the order in which they are written
+    slots.view(-1).scatter_reduce_(0, place.flatten(), (rows * width + prefix + rank).flatten(), "amax")
+    return slots[:, :-1]
 
 
 def wanted(restore: Tensor | None, restore_rows: Tensor | None, slots: Tensor, prefix: int) -> tuple[Tensor, Tensor]:

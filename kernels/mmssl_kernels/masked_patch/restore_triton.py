@@ -119,8 +119,8 @@ def restore_backward(
     if restore is not None:
         spread = None if restore_rows is not None else prefix + restore.shape[1]
         places = slot_map(restore, restore_rows, batch, patches, prefix=prefix, width=spread)
-    if needs[0] and rows is not None:
-        d_tokens.zero_()  # padding belongs to no position
+    if needs[0]:
+        d_tokens.zero_()  # some tokens may belong to no position
     sums, hidden = position_sums(
         grad.reshape(-1, dim).contiguous(),
         batch,

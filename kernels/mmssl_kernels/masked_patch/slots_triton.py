@@ -12,7 +12,7 @@ from mmssl_kernels.frame.launch import choose, launch
 
 @triton.jit
 def slot_map_kernel(index, rows, starts, slots, S, K, B, N, prefix, width, BLOCK: tl.constexpr):
-    """slots[b, n] = the row of the flattened tokens that holds position n of sample b."""
+    """slots[b, n] = the row of the flattened tokens that holds position n of sample b, the last one of several."""
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = s < S
     n = tl.load(index + s, mask=valid, other=0)
@@ -24,11 +24,12 @@ def slot_map_kernel(index, rows, starts, slots, S, K, B, N, prefix, width, BLOCK
         if starts is None:
             slot = s
         else:
-            first = tl.load(starts + b, mask=valid & (b >= 0) & (b < B), other=0)
-            slot = b * width + tl.minimum(tl.maximum(prefix + s - first, 0), width - 1)
-    # what lies outside the grid or the batch gets no slot
+            place = prefix + s - tl.load(starts + b, mask=valid & (b >= 0) & (b < B), other=0)
+            slot = b * width + place
+            valid = valid & (place >= prefix) & (place < width)
+    # what lies outside the grid, the batch or the sample's tokens gets no slot
     valid = valid & (n >= 0) & (n < N) & (b >= 0) & (b < B)
-    tl.store(slots + b * N + n, slot.to(tl.int32), mask=valid)
+    tl.atomic_max(slots + b * N + n, slot.to(tl.int32), mask=valid, sem="relaxed")  # of integers: in any order the same
 
 
 def slot_map(
