@@ -158,7 +158,7 @@ def _over(image: Image.Image, background: Colour) -> tuple[Image.Image, bool]:
     if not image.has_transparency_data:
         return image, False
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    if rgba.getextrema()[3][0] == 255:
+    if rgba.getchannel("A").getextrema()[0] == 255:
         return image, False
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba), True
 
