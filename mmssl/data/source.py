@@ -277,6 +277,12 @@ def blended(source: Source, index: int) -> bool:
     return isinstance(source, FolderSource) and index in source.blended
 
 
+def blending_told(count: int) -> list[str]:
+    """What a person is told of so many blended pictures."""
+    are = "1 picture has" if count == 1 else f"{count} pictures have"
+    return [f"{are} transparent parts, which show the background (--background, white unless said)"] if count else []
+
+
 def hold_out(source: Source, fraction: float, seed: int = 0, stratify: bool = True) -> tuple[Subset, Subset]:
     """(the rest, the held-out part): a random `fraction` of the samples, at least one, the same for the same seed.
 
