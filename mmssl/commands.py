@@ -30,7 +30,7 @@ from mmssl.data import (
     subset,
 )
 from mmssl.encoder import Encoder, single_modality
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (
     CROPMAE,
     DINO,
@@ -157,7 +157,8 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
 
         flat = pa.array(found.features.flatten().numpy())
         vectors = pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1])
-        parquet.write_table(pa.table({**columns, "feature": vectors}), out)
+        with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
+            parquet.write_table(pa.table({**columns, "feature": vectors}), file)
     print(f"{len(found)} features of {found.features.shape[1]} numbers: {out}")
 
 
@@ -170,14 +171,14 @@ def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> Non
         classless = "the test part has no labels: give it the class folders of the training part"
         test_source = labelled(open_media(encoder, data, "test", reading), classless)
     except NoTestPart:
-        (train_source, test_source), held_out = hold_out(train_source, 0.2), " (held out, a fifth of each class)"
+        (train_source, test_source), held_out = hold_out(train_source, 0.2), " (held out, stratified by class)"
     test_source = same_classes(test_source, train_source)
     say(notes(train_source, test_source))
     print(f"train: {counted(train_source)}; test: {counted(test_source)}{held_out}")
     where = distributed.init(reading.device)
     train, test = (features_of(encoder, part, reading, where) for part in (train_source, test_source))
     assert train.labels is not None
-    rows = measure(train, test, label_budgets(train.labels), representation=model.name)
+    rows = measure(train, test, label_budgets(train.labels), representation=as_text(model.name))
     print(table(rows))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from mmssl.data import (
     open_videos,
     subset,
 )
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
@@ -106,6 +106,8 @@ def pretrain(
 
     repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
     """
+    if as_text(str(run_dir)) != str(run_dir):
+        raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
     loader = Loader(
         media,
         view,

@@ -6,8 +6,9 @@
 
 DIR is a folder tree of JPEG, PNG, WebP, TIFF or .npy pictures (or of any kind that Pillow reads), of any size, with or
 without class folders, or one with `train` and `val` inside. The defaults are the paper's ablation recipe: ViT-B/16 at
-224 pixels, 800 epochs, batch 4096 (split into chunks of `--at-once` where memory is short), AdamW with a peak rate of 1.5e-4 * batch / 256, 40 epochs of
-warm-up, weight decay 0.05, three quarters of the patches hidden, crops of 20-100 % of the area and flips.
+224 pixels, 800 epochs, batch 4096 (split into chunks of `--at-once` where memory is short), AdamW with a peak rate of
+1.5e-4 * batch / 256, 40 epochs of warm-up, weight decay 0.05, three quarters of the patches hidden, crops of 20-100 %
+of the area and flips.
 Run the same command again to resume, also after a signal (exit code 75). The paper reports 83.6 % top-1 on ImageNet-1k
 after fine-tuning a ViT-B trained 1600 epochs with `--norm-pix`; nothing of that size has been trained with this recipe.
 """

@@ -96,7 +96,7 @@ def part_told(root: Path, part: Path, split: str | None) -> list[str]:
         return []
     found = parts(root)
     read = (found.train, found.test) if split else (part.name,)
-    unread = [name for name in found.folders if name not in read]
+    unread = [name for name in found.folders if name not in read and (found.train or part_meant(name))]
     taken = f"{root}: the {part_meant(part.name)} part is {part.name}"
     return [f"{taken}, not read: {listed(unread)}" if unread else taken]
 
