@@ -50,7 +50,7 @@ def no_class(folder: str) -> bool:
 
 def parts(root: Path) -> Parts:
     """The parts of a folder, empty for a file; UserError when two folders mean one part equally well."""
-    with_hidden = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+    with_hidden = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry)) if root.is_dir() else []
     folders = [name for name in with_hidden if not name.startswith(".")]
     best: dict[str, tuple[int, str]] = {}
     for name in folders:
@@ -82,7 +82,7 @@ def part_of(root: Path, split: str | None) -> Path:
     if found.train is None:
         return root
     part, others = root / found.train, [name for name in found.folders if not no_class(name)]
-    if found.test is None and others and not any(entry.is_dir() for entry in os.scandir(part)):
+    if found.test is None and others and not any(map(_is_folder, list(os.scandir(part)))):
         raise UserError(
             f"{root} has the folder {found.train} beside {listed(others)}: give {part} if it is the training part, or "
             "rename it if it is a class."
@@ -129,7 +129,7 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
             continue
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append((path, above | {here}))
             else:
                 files.append(path)
@@ -146,6 +146,13 @@ def listed(names: Sequence[str]) -> str:
     """The first of some names, for a sentence."""
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _ranked(folder: str) -> tuple[Literal["train", "test"], int] | None:
