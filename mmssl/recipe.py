@@ -42,7 +42,7 @@ class Recipe:
     workers: int = 2
     """Processes that read media, for each training process."""
     max_skipped: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.001
-    """Stop when more than this share of the files cannot be read."""
+    """Stop as soon as more than this share of the files, and more than one, cannot be read; 0: at the first."""
     log_every: int = 10
     save_every: int = 200
     validate_every: int = 100

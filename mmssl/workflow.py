@@ -164,7 +164,7 @@ def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[di
         print(f"held-out sample skipped: {name} {reason}")
     for line in blending_told(len(ledger.blended)):
         print(f"held-out samples: {line}")
-    ledger.judge(ceiling, final=True)
+    ledger.judge(ceiling, len(chosen))
     return batches
 
 

@@ -141,17 +141,26 @@ def test_a_substitute_shares_no_key_with_the_sample_itself():
     assert max(keys.values()) == 1
 
 
-def test_more_broken_than_the_ceiling_stops_the_run_as_soon_as_it_can_tell():
+def test_more_broken_files_than_the_ceiling_stop_the_run_as_soon_as_that_is_certain():
     loader = Loader(Holes(1000, range(0, 1000, 4)), TrainView(4), batch_size=10, ceiling=0.02)
-    with pytest.raises(UserError, match=r"of 50 samples .* ceiling of 2.000%: picture \d+ is truncated"):
+    sentence = (
+        r"^(2[1-9]|30) of 1000 files cannot be read, and --max-skipped 0.02 allows 20: "
+        r"picture \d+ is truncated; .*; and \d+ more\. Mend or remove these files, or raise --max-skipped\.$"
+    )
+    with pytest.raises(UserError, match=sentence):
         list(loader.batches(0, 100))
-    with pytest.raises(UserError, match="of 10 samples"):
-        list(Loader(Holes(10, {3}), TrainView(4), batch_size=10).batches(0, 1))
-    with pytest.raises(UserError, match="1 of 2 samples"):
-        list(Loader(Holes(10, {0}), TrainView(4), batch_size=2, ceiling=0.0, shuffle=False).batches(0, 5))
-    at_ceiling = Loader(Holes(10, {3}), TrainView(4), batch_size=10, ceiling=0.1)
-    assert len(list(at_ceiling.batches(0, 3))) == 3
-    assert len(at_ceiling.ledger.skipped) == 3
+    assert loader.ledger.seen + len(loader.ledger.skipped) < 300
+    with pytest.raises(UserError, match="2 of 70 files"):
+        list(Loader(Holes(70, {3, 9}), TrainView(4), batch_size=10).batches(0, 7))
+    with pytest.raises(UserError, match="1 of 2 files"):
+        list(Loader(Holes(2, {0}), TrainView(4), batch_size=2, ceiling=0.0, shuffle=False).batches(0, 5))
+
+
+def test_a_broken_file_counts_once_and_one_alone_is_let_pass():
+    for ceiling in (0.001, 0.1):
+        loader = Loader(Holes(70, {3}), TrainView(4), batch_size=10, ceiling=ceiling)
+        assert len(list(loader.batches(0, 70))) == 70
+        assert len(loader.ledger.skipped) == 10
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,7 +19,7 @@ from tests.films import film, noise_picture
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--model tiny --size 32 --patch 16 --epochs 1 --warmup-epochs 0 --batch-size 4 --workers 0 --log-every 1 "
-    "--validate-every 2 --max-skipped 0.5 --device cpu"
+    "--validate-every 2 --max-skipped 0.5 --device cpu --precision fp32"
 )
 
 

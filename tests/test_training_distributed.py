@@ -11,7 +11,7 @@ import torch
 
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed, read_metrics, train
-from tests.training_toy import Toy, ToyLoader, job, run_ranks, settings
+from tests.training_toy import BF16, Toy, ToyLoader, job, run_ranks, settings
 
 PLAIN = {"toy": {"dropout": 0.0}}
 
@@ -25,15 +25,17 @@ steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train the jobs one after the other; a job's folder says how it ended."""
     folder = tmp_path_factory.mktemp("two")
-    for name in ("plain", "split", "poisoned", "signalled"):
+    for name in ("plain", "split", "bf16", "poisoned", "signalled", "dropped"):
         (folder / name).mkdir()
     (folder / "damaged" / "step-00000003").mkdir(parents=True)
     jobs = [
         job(folder / "plain", **PLAIN),
         job(folder / "split", **PLAIN, settings={"accumulate": 2}),
+        job(folder / "bf16", **PLAIN, settings={"precision": "bf16"}),
         job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
         job(folder / "signalled", **PLAIN, loader={"kill_at": 4, "signal": 15}, signalled=1),
         job(folder / "signalled", **PLAIN),
+        job(folder / "dropped", **PLAIN, settings={"accumulate": 2}, loader={"kill_at": 4, "signal": 15}, signalled=1),
         job(folder / "damaged", **PLAIN),
     ]
     assert run_ranks(2, jobs) == [0, 0]
@@ -59,6 +61,14 @@ def test_two_ranks_see_the_global_batches_and_the_losses_of_one(runs: Path, tmp_
         assert (runs / run / "final" / "config.json").exists()
 
 
+def test_two_ranks_in_bf16_give_the_losses_of_one_within_a_unit_of_bf16(runs: Path, tmp_path: Path) -> None:
+    low = settings(precision="bf16")
+    train(Toy(dropout=0.0), ToyLoader(), low, tmp_path, device=torch.device("cpu"))
+    alone, together = read_metrics(tmp_path), read_metrics(runs / "bf16")
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in together] == pytest.approx([row[name] for row in alone], rel=BF16)
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_every_rank_with_one_message(runs: Path) -> None:
     (message, first), (same, second) = outcome(runs / "poisoned", 0), outcome(runs / "poisoned", 1)
     assert message == same
@@ -82,6 +92,14 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_resumes(
         ended, log = outcome(runs / "signalled", rank)
         assert (ended, len(log)) == ("", 7)
     assert (runs / "signalled" / "step-00000005").exists()
+
+
+def test_a_signal_to_one_rank_between_its_chunks_drops_the_step_of_all(runs: Path) -> None:
+    assert [len(outcome(runs / "dropped", rank)[1]) for rank in (0, 1)] == [5, 5]
+    newest, _ = checkpoints.newest(runs / "dropped")
+    assert newest == runs / "dropped" / "step-00000004"
+    ledger = checkpoints.load(newest).meta["ledger"]
+    assert ledger["seen"] + len(ledger["skipped"]) == 4 * 4
 
 
 def test_a_run_of_two_ranks_resumes_on_one(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ from mmssl.errors import UserError
 from mmssl.objectives.objective import Objective, Output
 from mmssl.training import TrainSettings, autocast_dtype, loop, read_metrics, train
 from mmssl.training.optim import cosine_schedule
-from tests.training_toy import BATCH, SAMPLES, Toy, ToyLoader, settings
+from mmssl.training.stopping import StopRequest
+from tests.training_toy import BATCH, BF16, SAMPLES, Toy, ToyLoader, settings
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,8 @@ def test_metrics_tell_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert row["samples_per_second"] > 0
         assert row["parts"].keys() == {"first"}
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert skipped == [{"name": "picture-3.jpg", "reason": "truncated"}] * rows[-1]["skipped"] != []
+    assert skipped == [{"name": "picture-3.jpg", "reason": "truncated", "slots": rows[-1]["skipped"]}]
+    assert rows[-1]["skipped"] > 1
     assert json.loads((tmp_path / "settings.json").read_text())["model.width"] == 16
     assert (tmp_path / "final" / "config.json").exists()
     lines = capsys.readouterr().out.splitlines()
@@ -94,18 +96,38 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     gradients, losses = [], []
     for chunks in (1, 2, 4):
         objective.zero_grad()
-        losses.append(loop._gradients(objective, batch, chunks, torch.autocast("cpu", enabled=False)))
+        losses.append(loop._gradients(objective, batch, chunks, torch.autocast("cpu", enabled=False), StopRequest()))
         gradients.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
     for chunked, (loss, parts) in zip(gradients[1:], losses[1:], strict=True):
         torch.testing.assert_close(chunked, gradients[0], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close((loss, parts), losses[0], rtol=1e-6, atol=0)
 
 
-def test_accumulation_trains_the_same(tmp_path: Path) -> None:
-    for chunks in (1, 2):
-        train(Toy(dropout=0.0), ToyLoader(), settings(accumulate=chunks), tmp_path / str(chunks), device=CPU)
-    whole, split = (read_metrics(tmp_path / name) for name in ("1", "2"))
-    assert [row["loss"] for row in split] == pytest.approx([row["loss"] for row in whole], rel=1e-5)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", BF16)])
+def test_accumulation_trains_the_same(tmp_path: Path, precision: str, tolerance: float) -> None:
+    for chunks in (1, 2, 4):
+        options = settings(accumulate=chunks, precision=precision)
+        train(Toy(dropout=0.0), ToyLoader(), options, tmp_path / str(chunks), device=CPU)
+    whole, *split = (read_metrics(tmp_path / name) for name in ("1", "2", "4"))
+    for rows in split:
+        assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in whole], rel=tolerance)
+
+
+def test_a_run_of_one_step_trains_and_a_batch_larger_than_the_data_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective, before = Toy(), Toy().state_dict()
+    shortest = replace(settings(), steps=None, epochs=6.0, batch_size=10 * SAMPLES, warmup_epochs=0.3)
+    train(objective, ToyLoader(batch_size=10 * SAMPLES), shortest, tmp_path, device=CPU)
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    assert all(not torch.equal(value, before[name]) for name, value in trained.items())
+    (row,) = read_metrics(tmp_path)
+    assert row["lr"] > 0.4 * 0.5 * 10 * SAMPLES / 256
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == (
+        "the batch of 220 is larger than the data: each step shows all 22 samples 10.0 times, so the run has 1 step "
+        "(10.0 epochs); --batch-size 2 would make 110 of it."
+    )
 
 
 def test_gradients_are_clipped_and_logged_as_they_were(tmp_path: Path) -> None:

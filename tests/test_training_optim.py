@@ -52,13 +52,28 @@ def test_a_method_may_name_what_does_not_decay() -> None:
     assert not any("position" in name for name in groups)
 
 
-def test_the_schedule_warms_up_from_zero_and_falls_along_a_half_cosine() -> None:
-    def rate(step: int) -> float:
-        return cosine_schedule(step, total=100, warmup=20.0, peak=2.0, floor=0.5)
+def authors_rate(epoch: float, *, epochs: float, warmup: float, peak: float, floor: float) -> float:
+    """methods.md 0.5; facebookresearch/mae evaluates it at the beginning of each step."""
+    if epoch < warmup:
+        return peak * epoch / warmup
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
 
-    assert [rate(0), rate(5), rate(20), rate(60), rate(100)] == pytest.approx([0.0, 0.5, 2.0, 1.25, 0.5])
-    assert rate(80) == pytest.approx(0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * 0.75)))
-    assert cosine_schedule(0, total=10, warmup=0.0, peak=1.0, floor=0.0) == 1.0
+
+@pytest.mark.parametrize("steps_per_epoch", [1.0, 7.0, 312.5])
+def test_the_schedule_is_the_authors_half_a_step_later(steps_per_epoch: float) -> None:
+    total = int(100 * steps_per_epoch)
+    for step in range(0, total, 13):
+        ours = cosine_schedule(step, total=total, warmup=20 * steps_per_epoch, peak=2.0, floor=0.5)
+        epoch = (step + 0.5) / steps_per_epoch
+        theirs = authors_rate(epoch, epochs=100.0, warmup=20.0, peak=2.0, floor=0.5)
+        assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0.05), (1, 0.0), (2, 0.1), (3, 1.0), (10, 9.9)])
+def test_every_step_of_the_shortest_runs_trains(total: int, warmup: float) -> None:
+    rates = [cosine_schedule(step, total=total, warmup=warmup, peak=1.0, floor=0.0) for step in range(total)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert max(rates) > 0.4
 
 
 def test_the_peak_rate_scales_with_the_batch() -> None:

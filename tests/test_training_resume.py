@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmssl.errors import UserError
+from mmssl.objectives.objective import Output
 from mmssl.training import Interrupted, checkpoints, read_metrics, train
-from mmssl.training.loop import stop_request
+from mmssl.training.stopping import stop_request
 from tests.training_toy import Toy, ToyLoader, job, run_ranks, settings, strip
 
 CPU = torch.device("cpu")
@@ -65,6 +67,38 @@ def test_a_signal_in_every_step_is_answered_when_the_step_is_done(
         assert handlers == [signal.getsignal(known) for known in (signal.SIGTERM, signal.SIGINT)]
     assert "stopped by a signal after step 10, which is saved: run the same command again." in capsys.readouterr().out
     assert_same_run(tmp_path, uninterrupted)
+
+
+class Counting(Toy):
+    """Counts its forward passes in a buffer, as batch norms do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, batch: dict[str, Tensor], mask: None = None) -> Output:
+        self.passes += 1
+        return super().forward(batch, mask)
+
+
+def test_a_signal_between_two_chunks_drops_the_step_and_saves_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    split = settings(accumulate=2)
+    train(Counting(), ToyLoader(), split, tmp_path / "whole", device=CPU)
+    for step in (0, 1, 3, 11):
+        objective = Counting()
+        with pytest.raises(Interrupted):
+            train(objective, ToyLoader(kill_at=step, signal=signal.SIGINT), split, tmp_path / "run", device=CPU)
+        assert objective.passes == 2 * step
+        newest, _ = checkpoints.newest(tmp_path / "run")
+        assert newest == (tmp_path / "run" / f"step-{step:08d}" if step else None)
+        said, at_once = capfd.readouterr()
+        assert f"stopped by a signal in step {step + 1}, which is dropped" in said
+        assert at_once.strip().startswith("mmssl: SIGINT: stopping, the last finished step will be saved")
+        assert (f"step {step} is saved" in said) == (step > 0)
+    train(Counting(), ToyLoader(), split, tmp_path / "run", device=CPU)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.fixture

@@ -23,6 +23,11 @@ from mmssl.training import Interrupted, TrainSettings, distributed, train
 
 SAMPLES, WIDTH, BATCH = 22, 8, 4
 
+BF16 = 2**-8
+"""Relative: what a run under bf16 autocast promises between one batch and its chunks, and between one rank and several.
+Activations are rounded sample by sample, whatever the batch. A weight's gradient is rounded once for each chunk and
+rank, by 2**-9 at most, so two runs' updates differ by a unit of bf16, and their losses by less."""
+
 
 class Toy(Objective):
     """Predict a slow teacher's view of the input: dropout, a token, a teacher that moves after each step."""
@@ -45,7 +50,8 @@ class Toy(Objective):
 
     def forward(self, batch: dict[str, Tensor], mask: None = None) -> Output:
         x = batch["image"] + self.mask_token
-        error = (self.last(self.dropout(self.first(x).relu())) - self.teacher(batch["image"])) ** 2
+        predicted = self.last(self.dropout(self.first(x).relu()))
+        error = (predicted.float() - self.teacher(batch["image"]).float()) ** 2
         return Output(error.mean(), {"first": error[:, 0].mean()})
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -105,7 +111,7 @@ class ToyLoader:
 
 def settings(**changes: Any) -> TrainSettings:
     plain = {"steps": 12, "batch_size": BATCH, "base_lr": 0.5, "warmup_epochs": 0.5, "log_every": 1}
-    plain |= {"save_every": 3, "keep": 0}
+    plain |= {"save_every": 3, "keep": 0, "precision": "fp32"}
     return TrainSettings(**(plain | changes))
 
 

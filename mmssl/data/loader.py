@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -41,14 +42,19 @@ class Ledger:
         self.seen += slots - len(skipped)
         self.skipped += skipped
 
-    def judge(self, ceiling: float, final: bool = False) -> None:
-        """Raises UserError when more than `ceiling` of the slots were skipped; only once that many can tell."""
-        total = self.seen + len(self.skipped)
-        if len(self.skipped) > ceiling * total and (final or total * ceiling >= 1 or ceiling == 0):
-            first = "; ".join(f"{name} {reason}" for name, reason in self.skipped[:3])
+    def judge(self, ceiling: float, files: int) -> None:
+        """Raises UserError as soon as more than `ceiling` of all `files` are known to be broken: a file counts once.
+
+        One broken file is let pass however few there are, unless the ceiling is 0.
+        """
+        broken = dict(self.skipped)
+        allowed = max(math.floor(ceiling * files), min(1, math.ceil(ceiling)))
+        if len(broken) > allowed:
+            first = "; ".join(f"{name} {reason}" for name, reason in islice(broken.items(), 3))
+            more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise UserError(
-                f"{len(self.skipped)} of {total} samples could not be read, above the ceiling of {ceiling:.3%}: {first}"
-                f"{'; ...' if len(self.skipped) > 3 else ''}. Mend or remove these files, or raise the ceiling."
+                f"{len(broken)} of {files} files cannot be read, and --max-skipped {ceiling:g} allows {allowed}: "
+                f"{first}{more}. Mend or remove these files, or raise --max-skipped."
             )
 
 
@@ -133,7 +139,7 @@ class Loader:
     (processes beside this one), and rank r of `world_size` gets the r-th part of each.
 
     A broken sample's slot is filled by a substitute and entered in `ledger` (this rank's) as its batch is consumed;
-    above `ceiling`, a share of the slots so far, the run stops with a UserError.
+    where more than `ceiling` of the files, and more than one, are broken, the run stops with a UserError.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class Loader:
         if len(source) == 0:
             raise UserError("The data source is empty; there is nothing to make batches of.")
         if not 0 <= ceiling <= 1:
-            raise UserError(f"The ceiling of skipped samples is a share in [0, 1], not {ceiling}.")
+            raise UserError(f"--max-skipped, the ceiling of broken files, is a share in [0, 1], not {ceiling}.")
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"A batch of {batch_size} cannot be divided among {world_size} processes; use a multiple.")
         if not 0 <= rank < world_size or workers < 0 or repeats < 1:
@@ -172,15 +178,15 @@ class Loader:
         """This rank's batches of the steps [start_step, stop_step): the views' tensors [B, ...] (see TrainView),
         `sample_id`, `epoch` and `draw` int64 [B], `step` int64 scalar.
 
-        Raises UserError when too much is broken: at a batch, or at the end for runs too short to tell before.
+        Raises UserError at the batch with which too many files turn out broken.
         """
         reader = Reader(self.source, self.view, self.plan, self.repeats)
         for batch, broken, _, shown in read_ahead(reader, range(start_step, stop_step), self.workers):
             self.ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
             self.ledger.blended.update(shown)
-            self.ledger.judge(self.ceiling)
+            if broken:
+                self.ledger.judge(self.ceiling, len(self.source))
             yield batch
-        self.ledger.judge(self.ceiling, final=True)
 
     def plan(self, step: int) -> Plan:
         """What this rank's batch of one step is made of, before a file is opened."""

@@ -2,9 +2,10 @@
 
 from mmssl.training.checkpoints import Checkpoint
 from mmssl.training.journal import read_metrics
-from mmssl.training.loop import Interrupted, TrainResult, train
+from mmssl.training.loop import TrainResult, train
 from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups
 from mmssl.training.settings import TrainSettings, autocast_dtype
+from mmssl.training.stopping import Interrupted
 
 __all__ = [
     "Checkpoint",

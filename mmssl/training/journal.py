@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ class Journal:
             self.say(f"step {row['step']}/{self.total}: {summary}, {minutes:.1f} min left")
 
     def list_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
-        """Write the names of the samples that could not be read, with the reasons, to skipped.jsonl."""
+        """Write the names of the files that could not be read, why, and how many slots each lost, to skipped.jsonl."""
         if len(skipped) != self._listed:
-            rows = ({"name": name, "reason": reason} for name, reason in skipped)
+            slots = Counter((name, reason) for name, reason in skipped)
+            rows = ({"name": name, "reason": reason, "slots": count} for (name, reason), count in slots.items())
             replace_file(self.run_dir / "skipped.jsonl", _lines(rows))
             self._listed = len(skipped)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +21,8 @@ from mmssl.training import checkpoints, distributed
 from mmssl.training.journal import Journal
 from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups, set_learning_rate
 from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
-from mmssl.training.settings import TrainSettings, autocast_dtype, record
-
-
-class Interrupted(SystemExit):
-    """SIGTERM or SIGINT came; the step was finished and saved. Exit code 75 (EX_TEMPFAIL): run the command again."""
-
-    def __init__(self) -> None:
-        super().__init__(75)
+from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record
+from mmssl.training.stopping import Interrupted, StopRequest, stop_request
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,9 @@ def train(
 
     Every random choice of a step follows from (seed, step, rank), torch's global generator included, which is seeded
     anew each step; so a resumed run gives the same bits on a CPU. Raises UserError for settings that cannot be met, a
-    loss or gradient that is not finite (before the optimizer or a teacher changes), a full disk; Interrupted after
-    SIGTERM or SIGINT.
+    loss or gradient that is not finite (before the optimizer or a teacher changes), a full disk, too many broken files;
+    Interrupted after SIGTERM or SIGINT, which are answered by a line at once and heard after each chunk of a step: one
+    that is not finished then is dropped, as if it had never begun.
     """
     world, main = distributed.world_size(), distributed.rank() == 0
     if loader.batch_size != settings.batch_size:
@@ -89,6 +82,7 @@ def train(
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = adamw(groups, settings.betas, device)
     start, notes = resume(run_dir, objective, optimizer, loader, settled)
+    notes += large_batch(settings.batch_size, loader.steps_per_epoch, total)
     model: nn.Module = torch.compile(objective) if settings.compile else objective  # type: ignore[assignment]
     if world > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -101,6 +95,7 @@ def train(
             stack.callback(lambda: journal.list_skipped(ledger_totals(loader)["skipped"]))
         # closed on the way out, whatever the reason, so that the loader's workers end with the loop
         batches = stack.enter_context(closing(cast(Generator[Batch, None, None], loader.batches(start, total))))
+        seen, skipped = loader.ledger.seen, len(loader.ledger.skipped)
         busy, busy_steps, clock = 0.0, 0, time.perf_counter()
         for step, batch in enumerate(batches, start):
             if len(batch["sample_id"]) * world != settings.batch_size:
@@ -112,11 +107,23 @@ def train(
             rate = cosine_schedule(step, total=total, warmup=warmup, peak=peak, floor=settings.min_lr)
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
+            # a step of several chunks may be dropped in its middle, and forward passes may move statistics
+            buffers = [buffer.clone() for buffer in objective.buffers()] if settings.accumulate > 1 else []
             _seed(settings.seed, step)
             objective.before_step(progress)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             autocast = torch.autocast(device.type, low_precision, enabled=low_precision is not None)
-            loss, parts = _gradients(model, batch, settings.accumulate, autocast)
+            gradients = _gradients(model, batch, settings.accumulate, autocast, stop)
+            if gradients is None:
+                for buffer, value in zip(objective.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+                loader.ledger.seen = seen  # the batch that was begun will be read again
+                del loader.ledger.skipped[skipped:]
+                if step > 0:
+                    save(run_dir, step, objective, optimizer, loader, settled, settings.keep)
+                saved = f"step {step} is saved" if step else "the first"
+                raise _stopped(journal, f"in step {step + 1}, which is dropped", saved)
+            loss, parts = gradients
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
             not_finite = ~(loss.isfinite() & norm.isfinite())
@@ -159,44 +166,13 @@ def train(
             if any_stopping or done == total or _due(settings.save_every, done, total):
                 save(run_dir, done, objective, optimizer, loader, settled, settings.keep)
             if any_stopping and done < total:
-                if journal:
-                    journal.say(f"stopped by a signal after step {done}, which is saved: run the same command again.")
-                raise Interrupted
+                raise _stopped(journal, f"after step {done}", "which is saved")
+            seen, skipped = loader.ledger.seen, len(loader.ledger.skipped)
             clock = time.perf_counter()
     if main:
         objective.save_pretrained(run_dir / "final")
     distributed.barrier()
     return TrainResult(max(start, total), start, row)
-
-
-@dataclass
-class StopRequest:
-    """Whether SIGTERM or SIGINT came."""
-
-    made: bool = False
-
-
-@contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT instead of dying of them.
-
-    A second Ctrl-C stops at once. A second SIGTERM does not: schedulers and torchrun both send one.
-    """
-    request = StopRequest()
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: Any) -> None:
-        request.made = True
-        if number == signal.SIGINT:
-            signal.signal(number, before[number])
-
-    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _due(every: int, done: int, total: int) -> bool:
@@ -209,12 +185,17 @@ def _seed(seed: int, step: int) -> None:
 
 
 def _gradients(
-    model: nn.Module, batch: Batch, chunks: int, autocast: AbstractContextManager[Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of the mean loss over equal chunks of the batch; that loss and its parts, detached."""
+    model: nn.Module, batch: Batch, chunks: int, autocast: AbstractContextManager[Any], stop: StopRequest
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Gradients of the mean loss over equal chunks of the batch; that loss and its parts, detached.
+
+    None where a stop was asked for between two chunks; then the gradients are worth nothing.
+    """
     size = len(batch["sample_id"])
     losses, parts = [], []
     for chunk in range(chunks):
+        if chunk > 0 and stop.anywhere(losses[0].device):
+            return None
         rows = slice(chunk * size // chunks, (chunk + 1) * size // chunks)
         share = {name: value[rows] if value.shape[:1] == (size,) else value for name, value in batch.items()}
         is_last = chunk == chunks - 1
@@ -226,6 +207,12 @@ def _gradients(
         losses.append(out.loss.detach().float())
         parts.append({name: value.detach().float() for name, value in out.parts.items()})
     return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def _stopped(journal: Journal | None, when: str, saved: str) -> Interrupted:
+    if journal:
+        journal.say(f"stopped by a signal {when}, {saved}: run the same command again.")
+    return Interrupted()
 
 
 def _validation(validate: Callable[[Objective, int], Mapping[str, float]], objective: Objective, step: int) -> Any:

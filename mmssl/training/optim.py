@@ -50,7 +50,13 @@ def learning_rate(base_lr: float, batch_size: int) -> float:
 
 
 def cosine_schedule(step: int, *, total: int, warmup: float, peak: float, floor: float) -> float:
-    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `floor` at `total` (MAE's, a step)."""
-    if step < warmup:
-        return peak * step / warmup
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `floor` at `total` (MAE's, a step).
+
+    A step takes the rate of its middle: the authors' formula at `step + 0.5`. They take that of its beginning, which is
+    0 for the first step, so that a run of one step trains nothing; at a step's end the last one would be nothing. The
+    middle wastes neither, and the rates of a run add up to the area under the authors' curve.
+    """
+    middle = step + 0.5
+    if middle < warmup:
+        return peak * middle / warmup
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (middle - warmup) / (total - warmup)))

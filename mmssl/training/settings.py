@@ -90,6 +90,20 @@ class TrainSettings:
         return total
 
 
+def large_batch(batch_size: int, steps_per_epoch: float, total: int) -> list[str]:
+    """A sentence where one step shows every sample more than once, and which batch size would not; else none."""
+    if steps_per_epoch >= 1:
+        return []
+    samples = round(steps_per_epoch * batch_size)
+    fitting = 2 ** max(0, math.floor(math.log2(max(1, samples / 8))))
+    epochs = total / steps_per_epoch
+    return [
+        f"the batch of {batch_size} is larger than the data: each step shows all {samples} samples "
+        f"{1 / steps_per_epoch:.1f} times, so the run has {total} step{'s' * (total > 1)} ({epochs:.1f} epochs); "
+        f"--batch-size {fitting} would make {math.ceil(epochs * samples / fitting - 1e-6)} of it."
+    ]
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The type that `precision` autocasts to on `device`; None for plain float32.
 
