@@ -159,7 +159,7 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
         vectors = pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1])
         with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
             parquet.write_table(pa.table({**columns, "feature": vectors}), file)
-    print(f"{len(found)} features of {found.features.shape[1]} numbers: {out}")
+    print(f"{len(found)} features of {found.features.shape[1]} numbers: {as_text(str(out))}")
 
 
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> None:
