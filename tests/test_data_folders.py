@@ -59,10 +59,10 @@ def test_two_folders_for_one_part_are_one_sentence(tmp_path, folders, part):
 
 
 def test_val_counts_before_test_and_what_is_not_read_is_said(tmp_path):
-    labelled(tmp_path, "train", "val", "test", "extra")
+    labelled(tmp_path, "train", "val", "test", "Test", "extra")
     assert open_source(tmp_path, "test").paths[0] == "cat/val.png"
-    assert notes(open_source(tmp_path, "test")) == [f"{tmp_path}: the test part is val, not read: extra, test"]
-    assert notes(open_source(tmp_path)) == [f"{tmp_path}: the train part is train, not read: extra, test, val"]
+    assert notes(open_source(tmp_path, "test")) == [f"{tmp_path}: the test part is val, not read: Test, extra, test"]
+    assert notes(open_source(tmp_path)) == [f"{tmp_path}: the train part is train, not read: Test, extra, test, val"]
 
 
 def test_names_that_only_resemble_a_part_are_classes(tmp_path):
@@ -145,6 +145,21 @@ def test_two_links_to_one_folder_both_count_and_circles_end(tmp_path):
     source = FolderSource(tmp_path / "data")
     assert source.paths == ["a/1.png", "a/deep/2.png", "b/1.png", "b/deep/2.png"]
     assert source.classes == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    tree(tmp_path, "cat/1.png", "dog/2.png", "lost+found/3.png")
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source(tmp_path)
+    assert len(source) == 2
+    assert notes(source) == [f"{tmp_path}: cannot be opened, and left out: lost+found"]
 
 
 def test_a_name_that_is_not_utf8_is_read_and_told_as_text(tmp_path):

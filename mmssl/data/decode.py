@@ -122,8 +122,9 @@ def _read_picture(
 ) -> tuple[Tensor, bool]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    Image.init()
     try:
-        image: Image.Image = Image.open(file, formats=FORMATS)
+        image: Image.Image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except UnidentifiedImageError:
         raise BrokenSample("is no picture: its content is of no kind that Pillow reads, and not .npy") from None
     except Image.DecompressionBombError:

@@ -52,19 +52,19 @@ def parts(root: Path) -> Parts:
     """The parts of a folder, empty for a file; UserError when two folders mean one part equally well."""
     with_hidden = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry)) if root.is_dir() else []
     folders = [name for name in with_hidden if not name.startswith(".")]
-    best: dict[str, tuple[int, str]] = {}
-    for name in folders:
-        if (ranked := _ranked(name)) is None:
-            continue
-        part, rank = ranked
-        if part in best and best[part][0] == rank:
-            raise UserError(
-                f"{root} has the folders {best[part][1]} and {name}, which both mean its {part} part: rename or move "
-                "one of them."
-            )
-        best[part] = min(best.get(part, (rank, name)), (rank, name))
-    train, test = (best[part][1] if part in best else None for part in _PARTS)
+    train, test = (_best(root, part, folders) for part in _PARTS)
     return Parts(train, test, folders)
+
+
+def _best(root: Path, part: str, folders: Sequence[str]) -> str | None:
+    ranked = [(found[1], name) for name in folders if (found := _ranked(name)) and found[0] == part]
+    best = [name for rank, name in ranked if rank == min(ranked)[0]]
+    if len(best) > 1:
+        raise UserError(
+            f"{root} has the folders {best[0]} and {best[1]}, which both mean its {part} part: rename or move one of "
+            "them."
+        )
+    return best[0] if best else None
 
 
 def part_of(root: Path, split: str | None) -> Path:
