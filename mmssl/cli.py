@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from mmssl.reading import Reading
 
 def run(command: Callable[[], None]) -> int:
     """Run a command for a person: bad input gives one sentence and exit code 2, Ctrl-C exit code 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text; on stderr Python does so itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
     except (UserError, OSError) as error:
@@ -148,7 +151,8 @@ class Evaluate(ReadMedia):
         if self.task == "classes":
             evaluate(self.model, self.data, self.out, self)
         else:
-            follow(self.model, self.data, self.out, self.task, self.rule, self.side, self.split_lists, self.device)
+            chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
+            follow(self.model, self.data, self.out, *chosen)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,17 @@ from mmssl.data import (
     Ledger,
     NoTestPart,
     Source,
+    Subset,
+    blending_told,
     evaluation_batches,
     hold_out,
+    notes,
     open_source,
     open_videos,
     subset,
 )
 from mmssl.encoder import Encoder, single_modality
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (
     CROPMAE,
     DINO,
@@ -58,7 +61,7 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     frames = size[0] if modality.name == VIDEO.name else reading.frames
     if not frames:
-        return open_source(data, split, modality.channels)
+        return open_source(data, split, modality.channels, reading.background)
     clips = Clips(frames, reading.stride, spread=reading.clips)
     return open_videos(data, split, clips, channels=modality.channels, short_side=int(max(size[-2:]) / 0.875))
 
@@ -92,19 +95,40 @@ def features_of(encoder: Encoder, source: Source, reading: Reading, device: torc
         print(f"skipped {name}: {reason}")
     if ledger.skipped:
         print(f"{ledger.seen} samples read, {len(ledger.skipped)} skipped")
+    say(blending_told(len(ledger.blended)))
     return average_clips(features, reading.clips)
 
 
-def same_classes(test: Source, train: Source) -> Source:
+def say(lines: Sequence[str]) -> None:
+    """Print what there is to say, maybe nothing."""
+    for line in lines:
+        print(line)
+
+
+def labelled(source: Source, without: str) -> Subset:
+    """The samples that have labels; UserError, which says `without`, where none has."""
+    if source.labels is None:
+        raise UserError(without)
+    return subset(source, [index for index, label in enumerate(source.labels) if label >= 0])
+
+
+def class_names(source: Source) -> list[str]:
+    """Each sample's class."""
+    return [source.classes[label] for label in source.labels or ()]
+
+
+def same_classes(test: Subset, train: Subset) -> Subset:
     """The test pictures under the training classes' numbers: each part's folders are numbered on their own."""
-    if test.labels is None:
-        raise UserError("the test part has no labels: give it the class folders of the training part")
-    if unknown := sorted(set(test.classes) - set(train.classes)):
+    if unknown := sorted(set(class_names(test)) - set(class_names(train))):
         raise UserError(f"the test part has the class {unknown[0]!r}, which the training part has not")
-    numbers = [train.classes.index(name) for name in test.classes]
     renamed = subset(test, range(len(test)))
-    renamed.labels, renamed.classes = [numbers[label] for label in test.labels], train.classes
+    renamed.labels, renamed.classes = [train.classes.index(name) for name in class_names(test)], train.classes
     return renamed
+
+
+def counted(source: Subset) -> str:
+    """How many samples of how many classes."""
+    return f"{len(source)} samples, {len(set(source.labels or ()))} classes"
 
 
 def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
@@ -113,15 +137,16 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
     encoder = Encoder.from_pretrained(model)
     source = open_media(encoder, data, None, reading)
+    say(notes(source))
     found = features_of(encoder, source, reading, distributed.init(reading.device))
-    assert found.names is not None
-    # file names need not be text that Parquet can hold
-    columns: dict[str, Any] = {"name": [n.encode("utf-8", "backslashreplace").decode() for n in found.names]}
+    columns: dict[str, Any] = {"name": found.names}
     if found.labels is not None:
-        columns["label"] = [source.classes[label] for label in found.labels.tolist()]
+        columns["label"] = [source.classes[label] if label >= 0 else None for label in found.labels.tolist()]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
-        arrays: dict[str, Any] = {f"{key}s": np.array(value) for key, value in columns.items()}
+        arrays: dict[str, Any] = {
+            f"{key}s": np.array([cell or "" for cell in column]) for key, column in columns.items()
+        }
         np.savez(out, features=found.features.numpy(), **arrays)
     else:
         import pyarrow as pa
@@ -129,25 +154,28 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
 
         flat = pa.array(found.features.flatten().numpy())
         vectors = pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1])
-        parquet.write_table(pa.table({**columns, "feature": vectors}), out)
-    print(f"{len(found)} features of {found.features.shape[1]} numbers: {out}")
+        with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
+            parquet.write_table(pa.table({**columns, "feature": vectors}), file)
+    print(f"{len(found)} features of {found.features.shape[1]} numbers: {as_text(str(out))}")
 
 
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> None:
     """Print, and write where asked, kNN and linear-probe accuracies."""
     encoder = Encoder.from_pretrained(model)
-    train_source = open_media(encoder, data, "train", reading)
+    classless = f"{data}: no labels; evaluation needs a folder of class folders, at least two"
+    train_source, held_out = labelled(open_media(encoder, data, "train", reading), classless), ""
     try:
-        test_source = open_media(encoder, data, "test", reading)
+        classless = "the test part has no labels: give it the class folders of the training part"
+        test_source = labelled(open_media(encoder, data, "test", reading), classless)
     except NoTestPart:
-        train_source, test_source = hold_out(train_source, 0.2)
-    if train_source.labels is None:
-        raise UserError(f"{data}: no labels; evaluation needs a folder of class folders, at least two")
+        (train_source, test_source), held_out = hold_out(train_source, 0.2), " (held out, stratified by class)"
     test_source = same_classes(test_source, train_source)
+    say(notes(train_source, test_source))
+    print(f"train: {counted(train_source)}; test: {counted(test_source)}{held_out}")
     where = distributed.init(reading.device)
     train, test = (features_of(encoder, part, reading, where) for part in (train_source, test_source))
     assert train.labels is not None
-    rows = measure(train, test, label_budgets(train.labels), representation=model.name)
+    rows = measure(train, test, label_budgets(train.labels), representation=as_text(model.name))
     print(f"{table(rows)}\n{penalties(rows)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -163,6 +191,7 @@ def follow(
     side: int | None,
     split_lists: Sequence[Path],
     device: str,
+    background: str,
 ) -> None:
     """Print, and write where asked, how well the features carry each sequence's first labels on to its other frames."""
     from rich.progress import Progress
@@ -177,12 +206,12 @@ def follow(
 
         rows: list[MaskRow] | list[PointRow]
         if kind == "masks":
-            masks = DavisFolder(data, short_side=side)
+            masks = DavisFolder(data, short_side=side, background=background)
             bar.update(task, total=len(masks))
             rows = found = evaluate_masks(encoder, masks, settings, device=where, progress=advance)
             text = mask_table(found)
         else:
-            points = JhmdbFolder(data, split_lists or None, short_side=side)
+            points = JhmdbFolder(data, split_lists or None, short_side=side, background=background)
             bar.update(task, total=len(points))
             rows = errors = evaluate_points(encoder, points, settings, device=where, progress=advance)
             text = "\n".join(f"PCK@{alpha}: {100 * pck(errors, alpha):.1f} %" for alpha in (0.1, 0.2))

@@ -20,3 +20,5 @@ class Reading:
     """From one frame of a clip to the next, in the video's average frame intervals."""
     frames: int = 0
     """Ask a model of pictures about videos: frames of a clip, whose features are joined."""
+    background: str = "white"
+    """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""

@@ -13,19 +13,22 @@ from torch import Tensor
 
 from mmssl.data import (
     DrawnSource,
+    FolderSource,
     Ledger,
     Loader,
     NoTestPart,
     Sampling,
     Source,
     View,
+    blending_told,
     evaluation_batches,
     hold_out,
+    notes,
     open_source,
     open_videos,
     subset,
 )
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
@@ -35,16 +38,18 @@ from mmssl.training.checkpoints import replace_file
 _HELD_OUT_SHARE, _SHOWN = 0.05, 12
 
 
-def open_pictures(data: Path, channels: int | None = None, seed: int = 0) -> tuple[Source, Source]:
-    """Pictures to train on and pictures held out.
+def open_pictures(
+    data: Path, channels: int | None = None, seed: int = 0, background: str = "white"
+) -> tuple[Source, Source]:
+    """Pictures to train on and pictures held out, both on `background`.
 
-    Held out are `val` or `test` where `data` has such a folder (or IDX files), else a twentieth, drawn by `seed`.
+    Held out is the test part where `data` has one (see `open_source`), else a twentieth, drawn by `seed`.
     """
-    train_source = open_source(data, "train", channels)
+    train_source = open_source(data, "train", channels, background)
     try:
-        return train_source, open_source(data, "test", channels)
-    except NoTestPart:
-        return hold_out(train_source, _HELD_OUT_SHARE, seed)
+        return train_source, open_source(data, "test", channels, background)
+    except NoTestPart:  # what is only watched need not hold every class
+        return hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
 
 
 def open_clips(
@@ -56,7 +61,7 @@ def open_clips(
     try:
         return train_source, open_videos(data, "test", held_out, short_side=short_side)
     except NoTestPart:
-        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed)
+        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
         return rest, subset(open_videos(data, "train", held_out, short_side=short_side), apart.indices)
 
 
@@ -101,6 +106,8 @@ def pretrain(
 
     repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
     """
+    if as_text(str(run_dir)) != str(run_dir):
+        raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
     loader = Loader(
         media,
         view,
@@ -112,6 +119,9 @@ def pretrain(
         repeats=repeats,
         ceiling=ceiling,
     )
+    if distributed.rank() == 0:
+        for note in notes(media, held_out):
+            print(note)
     watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
     low_precision = autocast_dtype(settings.precision, device)
 
@@ -126,7 +136,7 @@ def pretrain(
         features = extract(objective.encoder, watched, device=device).features
         return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
 
-    sampling = {"sampling": media.sampling} if isinstance(media, DrawnSource) else {}
+    sampling = {"sampling": media.sampling} if isinstance(media, (DrawnSource, FolderSource)) else {}
     result = train(
         objective,
         loader,
@@ -137,7 +147,10 @@ def pretrain(
         on_log=on_log,
         context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
     )
+    seen_through = set[int]().union(*distributed.gather(loader.ledger.blended))
     if distributed.rank() == 0:
+        for line in blending_told(len(seen_through)):
+            print(line)
         replace_file(run_dir / PICTURES, save(_shown(watched)))
     return result
 
@@ -149,6 +162,8 @@ def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[di
     batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger))
     for name, reason in ledger.skipped:
         print(f"held-out sample skipped: {name} {reason}")
+    for line in blending_told(len(ledger.blended)):
+        print(f"held-out samples: {line}")
     ledger.judge(ceiling, len(chosen))
     return batches
 

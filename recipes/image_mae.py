@@ -4,10 +4,11 @@
     torchrun --nproc-per-node 8 recipes/image_mae.py --data DIR             # 8 GPUs
     python recipes/image_mae.py --data DIR --model tiny --epochs 20 --batch-size 256    # a first look
 
-DIR is a folder tree of JPEG, PNG, WebP, TIFF or .npy pictures, of any size, with or without class folders, or one with
-`train` and `val` inside. The defaults are the paper's ablation recipe: ViT-B/16 at 224 pixels, 800 epochs, batch 4096
-(split into chunks of `--at-once` where memory is short), AdamW with a peak rate of 1.5e-4 * batch / 256, 40 epochs of
-warm-up, weight decay 0.05, three quarters of the patches hidden, crops of 20-100 % of the area and flips.
+DIR is a folder tree of JPEG, PNG, WebP, TIFF or .npy pictures (or of any kind that Pillow reads), of any size, with or
+without class folders, or one with `train` and `val` inside. The defaults are the paper's ablation recipe: ViT-B/16 at
+224 pixels, 800 epochs, batch 4096 (split into chunks of `--at-once` where memory is short), AdamW with a peak rate of
+1.5e-4 * batch / 256, 40 epochs of warm-up, weight decay 0.05, three quarters of the patches hidden, crops of 20-100 %
+of the area and flips.
 Run the same command again to resume, also after a signal (exit code 75). The paper reports 83.6 % top-1 on ImageNet-1k
 after fine-tuning a ViT-B trained 1600 epochs with `--norm-pix`; nothing of that size has been trained with this recipe.
 """
@@ -45,6 +46,8 @@ class ImageMAE(Recipe):
     """Side of a patch: 16, or 14 for huge."""
     channels: int = 3
     """Channels of every picture; .npy files may have any number."""
+    background: str = "white"
+    """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""
     mask_ratio: float = 0.75
     norm_pix: bool = False
     """Standardise each target patch, as the authors' released encoders were trained."""
@@ -68,7 +71,7 @@ def main() -> None:
     config = tyro.cli(ImageMAE, description=__doc__)
     config.train(
         lambda: MAE(config.method()),
-        lambda: open_pictures(config.data, config.channels, config.seed),
+        lambda: open_pictures(config.data, config.channels, config.seed, config.background),
         TrainView(config.size, scale=config.crop_scale),
         EvalView(config.size),
     )

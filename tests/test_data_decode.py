@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.data import BrokenSample, decode
+from mmssl.data import BrokenSample, EvalView, FolderSource, Ledger, Loader, decode, evaluation_batches, subset
+from mmssl.data.decode import colour, decode_over
+from mmssl.errors import UserError
 
 GRADIENT = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
@@ -29,16 +31,25 @@ def npy(array: np.ndarray) -> io.BytesIO:
     return file
 
 
-def png16(values: np.ndarray) -> io.BytesIO:
-    """A 16-bit colour PNG, which Pillow cannot write; values uint16 [H, W, 3]."""
-    height, width, _ = values.shape
+def png16(values: np.ndarray, hole: bytes = b"") -> io.BytesIO:
+    """A 16-bit PNG, which Pillow cannot write with colour; values uint16 [H, W, 3], with alpha 4, grey with alpha 2.
+
+    `hole` is the colour that stands for nothing (the chunk tRNS).
+    """
+    height, width, channels = values.shape
+    kind = {2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    data = (
+        chunk(b"IHDR", header)
+        + (chunk(b"tRNS", hole) if hole else b"")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + data)
 
 
@@ -186,3 +197,127 @@ def test_a_flipped_byte_in_a_16_bit_png_breaks_the_sample_not_the_process(tmp_pa
     path.write_bytes(data)
     with path.open("rb") as file, pytest.raises(BrokenSample, match="cannot be decoded"):
         decode(file, 3)
+
+
+def tiff(values: bytes, width: int, height: int, bits: int, photometric: int) -> io.BytesIO:
+    """An uncompressed grey TIFF, little-endian."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(values)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(values))
+    return io.BytesIO(head + values + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def twelve_bits(values: np.ndarray) -> bytes:
+    first, second = values.reshape(-1, 2).T.astype(int)
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+
+
+def test_black_is_0_and_white_1_however_a_grey_tiff_stores_them():
+    ramp = np.linspace(0, 1, 24).reshape(3, 8)
+    for bits, stored in ((8, np.uint8), (16, "<u2")):
+        most = 2**bits - 1
+        for photometric, values in ((1, ramp), (0, 1 - ramp)):
+            found = decode(tiff((values * most).round().astype(stored).tobytes(), 8, 3, bits, photometric), 1)
+            found = found / 255 if bits == 8 else found
+            assert torch.allclose(found[0], torch.from_numpy(ramp).float(), atol=1 / most), (bits, photometric)
+    twelve = decode(tiff(twelve_bits((ramp * 4095).round()), 8, 3, 12, 1), 3)
+    assert torch.allclose(twelve[0], torch.from_numpy(ramp).float(), atol=1 / 4095)
+    assert twelve.shape == (3, 3, 8)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_a_grey_portable_map_of_more_than_8_bits_is_scaled(most):
+    values = np.array([[0, most // 2, most]])
+    found = decode(io.BytesIO(b"P5 3 1 %d\n" % most + values.astype(">u2").tobytes()), 1)
+    assert torch.allclose(found, torch.tensor([[[0.0, 0.5, 1.0]]]), atol=1e-3)
+
+
+GLASS = Image.fromarray(np.stack([np.full((4, 6), v, np.uint8) for v in (250, 20, 90)] + [np.repeat(
+    np.array([[0, 0, 51, 51, 255, 255]], np.uint8), 4, 0)], 2))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        encoded(GLASS, "PNG"),
+        encoded(GLASS, "TIFF"),
+        encoded(GLASS, "WEBP", lossless=True, exact=True),
+        encoded(GLASS, "TGA"),
+        encoded(GLASS, "JPEG2000"),
+        encoded(GLASS.quantize(16), "PNG"),
+        png16(np.array(GLASS).astype(np.uint16) * 257),
+    ],
+    ids=["png", "tiff", "webp", "tga", "jp2", "palette", "png16"],
+)
+def test_transparent_parts_show_the_background(file):
+    """Fully, to four fifths and not at all transparent columns of one colour."""
+    for background in ((255, 255, 255), (0, 0, 0), (10, 200, 30)):
+        for channels in (1, 3):
+            file.seek(0)
+            found, blended = decode_over(file, channels, background)
+            found = found * 255 if found.is_floating_point() else found.float()
+            front, behind = torch.tensor([250.0, 20.0, 90.0]), torch.tensor(background).float()
+            if channels == 1:
+                weights = torch.tensor([0.299, 0.587, 0.114])
+                front, behind = (front @ weights)[None], (behind @ weights)[None]
+            expected = torch.stack([behind, 0.2 * front + 0.8 * behind, front], 1)
+            assert (found[:, 1, ::2] - expected).abs().max() < 1.6
+            assert blended
+    file.seek(0)
+    alpha = decode(file, 4)[3]
+    assert (alpha * 255 if alpha.is_floating_point() else alpha).unique().tolist() == pytest.approx([0, 51, 255])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        encoded(GLASS.convert("LA"), "PNG"),
+        encoded(GLASS.convert("LA"), "TIFF"),
+        png16(np.array(GLASS.convert("LA")).astype(np.uint16) * 257),
+        encoded(Image.new("L", (6, 4), 80), "PNG", transparency=80),
+        encoded(Image.new("RGB", (6, 4), (80, 81, 82)), "PNG", transparency=(80, 81, 82)),
+        encoded(Image.new("L", (6, 4), 80).convert("P"), "PNG", transparency=80),
+        encoded(Image.new("L", (6, 4), 80).convert("P"), "GIF", transparency=80),
+        png16(np.full((4, 6, 3), 800, np.uint16), struct.pack(">HHH", 800, 800, 800)),
+    ],
+    ids=["la", "la-tiff", "la16", "grey-hole", "colour-hole", "palette-hole", "gif", "hole16"],
+)
+def test_grey_and_single_transparent_colours_show_it_too(file):
+    for channels in (1, 3):
+        file.seek(0)
+        found, blended = decode_over(file, channels, (255, 255, 255))
+        assert blended
+        assert found[:, :, 0].float().unique().item() in (1.0, 255.0)
+    file.seek(0)
+    assert (decode(file, 4)[3, :, 0] == 0).all()
+
+
+def test_alpha_that_hides_nothing_changes_nothing():
+    opaque = Image.fromarray(GRADIENT)
+    opaque.putalpha(255)
+    found, blended = decode_over(encoded(opaque, "PNG"), 3, (1, 2, 3))
+    assert np.array_equal(found.permute(1, 2, 0), GRADIENT)
+    assert not blended
+
+
+def test_colours_are_named_or_numbered():
+    assert [colour(text) for text in ("white", "Black", "grey", "#0a141e", "10, 20,30")] == [
+        *((255, 255, 255), (0, 0, 0), (128, 128, 128), (10, 20, 30), (10, 20, 30))
+    ]
+    for text in ("", "whyte", "1,2", "1,2,300", "-1,2,3", "#12345678", "a,b,c"):
+        with pytest.raises(UserError, match=r"is no colour: give white, black"):
+            colour(text)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_where_the_background_shows_are_counted_once_each(tmp_path, workers):
+    for number in range(6):
+        (GLASS if number in (1, 4, 5) else GLASS.convert("RGB")).save(tmp_path / f"{number}.png")
+    source = subset(FolderSource(tmp_path, background="#00ff00"), [5, 0, 1])
+    loader = Loader(source, EvalView(4), batch_size=6, workers=workers)
+    batches = list(loader.batches(0, 4))
+    assert loader.ledger.blended == {0, 2}
+    assert batches[0]["image"][batches[0]["sample_id"] == 0][0, :, 0, 0].tolist()[1] > 200
+    ledger = Ledger()
+    list(evaluation_batches(source, EvalView(4), batch_size=2, workers=workers, ledger=ledger))
+    assert ledger.blended == {0, 2}

@@ -210,6 +210,16 @@ def test_changed_settings_are_named_on_resume(finished, pictures):
     assert "method.norm_pix: true -> false" in done.stderr
 
 
+def test_another_background_is_noticed_on_resume(finished, pictures, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import image_mae
+
+    again = ["--data", pictures, "--out", finished, "--epochs", 2, "--validate-every", 2, "--norm-pix", *SMALL]
+    monkeypatch.setattr(sys, "argv", ["image_mae.py", *map(str, again), "--background", "black"])
+    assert run(image_mae.main) == 2
+    assert 'sampling: "background=(255, 255, 255)" -> "background=(0, 0, 0)"' in capsys.readouterr().err
+
+
 def test_a_refused_resume_changes_nothing(finished, pictures):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert recipe("--data", pictures, "--out", finished, *SMALL, "--epochs", 2, "--size", 32).returncode == 2

@@ -7,6 +7,7 @@
 
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
+from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
 from mmssl.data.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
 from mmssl.data.real_clips import fetch_clips
@@ -15,10 +16,11 @@ from mmssl.data.source import (
     ArraySource,
     DrawnSource,
     FolderSource,
-    NoTestPart,
     Source,
     Subset,
+    blending_told,
     hold_out,
+    notes,
     open_source,
     read_slots,
     subset,
@@ -52,12 +54,14 @@ __all__ = [
     "VideoSource",
     "View",
     "background_clips",
+    "blending_told",
     "decode",
     "digits_source",
     "evaluation_batches",
     "fetch_clips",
     "fetch_fashion_mnist",
     "hold_out",
+    "notes",
     "open_source",
     "open_videos",
     "part_clips",

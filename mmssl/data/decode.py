@@ -5,16 +5,37 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedReader, BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Colour = tuple[int, int, int]
+# What Pillow decodes by itself, the common first. Left out is what starts other programs (EPS, WMF), what only names a
+# format (BUFR, GRIB, HDF5, MPEG), and what holds measurements of an unknown range (FITS, SPIDER). TGA, which begins
+# with no signature, comes last.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "AVIF", "PPM", "DIB", "ICO", "ICNS", "PCX", "DCX"),
+    *("SGI", "QOI", "DDS", "PSD", "SUN", "IM", "MSP", "XBM", "XPM", "TGA"),
+)
+# The endings that Pillow knows these formats by.
+ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif", ".jpe", ".mpo", ".apng", ".dib"),
+    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".ico", ".icns", ".pcx", ".dcx", ".sgi", ".rgb", ".rgba", ".bw", ".qoi", ".dds", ".psd", ".ras", ".im", ".msp"),
+    *(".xbm", ".xpm", ".tga", ".icb", ".vda", ".vst"),
+)
+WHITE: Colour = (255, 255, 255)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,39 +68,65 @@ def first_bytes(file: BufferedReader | BytesIO, count: int) -> bytes:
     return head
 
 
+def colour(text: str) -> Colour:
+    """Red, green and blue, 0-255, of a CSS name (white, black, grey), `#rrggbb` or `R,G,B`; UserError for others."""
+    from PIL import ImageColor
+
+    numbers = text.replace(" ", "").split(",")
+    try:
+        found = tuple(map(int, numbers)) if len(numbers) > 1 else ImageColor.getrgb(text)
+    except ValueError:
+        found = ()
+    if len(found) != 3 or not all(0 <= value <= 255 for value in found):
+        raise UserError(f"background {text!r} is no colour: give white, black, grey, #rrggbb or R,G,B of 0 to 255.")
+    return found
+
+
 def decode(
-    file: BufferedReader | BytesIO, channels: int = 3
+    file: BufferedReader | BytesIO, channels: int = 3, background: Colour = WHITE
 ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "c h w"]:
-    """A picture file (JPEG, PNG, WebP, TIFF, BMP, GIF) or a .npy array as raw values, uint8 0-255 or float32.
+    """A picture file of one of the `FORMATS` or a .npy array as raw values, uint8 0-255 or float32.
 
     Pictures come in Pillow's `convert` of the declared number of channels (1 grey, 3 RGB, 4 RGBA): what users of
-    torchvision's ImageFolder get, so transparency is dropped and not blended. EXIF orientation is applied; the first
-    frame of several counts. 16-bit PNG and 16-bit grey TIFF become float32 in 0-1 (Pillow reads 16-bit colour TIFF
-    with 8 bits). Arrays are [H, W] (one channel), [C, H, W] or [H, W, C] with the declared channels, in this order of
-    preference: uint8 as it is, uint16 divided by 65535, floating point as it is (by convention 0-1) in float32.
+    torchvision's ImageFolder get, but that transparent parts, whose colours nobody was meant to see, show `background`.
+    With 4 channels transparency is kept as it is. EXIF orientation is applied; the first frame of several counts.
+    16-bit PNG and grey pictures of 9 to 16 bits become float32 in 0-1, black 0 and white 1 whatever a TIFF stores
+    (Pillow reads 16-bit colour of other formats with 8 bits). Arrays are [H, W] (one channel), [C, H, W] or [H, W, C]
+    with the declared channels, in this order of preference: uint8 as it is, uint16 divided by 65535, floating point as
+    it is (by convention 0-1) in float32.
 
     uint8 colour pictures are returned with the channel fastest in memory, as they were decoded: views resample that
     layout fastest. Raises BrokenSample for everything that is not such a picture, is cut short, or has more pixels
     than `PIL.Image.MAX_IMAGE_PIXELS`. No warning of the readers gets out.
     """
+    return decode_over(file, channels, background)[0]
+
+
+def decode_over(file: BufferedReader | BytesIO, channels: int, background: Colour) -> tuple[Tensor, bool]:
+    """`decode`, and whether the background shows anywhere."""
     head = first_bytes(file, 26)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _read_array(file, channels) if head.startswith(_NPY) else _read_picture(file, head, channels)
+            if head.startswith(_NPY):
+                return _read_array(file, channels), False
+            return _read_picture(file, head, channels, background)
         except (BrokenSample, MemoryError):
             raise
         except Exception as error:  # on damaged files Pillow and its plugins raise nearly every type there is
             raise BrokenSample(f"cannot be decoded ({str(error) or type(error).__name__})") from error
 
 
-def _read_picture(file: BufferedReader | BytesIO, head: bytes, channels: int) -> Tensor:
+def _read_picture(
+    file: BufferedReader | BytesIO, head: bytes, channels: int, background: Colour
+) -> tuple[Tensor, bool]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    Image.init()
     try:
-        image: Image.Image = Image.open(file, formats=FORMATS)
+        image: Image.Image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
     except UnidentifiedImageError:
-        raise BrokenSample(f"is no picture: its content is none of {', '.join(FORMATS)} or .npy") from None
+        raise BrokenSample("is no picture: its content is of no kind that Pillow reads, and not .npy") from None
     except Image.DecompressionBombError:
         raise BrokenSample("has so many pixels that it may be a decompression bomb") from None
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -89,28 +136,72 @@ def _read_picture(file: BufferedReader | BytesIO, head: bytes, channels: int) ->
         )
     if channels not in MODES:
         raise BrokenSample(f"is a picture, but {channels} channels were declared, which only .npy files can hold")
+    kind, tags = image.format, getattr(image, "tag_v2", {})
     image.load()
     if head.startswith(_PNG) and head[24] == 16:  # after Pillow has read it whole: a damaged one crashes torchvision's
-        return _read_png16(file, channels)
+        return _read_png16(file, image, channels, background)
     with contextlib.suppress(Exception):  # damaged metadata raise what they like; the pixels were read whole above
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or image.mode == "F":
-        return _from_grey(np.array(image), channels)
+    if image.mode.startswith("I;16") or image.mode == "F" or (image.mode, kind) == ("I", "PPM"):
+        return _from_grey(_black_to_white(np.array(image), tags), channels), False
     if image.mode == "I":
         raise BrokenSample("has 32-bit integer pixels, whose range is not known; store it as uint8, uint16 or float")
+    image, blended = (image, False) if channels == 4 else _over(image, background)
     mode = MODES[channels]
     values = torch.from_numpy(np.array(image if image.mode == mode else image.convert(mode)))
-    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1), blended
 
 
-def _read_png16(file: BufferedReader | BytesIO, channels: int) -> Tensor:
+def _over(image: Image.Image, background: Colour) -> tuple[Image.Image, bool]:
+    """The picture on the background, and whether that shows: transparency that is nowhere used costs one look."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image, False
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return image, False
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba), True
+
+
+_PHOTOMETRIC, _BITS = 262, 258
+
+
+def _black_to_white(values: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """Grey of more than 8 bits as uint16 0-65535 or as floats, black the least; `tags` are a TIFF's, or none.
+
+    Pillow gives what the file holds: of 12 bits 0 to 4095, and white as 0 where the TIFF says that white is 0.
+    """
+    whole = 1 if values.dtype.kind == "f" else 2 ** tags.get(_BITS, (16,))[0] - 1
+    values = whole - values if tags.get(_PHOTOMETRIC) == 0 else values
+    return values.astype(np.uint16) if whole == 65535 else values / np.float32(whole)
+
+
+def _read_png16(
+    file: BufferedReader | BytesIO, image: Image.Image, channels: int, background: Colour
+) -> tuple[Tensor, bool]:
     # Pillow reduces 16-bit colour to 8 bits; torchvision's reader keeps them.
     from torchvision.io import ImageReadMode, decode_png
 
     modes = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB, 4: ImageReadMode.RGB_ALPHA}
     file.seek(0)
     data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    return decode_png(data, modes[channels], apply_exif_orientation=True).to(torch.float32) / 65535
+
+    def read(channels: int) -> Tensor:
+        return decode_png(data, modes[channels], apply_exif_orientation=True).to(torch.float32)
+
+    values = read(channels) / 65535
+    if not image.has_transparency_data:
+        return values, False
+    hole = image.info.get("transparency")  # a colour that stands for "nothing", which torchvision does not look at
+    alpha = read(4)[3:] / 65535 if hole is None else (read(3) != torch.tensor(hole).view(-1, 1, 1)).any(0, True).float()
+    if channels == 4:
+        return torch.cat([values[:3], alpha]), False
+    if alpha.min() == 1:
+        return values, False
+    behind = torch.tensor(background) / 255
+    behind = behind if channels == 3 else behind @ torch.tensor([[0.299], [0.587], [0.114]])
+    return values * alpha + behind.view(-1, 1, 1) * (1 - alpha), True
 
 
 def _from_grey(values: np.ndarray, channels: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.source import Source, read_slots
+from mmssl.data.source import Source, blended, read_slots
 from mmssl.data.views import Keys, View
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation, random_bits
@@ -29,10 +29,14 @@ SUBSTITUTES = 64
 
 @dataclass
 class Ledger:
-    """What became of the slots consumed so far: `seen` + len(`skipped`) is their number."""
+    """What became of the slots consumed so far: `seen` + len(`skipped`) is their number.
+
+    `blended`: the samples among them, by `sample_id`, where the background shows through transparency.
+    """
 
     seen: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    blended: set[int] = field(default_factory=set)
 
     def record(self, slots: int, skipped: list[tuple[str, str]]) -> None:
         self.seen += slots - len(skipped)
@@ -62,11 +66,13 @@ class Plan(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One batch made: its tensors, the broken rows as (row, name, reason), and why the run cannot go on, or None."""
+    """One batch made: its tensors, the broken rows as (row, name, reason), why the run cannot go on, or None, and
+    the samples where the background shows."""
 
     batch: dict[str, Tensor]
     broken: list[tuple[int, str, str]]
     failure: str | None = None
+    blended: Sequence[int] = ()
 
 
 class Reader(Dataset):
@@ -88,7 +94,8 @@ class Reader(Dataset):
         except UserError as error:  # as a value: a worker's exceptions arrive wrapped in their traceback
             return Reading({}, broken, str(error))
         batch |= {"sample_id": sample_id, "epoch": plan.keys.epoch, "draw": draw, "step": torch.tensor(step)}
-        return Reading(batch, broken)
+        shown = [index for index in sample_id.unique().tolist() if blended(self.source, index)]
+        return Reading(batch, broken, None, shown)
 
     def _samples(
         self, plan: Plan, sample_id: Tensor, draw: Tensor, broken: list[tuple[int, str, str]]
@@ -174,8 +181,9 @@ class Loader:
         Raises UserError at the batch with which too many files turn out broken.
         """
         reader = Reader(self.source, self.view, self.plan, self.repeats)
-        for batch, broken, _ in read_ahead(reader, range(start_step, stop_step), self.workers):
+        for batch, broken, _, shown in read_ahead(reader, range(start_step, stop_step), self.workers):
             self.ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
+            self.ledger.blended.update(shown)
             if broken:
                 self.ledger.judge(self.ceiling, len(self.source))
             yield batch
@@ -217,8 +225,9 @@ def evaluation_batches(
     ledger = Ledger() if ledger is None else ledger
     labels = None if source.labels is None else torch.tensor(source.labels)
     reader = Reader(source, view, partial(_plan_in_order, len(source), repeats, batch_size), repeats)
-    for batch, broken, _ in read_ahead(reader, range(-(-len(source) * repeats // batch_size)), workers):
+    for batch, broken, _, shown in read_ahead(reader, range(-(-len(source) * repeats // batch_size)), workers):
         ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
+        ledger.blended.update(shown)
         if labels is not None:
             batch["label"] = labels[batch["sample_id"]]
         if broken:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mmssl.data.decode import ENDINGS, BrokenSample, Colour, colour, decode, opened
 from mmssl.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png")
+if TYPE_CHECKING:
+    from PIL import Image
+
 JOINTS_FILE = "joint_positions.mat"
 
 
@@ -40,14 +44,14 @@ class DavisFolder:
 
     Annotations are PNG with a palette or in grey, whose values are object ids; every frame needs one. `names` are the
     lines of `ImageSets/2017/val.txt` where it exists, else all sequences in order. Frames (bicubic) and masks (nearest)
-    are resized so that the short side is `short_side` pixels, None leaves them as they are. Sequences are read when
-    they are asked for, one at a time.
+    are resized so that the short side is `short_side` pixels, None leaves them as they are; transparent parts of frames
+    show `background`, see `colour`. Sequences are read when they are asked for, one at a time.
 
     Raises UserError naming the file, the problem and the remedy.
     """
 
-    def __init__(self, root: str | Path, short_side: int | None = 480) -> None:
-        self.root, self.short_side = Path(root), short_side
+    def __init__(self, root: str | Path, short_side: int | None = 480, background: str = "white") -> None:
+        self.root, self.short_side, self.background = Path(root), short_side, colour(background)
         self._pictures, self._annotations = (_resolution(self.root / kind) for kind in ("JPEGImages", "Annotations"))
         listed = self.root / "ImageSets" / "2017" / "val.txt"
         found = _folders(self._annotations)
@@ -69,7 +73,7 @@ class DavisFolder:
         annotations = [self._annotations / name / f"{path.stem}.png" for path in paths]
         if lost := [path for path in annotations if not path.is_file()]:
             raise UserError(f"{lost[0]} does not exist; every frame of {self._pictures / name} needs an annotation.")
-        frames = [_read_picture(path, self.short_side) for path in paths]
+        frames = [_resize_picture(_read_picture(path, self.background), self.short_side) for path in paths]
         masks = [_read_mask(path, self.short_side) for path in annotations]
         for path, frame, mask in zip(annotations, frames, masks, strict=True):
             if frame.shape[1:] != mask.shape:
@@ -84,15 +88,19 @@ class JhmdbFolder:
     holds `pos_img` [2, joints, frames]: x and y in pixels, counted from 1. `split_lists` are lists of JHMDB, e.g.
     `splits/brush_hair_test_split1.txt`: of their lines `VIDEO.avi 2` those with a 2 are the test videos;
     None takes all. Frames are resized so that the short side is `short_side` pixels (None: as they are), points with
-    them.
+    them; transparent parts of frames show `background`, see `colour`.
 
     Raises UserError naming the file, the problem and the remedy.
     """
 
     def __init__(
-        self, root: str | Path, split_lists: Sequence[str | Path] | None = None, short_side: int | None = 320
+        self,
+        root: str | Path,
+        split_lists: Sequence[str | Path] | None = None,
+        short_side: int | None = 320,
+        background: str = "white",
     ) -> None:
-        self.root, self.short_side = Path(root), short_side
+        self.root, self.short_side, self.background = Path(root), short_side, colour(background)
         labels = {path.parent.relative_to(self.root).as_posix(): path for path in sorted(self.root.rglob(JOINTS_FILE))}
         if split_lists is not None:
             wanted = {video for path in split_lists for video in _test_videos(Path(path))}
@@ -118,8 +126,9 @@ class JhmdbFolder:
         pictures = _pictures_in(folder)
         if len(pictures) < len(places):
             raise UserError(f"{folder} has {len(pictures)} frames, but {path} has {len(places)}; fetch JHMDB again.")
-        frames = [_read_picture(picture, self.short_side) for picture in pictures[: len(places)]]
-        width, height = _size(pictures[0])
+        whole = [_read_picture(picture, self.background) for picture in pictures[: len(places)]]
+        frames = [_resize_picture(picture, self.short_side) for picture in whole]
+        width, height = whole[0].size
         new_height, new_width = frames[0].shape[1:]
         scale = torch.tensor([new_width / width, new_height / height])
         # The picture's edge, where scaling starts, lies half a pixel before the first centre: at 0.5, counted from 1.
@@ -139,17 +148,10 @@ def _folders(folder: Path) -> list[str]:
 def _pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; the frames of the sequence belong there.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != ".")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.name[0] != ".")
     if not paths:
-        raise UserError(f"{folder} holds no frame; put pictures there that end in {', '.join(PICTURES)}.")
+        raise UserError(f"{folder} holds no frame; put pictures there that end in .jpg or .png.")
     return paths
-
-
-def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.size
 
 
 def _resized(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -157,15 +159,24 @@ def _resized(width: int, height: int, short_side: int | None) -> tuple[int, int]
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _read_picture(path: Path, short_side: int | None) -> UInt8[Tensor, "3 height width"]:
+def _read_picture(path: Path, background: Colour) -> Image.Image:
+    """A frame in RGB."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB").resize(_resized(*image.size, short_side), Image.Resampling.BICUBIC)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); fetch it again.") from error
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        with opened(path) as file:
+            values = decode(file, 3, background)
+    except BrokenSample as error:
+        raise UserError(f"{path} cannot be read as a picture (it {error.reason}); fetch it again.") from error
+    values = (values * 255).round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
+
+
+def _resize_picture(picture: Image.Image, short_side: int | None) -> UInt8[Tensor, "3 height width"]:
+    from PIL import Image
+
+    resized = picture.resize(_resized(*picture.size, short_side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def _read_mask(path: Path, short_side: int | None) -> UInt8[Tensor, "height width"]:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import gzip
-import os
+import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.decode import BrokenSample, decode, opened
+from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
+from mmssl.data.folders import checked, endings, listed, no_class, part_meant, part_of, part_told, parts, walk
 from mmssl.data.views import Keys
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.masking.noise import permutation
 
-SPLIT_FOLDERS = {"train": ("train",), "test": ("val", "test")}
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 CLASSES_FILE = "classes.txt"
 _PROBES = 100
+_NAMED_ENDINGS = 8
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A fixed, ordered set of samples; a sample's number is its `sample_id`."""
+    """A fixed, ordered set of samples; a sample's number is its `sample_id`. A label is the number of its class among
+    `classes`, or -1 for a sample that has none where others have."""
 
     channels: int
     labels: list[int] | None
@@ -71,44 +73,72 @@ def read_slots(source: Source, index: int, keys: Keys) -> Iterable[dict[str, Ten
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
-    A kind of file adds `kind`, `extensions` and `read`.
+    A kind of file adds `kind`, `extensions` and `read`. `notes` are sentences on what was taken and what left out.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
+    notes: Sequence[str] = ()
 
-    def __init__(self, root: Path, paths: list[str], labels: Sequence[str] | None, channels: int) -> None:
-        """labels: each file's class by name; the classes are numbered in the order of their names."""
+    def __init__(self, root: Path, paths: list[str], labels: Sequence[str | None] | None, channels: int) -> None:
+        """labels: each file's class by name, None for one without; the classes are numbered in their names' order."""
         self.root, self.paths, self.channels = root, paths, channels
-        self.classes = sorted(set(labels or ()))
+        names = None if labels is None else [None if name is None else as_text(name) for name in labels]
+        self.classes = sorted({name for name in names or () if name is not None})
         number = {name: label for label, name in enumerate(self.classes)}
-        self.labels = None if labels is None else [number[name] for name in labels]
+        self.labels = None if names is None else [-1 if name is None else number[name] for name in names]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return as_text(self.paths[index])
 
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    @classmethod
-    def find(cls, root: Path) -> tuple[list[str], list[str] | None]:
-        """(paths, labels) of the files of this kind in a folder; UserError when there are none.
+    def find(self, root: Path) -> tuple[list[str], Sequence[str | None] | None]:
+        """(paths, labels) of the files of this kind in a folder; UserError when there are none. Sets `notes`.
 
-        When all lie in at least two first-level folders, these are the labels; otherwise labels is None.
+        The first-level folders are the labels where there are at least two, names that mean a part (see `part_meant`)
+        not counted; otherwise labels is None. A file that lies in no class folder has the label None.
         """
         if not root.is_dir():
             problem = "is a file, not a folder" if root.exists() else "does not exist"
-            raise UserError(f"{root} {problem}; give a folder of {cls.kind}s.")
-        files = sorted(_walk(root))
-        paths = [path for path in files if path.lower().endswith(cls.extensions)]
+            raise UserError(f"{root} {problem}; give a folder of {self.kind}s.")
+        files, refused = walk(root)
+        found = parts(root)
+        apart = [] if found.train else [name for name in found.folders if part_meant(name)]
+        inside = [path for path in files if _top(path) not in apart]
+        paths = [path for path in inside if path.lower().endswith(self.extensions)]
         if not paths:
-            holds = f"has files but no {cls.kind}" if files else "is empty"
-            raise UserError(f"The folder {root} {holds}; {cls.kind}s end in {', '.join(cls.extensions)}.")
-        tops = [path.split("/", 1)[0] for path in paths if "/" in path]
-        return paths, tops if len(tops) == len(paths) and len(set(tops)) > 1 else None
+            self._refuse(root, files, inside, apart)
+        tops = [_top(path) for path in paths]
+        labels = [None if top is None or no_class(top) else top for top in tops]
+        labelled = len(set(labels) - {None}) > 1
+        others = [path for path in inside if not path.lower().endswith(self.extensions)]
+        bare = sorted({top for top in map(_top, others) if top is not None} - set(tops))
+        astray = [path for path, label in zip(paths, labels, strict=True) if label is None] if labelled else []
+        one = len(astray) == 1
+        told = {
+            f"left out, because the name means a part and no class: {listed(apart)}": apart,
+            f"left out {len(others)} file{'s' * (len(others) > 1)}: {endings(others)}": others,
+            f"no {self.kind} in {listed(bare)}": bare,
+            f"{len(astray)} {self.kind}{'s' * (not one)} in no class folder, without a label: {listed(astray)}": astray,
+            f"cannot be opened, and left out: {listed(refused)}": refused,
+        }
+        self.notes = [as_text(f"{root}: {note}") for note, what in told.items() if what]
+        return paths, labels if labelled else None
+
+    def _refuse(self, root: Path, files: list[str], inside: list[str], apart: list[str]) -> None:
+        if len(inside) < len(files):
+            raise UserError(
+                f"The folder {root} holds no {self.kind} beside its test part; give {root / apart[0]} if that is meant."
+            )
+        holds = f"has files but no {self.kind}" if files else "is empty"
+        known, more = ", ".join(self.extensions[:_NAMED_ENDINGS]), len(self.extensions) > _NAMED_ENDINGS
+        has = f" (it has {endings(files)})" if files else ""
+        raise UserError(f"The folder {root} {holds}; {self.kind}s end in {known}{' and others' * more}{has}.")
 
     def find_one_readable(self) -> None:
         """Raises UserError when none of the first files can be read."""
@@ -125,40 +155,46 @@ class FileSource:
         )
 
 
+F = TypeVar("F", bound=FileSource)
+
+
 class FolderSource(FileSource):
     """Every picture under a folder, at any depth, in the order of their relative paths.
 
-    Files are taken by extension (JPEG, PNG, WebP, TIFF, .npy, any case) and decoded by content, see `decode`; hidden
-    files and folders are left out. When all pictures lie in at least two first-level folders, these are the classes
-    and `labels` are numbered in the classes' order; otherwise `labels` is None and `classes` is empty.
+    Files are taken by their ending, in any case (those of Pillow's kinds of pictures, see `mmssl.data.decode.ENDINGS`,
+    and .npy), and decoded by content on `background`, see `decode` and `colour`; hidden files and folders are left out.
+    Where pictures lie in at least two first-level folders, these are the classes, numbered in the order of their names,
+    and pictures elsewhere have the label -1; otherwise `labels` is None and `classes` is empty. Names that mean a part
+    of the data (train, valid, Test ...) are never classes. `notes` say what was left out.
+
+    `blended` are the numbers of the pictures, of those read so far in this process, where the background shows.
 
     Raises UserError when the folder is missing, or holds no picture, or none that can be read.
     """
 
     kind = "picture"
-    extensions = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".npy")
+    extensions = (*ENDINGS, ".npy")
 
-    def __init__(self, root: str | Path, channels: int = 3) -> None:
+    def __init__(self, root: str | Path, channels: int = 3, background: str = "white") -> None:
         root = Path(root)
+        self.background, self.blended = colour(background), set[int]()
         super().__init__(root, *self.find(root), channels)
         self.find_one_readable()
 
+    @property
+    def sampling(self) -> str:
+        return f"background={self.background}"
+
     def read(self, index: int) -> dict[str, Tensor]:
         with opened(self.root / self.paths[index]) as file:
-            return {"image": decode(file, self.channels)}
+            image, blended = decode_over(file, self.channels, self.background)
+        if blended:
+            self.blended.add(index)
+        return {"image": image}
 
 
-def _walk(root: Path) -> Iterator[str]:
-    visited = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link that leads back would be followed for ever
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+def _top(path: str) -> str | None:
+    return path.split("/", 1)[0] if "/" in path else None
 
 
 class ArraySource:
@@ -212,7 +248,7 @@ class Subset:
 
     @property
     def sampling(self) -> str:
-        return self.source.sampling if isinstance(self.source, DrawnSource) else ""
+        return getattr(self.source, "sampling", "")
 
     def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
         return read_slots(self.source, self.indices[index], keys)
@@ -223,8 +259,36 @@ def subset(source: Source, indices: Sequence[int]) -> Subset:
     return Subset(source, indices)
 
 
-def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
+def notes(*sources: Source) -> list[str]:
+    """What a person should be told of how these sources were found, each sentence once."""
+    whole = [whole_of(source) for source in sources]
+    return list(dict.fromkeys(note for source in whole if isinstance(source, FileSource) for note in source.notes))
+
+
+def whole_of(source: Source) -> Source:
+    """What a subset, of subsets, is taken from; others themselves."""
+    return whole_of(source.source) if isinstance(source, Subset) else source
+
+
+def blended(source: Source, index: int) -> bool:
+    """Whether sample `index` was read, in this process, and is a picture where the background shows."""
+    if isinstance(source, Subset):
+        return blended(source.source, source.indices[index])
+    return isinstance(source, FolderSource) and index in source.blended
+
+
+def blending_told(count: int) -> list[str]:
+    """What a person is told of so many blended pictures."""
+    are = "1 picture has" if count == 1 else f"{count} pictures have"
+    return [f"{are} transparent parts, which show the background (--background, white unless said)"] if count else []
+
+
+def hold_out(source: Source, fraction: float, seed: int = 0, stratify: bool = True) -> tuple[Subset, Subset]:
     """(the rest, the held-out part): a random `fraction` of the samples, at least one, the same for the same seed.
+
+    Where there are labels, the fraction is taken of each class unless `stratify` is False: at least one sample is held
+    out and at least one stays, and a class of one sample stays whole. (Few samples a class make the held-out part
+    larger than the fraction. Where every class has one sample, nothing can be stratified.)
 
     Raises UserError when one of the two parts would be empty.
     """
@@ -235,48 +299,54 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Su
             "add samples, or make two parts of them (train and val)."
         )
     order = permutation(len(source), seed=seed, stream="hold-out").tolist()
-    return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
+    held = order[:count]
+    if stratify and source.labels is not None:
+        members: dict[int, list[int]] = {}
+        for index in order:
+            members.setdefault(source.labels[index], []).append(index)
+        taken = _shares({label: len(members[label]) for label in sorted(members)}, fraction, count)
+        held = [index for label, some in members.items() for index in some[: taken[label]]] or held
+    apart = set(held)
+    return subset(source, [index for index in range(len(source)) if index not in apart]), subset(source, sorted(held))
 
 
-class NoTestPart(UserError):
-    """The data has no test part of its own; `hold_out` makes one."""
+def _shares(sizes: dict[int, int], fraction: float, count: int) -> dict[int, int]:
+    """How many of each class are held out: `count` in all, rounded so that the largest remainders come first, but
+    at least one of a class and never all."""
+    taken = {label: min(max(1, math.floor(fraction * size)), size - 1) for label, size in sizes.items()}
+    for label in sorted(sizes, key=lambda label: taken[label] - fraction * sizes[label]):
+        if sum(taken.values()) < count and taken[label] < sizes[label] - 1:
+            taken[label] += 1
+    return taken
 
 
-def open_source(path: str | Path, split: str | None = None, channels: int | None = None) -> Source:
+def told_of_part(source: F, root: Path, split: str | None) -> F:
+    """`source`, whose notes now say which part of `root` it is."""
+    source.notes = [*map(as_text, part_told(root, source.root, split)), *source.notes]
+    return source
+
+
+def open_source(
+    path: str | Path, split: str | None = None, channels: int | None = None, background: str = "white"
+) -> Source:
     """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits, or a plain folder.
 
-    split: "train", "test", or None for the training part where there are parts and everything otherwise. A folder
-        has parts when it has the sub-folder `train` and one of `val` and `test` (the first of these counts).
+    split: "train", "test", or None for the training part where there are parts and everything otherwise. Parts are
+        first-level folders by their names, in any case: `train` or `training`, and of `val`, `valid`, `validation`,
+        `dev`, `eval` and the like, else `test` or `testing`, the one that is there. (`train2017` and `test_set` are
+        such names, too.) They are never classes. What lies beside both is not read. A folder with a test part and no
+        training part is trained on whatever else it holds; one with a training part alone has no test part.
     channels: what every picture is converted to; None takes the files' own (1) for IDX and 3 for folders.
+    background: what transparent parts of pictures show, see `colour`.
 
-    Raises UserError when the path, the split or a readable picture is missing.
+    The source's `notes` say which part was taken and what was left out. Raises UserError when the path, the split or
+    a readable picture is missing, when two folders mean one part, and when a flat `train`, beside other folders and no
+    test part, may be a class.
     """
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
-        return idx_source(root, _checked(split) or "train", channels)
-    return FolderSource(part_of(root, split), channels or 3)
-
-
-def part_of(root: Path, split: str | None) -> Path:
-    """The sub-folder that is one split of a folder (see `open_source`), or the folder itself when it has no parts.
-
-    Raises NoTestPart when the test part is asked for and there is none.
-    """
-    _checked(split)
-    folders = {
-        part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in SPLIT_FOLDERS.items()
-    }
-    if None not in folders.values():
-        return folders[split or "train"] or root
-    if split == "test":
-        raise NoTestPart(f"{root} has no test part: make the sub-folders train and val, or hold samples out of it.")
-    return root
-
-
-def _checked(split: str | None) -> str | None:
-    if split not in (None, "train", "test"):
-        raise ValueError(f"split must be 'train', 'test' or None, not {split!r}.")
-    return split
+        return idx_source(root, checked(split) or "train", channels)
+    return told_of_part(FolderSource(part_of(root, split), channels or 3, background), root, split)
 
 
 def idx_source(root: Path, split: str = "train", channels: int | None = None) -> ArraySource:

@@ -23,7 +23,8 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
 from mmssl.data.decode import BrokenSample, first_bytes, opened
-from mmssl.data.source import FileSource, part_of
+from mmssl.data.folders import part_of
+from mmssl.data.source import FileSource, told_of_part
 from mmssl.data.views import Keys
 from mmssl.errors import UserError
 from mmssl.masking.noise import uniform
@@ -241,7 +242,8 @@ def open_videos(
     parts; the rest as in VideoSource.
     """
     part = part_of(Path(path), split)
-    return VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit)
+    source = VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit)
+    return told_of_part(source, Path(path), split)
 
 
 def read_manifest(path: Path) -> tuple[list[str], list[str] | None]:

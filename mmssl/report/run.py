@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mmssl.encoder import Encoder
-from mmssl.errors import UserError
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import PixelObjective, load
 from mmssl.report.page import Report
@@ -143,7 +143,7 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(
             f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
         ) from error
-    report = Report(f"{run_dir.name}: {type(objective).__name__}")
+    report = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}")
     if rows:
         report.heading("What the features are worth")
         report.accuracies(rows)

@@ -1,0 +1,122 @@
+"""What `embed` and `evaluate` do with folders as strangers have them, and what they say of it."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from mmssl import Encoder
+from mmssl.cli import run
+from mmssl.commands import embed, evaluate
+from mmssl.encoder import vit_config
+from mmssl.errors import UserError
+from mmssl.modality import image
+from mmssl.reading import Reading
+
+HERE = Reading(workers=0, device="cpu")
+ODD = os.fsdecode(b"caf\xe9")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    Encoder(vit_config("tiny", modality=image(3, (8, 8)), input_size=(16, 16))).save_pretrained(folder)
+    return folder
+
+
+def paint(path: Path, colour: tuple[int, ...]) -> None:
+    """A disc of that colour; with a fourth number, on a ground as transparent as that, of the other colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.full((20, 20, len(colour)), colour, np.uint8)
+    if len(colour) == 4:
+        values[..., 3] = 255
+        values[:10] = (*(255 - np.array(colour[:3])), colour[3])
+    Image.fromarray(values).save(path)
+
+
+def classes(root: Path, each: int = 5) -> Path:
+    for number in range(each):
+        for name, colour in (("red", (200, 5 * number, 0)), ("blue", (0, 5 * number, 200))):
+            paint(root / name / f"{number}.png", colour)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_names_of_any_bytes_are_embedded_and_told(model, tmp_path, capsys, kind):
+    paint(tmp_path / "data" / ODD / f"{ODD}.png", (9, 9, 9))
+    paint(tmp_path / "data" / "dog" / "1.png", (90, 9, 9, 0))
+    paint(tmp_path / "data" / f"{ODD}.png", (90, 9, 9, 128))
+    (tmp_path / "data" / "dog" / f"{ODD}.png").write_bytes(b"")
+    out = tmp_path / ODD / f"features.{kind}"
+    embed(model, tmp_path / "data", out, HERE)
+    told = capsys.readouterr().out
+    assert "skipped dog/caf\\udce9.png: is empty" in told
+    assert "1 picture in no class folder, without a label: caf\\udce9.png" in told
+    assert "2 pictures have transparent parts" in told
+    names, labels = ["caf\\udce9.png", "caf\\udce9/caf\\udce9.png", "dog/1.png"], ["caf\\udce9", "dog"]
+    if kind == "npz":
+        found = np.load(out)
+        assert (found["names"].tolist(), found["labels"].tolist()) == (names, ["", *labels])
+    else:
+        with open(out, "rb") as file:
+            found = parquet.read_table(file).to_pydict()
+        assert (found["name"], found["label"]) == (names, [None, *labels])
+
+
+def test_what_lies_under_transparency_never_counts(model, tmp_path):
+    for number in (1, 2):
+        paint(tmp_path / "data" / f"{number}.png", (90, 9, 9, 0))
+    values = np.array(Image.open(tmp_path / "data" / "2.png"))
+    values[:10, :, :3] = 77
+    Image.fromarray(values).save(tmp_path / "data" / "2.png")
+    found = {}
+    for background in ("white", "black"):
+        embed(model, tmp_path / "data", tmp_path / "f.npz", Reading(workers=0, device="cpu", background=background))
+        found[background] = np.load(tmp_path / "f.npz")["features"]
+        assert np.allclose(*found[background], atol=1e-5)
+    assert np.abs(found["white"] - found["black"]).max() > 1e-3
+    embed(model, tmp_path / "data", tmp_path / "f.npz", HERE)
+    assert np.array_equal(np.load(tmp_path / "f.npz")["features"], found["white"])
+
+
+def test_evaluation_says_which_parts_it_took_and_how_large_they_are(model, tmp_path, capsys):
+    classes(tmp_path / "Train")
+    classes(tmp_path / "Validation", each=3)
+    classes(tmp_path / "test", each=2)
+    evaluate(model, tmp_path, None, HERE)
+    told = capsys.readouterr().out
+    assert "the train part is Train, not read: test\n" in told
+    assert "the test part is Validation, not read: test\n" in told
+    assert "train: 10 samples, 2 classes; test: 6 samples, 2 classes\n" in told
+    assert "100.0" in told
+
+
+def test_a_held_out_fifth_has_every_class_and_no_strays(model, tmp_path, capsys):
+    classes(tmp_path)
+    paint(tmp_path / "stray.png", (0, 200, 0))
+    evaluate(model, tmp_path, None, HERE)
+    told = capsys.readouterr().out
+    assert "train: 8 samples, 2 classes; test: 2 samples, 2 classes (held out, stratified by class)\n" in told
+    assert "1 picture in no class folder, without a label: stray.png" in told
+    assert "100.0" in told
+
+
+def test_a_class_that_is_tested_must_be_trained_on(model, tmp_path):
+    for number in range(6):
+        paint(tmp_path / str(number) / "1.png", (number, 0, 0))
+    with pytest.raises(UserError, match=r"the test part has the class '\d', which the training part has not"):
+        evaluate(model, tmp_path, None, HERE)
+
+
+def test_a_command_prints_names_of_any_bytes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+    assert run(lambda: print(Path(ODD), flush=True)) == 0
+    assert written.getvalue() == b"caf\\udce9\n"
