@@ -56,6 +56,21 @@ def noise_picture(height=70, width=96, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def decord_openings(monkeypatch):
+    """The names of the files that decord opens from now on, in order."""
+    import decord
+
+    opened = []
+
+    class Counting(decord.VideoReader):
+        def __init__(self, uri, **options):
+            opened.append(Path(uri).name)
+            super().__init__(uri, **options)
+
+    monkeypatch.setattr(decord, "VideoReader", Counting)
+    return opened
+
+
 def truncated(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])

@@ -57,16 +57,14 @@ class Film:
     def __init__(self, path: str | Path) -> None:
         self._path = abspath(path)  # a relative "take:1.mp4" would be an address to FFmpeg
         with _stream(self._path) as stream:
-            packets = _packets(stream)
+            notes = _Notes(stream)
+            _, frame = _Player(stream.codec_context, notes.taken).first()
+            packets = notes.finished()
+        size = frame.height, frame.width
+        self.height, self.width = size[::-1] if _quarters(frame) % 2 else size
         self._decord = packets.counted_by_decord()
-        with _stream(self._path) as stream:
-            player = _Player(stream, len(packets.keys))
-            first = player.first()
-            frame = first[1]
-            size = frame.height, frame.width
-            self.height, self.width = size[::-1] if _quarters(frame) % 2 else size
-            # None: as the packets' times say
-            self._order = None if self._decord else _order(packets, first[0], player)
+        # None: as the packets' times say
+        self._order = None if self._decord else _order(self._path, packets)
 
     def read(self, choose: Choice, height: int, width: int) -> UInt8[np.ndarray, "chosen height width 3"]:
         """The frames chosen, resized by FFmpeg's bicubic filter (antialiased); raises BrokenSample.
@@ -134,24 +132,26 @@ class Packets(NamedTuple):
         return bool((places[numbers] == numbers).all() and (np.maximum.accumulate(places)[numbers] == numbers).all())
 
 
-def _order(packets: Packets, number: int, player: _Player) -> Int64[np.ndarray, " frames"] | None:
+def _order(path: str, packets: Packets) -> Int64[np.ndarray, " frames"] | None:
     """The packets of the frames in the order shown; None where it is what the times say.
 
     The film's beginning is decoded, because after a cut some frames cannot be; where times do not tell, all of it is.
     """
-    came, said = [number], packets.in_order_of_times()
-    if said is not None:
-        second = packets.entries(said)[1:2]
-        for number, _ in player:
-            came.append(number)
-            if number in second or (len(came) == _WINDOW and came == said[:_WINDOW].tolist()):
-                break
-        numbers = packets.places(said)[came]
-        if numbers[0] >= 0 and (np.diff(numbers) > 0).all():
-            order = np.concatenate([came, said[numbers[-1] + 1 :]])
-            return None if len(order) == len(said) else order
-    came += [number for number, _ in player]
-    return np.array(came)
+    said = packets.in_order_of_times()
+    second = [] if said is None else packets.entries(said)[1:2]
+    with _stream(path) as stream:
+        player = _Player(stream.codec_context, _demuxed(stream), len(packets.keys))
+        came = [player.first()[0]]
+        if said is not None:
+            for number, _ in player:
+                came.append(number)
+                if number in second or (len(came) == _WINDOW and came == said[:_WINDOW].tolist()):
+                    break
+            numbers = packets.places(said)[came]
+            if numbers[0] >= 0 and (np.diff(numbers) > 0).all():
+                order = np.concatenate([came, said[numbers[-1] + 1 :]])
+                return None if len(order) == len(said) else order
+        return np.array(came + [number for number, _ in player])
 
 
 def _through_decord(path: str, choose: Choice, height: int, width: int) -> UInt8[np.ndarray, "chosen height width 3"]:
@@ -168,7 +168,7 @@ def _through_pyav(
     path: str, order: Int64[np.ndarray, " frames"] | None, choose: Choice, height: int, width: int
 ) -> UInt8[np.ndarray, "chosen height width 3"]:
     with _stream(path) as stream:
-        packets = _packets(stream)
+        packets = _Notes(stream).finished()
     if order is None:
         order = packets.in_order_of_times()
     if order is None or order.max() >= 2 * len(packets.keys):
@@ -177,8 +177,9 @@ def _through_pyav(
     places, entries = packets.places(order), packets.entries(order)
     while True:
         with _stream(path) as stream:
+            player = _Player(stream.codec_context, _demuxed(stream), len(packets.keys))
             try:
-                return _decoded(_Player(stream, len(packets.keys)), numbers, places, entries, _Converter(height, width))
+                return _decoded(player, numbers, places, entries, _Converter(height, width))
             except _NoEntry as wrong:
                 entries.remove(wrong.packet)
 
@@ -218,13 +219,13 @@ class _NoEntry(Exception):
 
 
 class _Player(Iterator[tuple[int, Any]]):
-    """Decodes a stream of `count` packets from its beginning: frames in the order shown, each with the number of its
-    packet, or `count` more where it comes out again, as decoders at a loss after a cut do.
+    """Decodes `count` packets: frames in the order shown, each with the number of its packet, or with `count` more
+    where it comes out again, which happens to decoders at a loss after a cut.
     """
 
-    def __init__(self, stream: Any, count: int) -> None:
+    def __init__(self, context: Any, packets: Iterator[Any], count: int = 0) -> None:
         self.position = 0  # the next packet's number
-        self._context, self._packets = stream.codec_context, _demuxed(stream)
+        self._context, self._packets = context, packets
         self._ready: deque[tuple[int, Any]] = deque()
         self._count, self._seen = count, set[int]()
         self._ended, self._problem = False, "no frame comes out"
@@ -264,7 +265,7 @@ class _Player(Iterator[tuple[int, Any]]):
         self._context.flush_buffers()
         self._ready.clear()
         while self.position < packet:
-            next(self._packets)
+            next(self._packets, None)
             self.position += 1
         for number, frame in self:
             if number == packet and frame.key_frame and frame.pict_type in _INTRA:
@@ -330,8 +331,11 @@ def _stream(path: str) -> Iterator[Any]:
             stream.codec_context.thread_count = 1
             try:
                 yield stream
-            except av.FFmpegError as error:
-                raise BrokenSample(f"cannot be decoded ({error.strerror})") from None
+            except (BrokenSample, UserError, MemoryError):
+                raise
+            except Exception as error:  # of any type, FFmpeg's and PyAV's own
+                problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise BrokenSample(f"cannot be decoded ({problem})") from None
 
 
 def _demuxed(stream: Any) -> Iterator[Any]:
@@ -340,33 +344,54 @@ def _demuxed(stream: Any) -> Iterator[Any]:
         yield from (packet for packet in stream.container.demux(stream) if packet.size)
 
 
-def _packets(stream: Any) -> Packets:
-    context, container = stream.codec_context, stream.container.format.name
-    codec = context.codec.canonical_name
-    header = context.extradata or b""
-    # bytes of the lengths before an H.264 packet's units, 0 where it has none
-    prefix = (header[4] & 3) + 1 if codec == "h264" and header[:1] == b"\1" and len(header) > 4 else 0
-    suits = container in _DECORD_FORMATS and codec in _DECORD_CODECS and (codec != "h264" or prefix > 0)
-    times, keys, shown = [], [], []
-    for packet in _demuxed(stream):
-        times.append(packet.pts)
-        keys.append(packet.is_keyframe)
-        # VP8 has pictures that are for reference alone
-        shown.append(not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 16)))
-        suits = suits and (codec != "h264" or not packet.is_keyframe or _is_idr(memoryview(packet), prefix))
-    # AVI stores none: these are made up in the order of decoding
-    if container == "avi" and (context.has_b_frames or codec in ("h264", "hevc")):
-        times = [None] * len(times)
-    if not any(shown):
-        raise BrokenSample("cannot be decoded (no frame comes out)")
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
-    return Packets(times, np.array(keys), np.array(shown), float(stream.time_base), rate, suits)
+class _Notes:
+    """Of a stream's packets, which `taken` hands on, what Packets holds."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._container = stream, stream.container.format.name
+        self._codec = stream.codec_context.codec.canonical_name
+        header = stream.codec_context.extradata or b""
+        # bytes of the lengths before an H.264 packet's units, 0 where it is laid out otherwise
+        self._prefix = (header[4] & 3) + 1 if self._codec == "h264" and header[:1] == b"\1" and len(header) > 4 else 0
+        self._suits = self._container in _DECORD_FORMATS and self._codec in _DECORD_CODECS
+        self._times: list[int | None] = []
+        self._keys: list[bool] = []
+        self._shown: list[bool] = []
+        self.taken = self._taken()
+
+    def _taken(self) -> Iterator[Any]:
+        for packet in _demuxed(self._stream):
+            self._times.append(packet.pts)
+            self._keys.append(packet.is_keyframe)
+            # VP8 has pictures that are for reference alone
+            self._shown.append(not packet.is_discard and (self._codec != "vp8" or bool(memoryview(packet)[0] & 16)))
+            if self._suits and packet.is_keyframe and self._codec == "h264":
+                self._suits = _is_idr(memoryview(packet), self._prefix)
+            yield packet
+
+    def finished(self) -> Packets:
+        """Once the rest is taken; raises BrokenSample where nothing is shown."""
+        deque(self.taken, maxlen=0)
+        if not any(self._shown):
+            raise BrokenSample("cannot be decoded (no frame comes out)")
+        # AVI stores no times: these are made up in the order of decoding
+        made_up = self._container == "avi" and (
+            self._stream.codec_context.has_b_frames or self._codec in ("h264", "hevc")
+        )
+        return Packets(
+            times=[None] * len(self._times) if made_up else self._times,
+            keys=np.array(self._keys),
+            shown=np.array(self._shown),
+            unit=float(self._stream.time_base),
+            rate=float(self._stream.average_rate or self._stream.guessed_rate or 25),
+            suits_decord=self._suits,
+        )
 
 
 def _is_idr(packet: memoryview, prefix: int) -> bool:
     """Whether an H.264 packet can be decoded without any before it; one at which a refresh begins cannot."""
     at = 0
-    while at + prefix < len(packet):
+    while prefix and at + prefix < len(packet):
         kind = packet[at + prefix] & 31
         if kind in (1, 2, 5):  # slices; others are parameters and remarks
             return kind == 5

@@ -212,18 +212,17 @@ class VideoSource(FileSource):
         """The frames that the slots need, each once, and which of them make which slot."""
         film = self._films.get(index) or Film(self.root / self.paths[index])
         self._films[index] = film
-        chosen = np.empty(0, np.int64)
+        rows: list[Int64[Tensor, "slots frames_of_one"]] = []
 
         def choose(starts: Float64[np.ndarray, " all"]) -> Int64[np.ndarray, " needed"]:
-            nonlocal chosen
             video = timeline(starts)
             shown = video.shown(self.clips.times(video, keys))
             needed, chosen = np.unique(shown, return_inverse=True)
-            chosen = chosen.reshape(shown.shape)
+            rows.append(torch.from_numpy(chosen.reshape(shown.shape)))
             return needed
 
         frames = torch.from_numpy(film.read(choose, *self._size(film)))
-        return frames if self.channels == 3 else grey(frames), torch.from_numpy(chosen)
+        return frames if self.channels == 3 else grey(frames), rows[-1]
 
     def _size(self, film: Film) -> tuple[int, int]:
         """Height and width that frames are decoded at."""
