@@ -16,6 +16,7 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from os.path import abspath
 from pathlib import Path
 from types import ModuleType
@@ -294,9 +295,7 @@ class _Converter:
     def _filters(self, frame: Any) -> Any:
         graph = import_av().filter.Graph()
         graph.threads = 1
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-        )
+        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
         chain = [
             *_TURNS[_quarters(frame)],
             ("scale", f"{self.width}:{self.height}"),

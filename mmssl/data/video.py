@@ -130,44 +130,33 @@ def _shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndar
 
 
 class VideoSource(FileSource):
-    """The videos of a folder or a manifest, read through decord (`pip install decord2`) as `clips` samples them.
+    """The videos of a folder or a manifest, read as `clips` samples them (`pip install decord2 av`).
 
-    root: a folder, whose MP4, M4V, MOV, AVI, MKV and WebM files, at any depth, are taken in the order of their paths
+    root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
         to the manifest, and optionally `label`, the class's name.
     channels: 3 (RGB) or 1 (grey, as Pillow's "L").
     short_side: videos at least twice as large are decoded at this many pixels on the shorter side (FFmpeg's bicubic
-        filter, antialiased; the other side as the aspect asks, within two pixels); others, and all with None, at their
-        own size, because resizing every frame on the way to those asked for would cost more than views of larger ones.
+        filter, antialiased; the other side as the aspect asks); others, and all with None, at their own size, because
+        resizing every frame on the way to those asked for would cost more than views of larger ones.
     time_limit: seconds that reading one file may take, for all clips drawn of it. What takes longer is broken; the
         thread that reads it is abandoned, and goes on using a core if the decoder hangs for good.
 
-    All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
-    that are cut short give the frames they have where their container allows, and are BrokenSample otherwise; so are
-    MKV and WebM files of one single frame, which decord refuses.
+    Frame k is the k-th that comes out when FFmpeg plays the file, at the time when it is shown, whatever the container
+    and the codec (see `film`); where frames are lost within a damaged file, the ones before them stay on. H.264, VP8, VP9
+    and AV1 in MP4, MOV, MKV and WebM are read through decord where it counts their frames right, everything else
+    through PyAV. Films that lack the times of their frames, such as H.264 in AVI, are decoded from end to end once.
 
-    Raises UserError when decord or the root is missing, the manifest is wrong, or no video can be read.
+    All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
+    that are cut short give the frames they have where their container allows, and are BrokenSample otherwise.
+
+    Raises UserError when decord, PyAV or the root is missing, the manifest is wrong, or no video can be read.
     """
 
     kind = "video"
     extensions = (
-        *(
-            ".mp4",
-            ".m4v",
-            ".mov",
-            ".3gp",
-            ".3g2",
-            ".mkv",
-            ".webm",
-            ".avi",
-            ".mpg",
-            ".mpeg",
-            ".vob",
-            ".ts",
-            ".mts",
-            ".m2ts",
-        ),
-        *(".flv", ".wmv", ".asf", ".ogv", ".mxf"),
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".mxf"),
+        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
     )
 
     def __init__(
@@ -184,7 +173,8 @@ class VideoSource(FileSource):
                 f"Videos have 1 or 3 channels, not {channels}; short_side={short_side} and time_limit={time_limit} "
                 "must be above 0."
             )
-        import_decord(), import_av()
+        import_decord()
+        import_av()
         root = Path(root)
         manifest = root.suffix.lower() in MANIFESTS and root.is_file()
         super().__init__(root.parent if manifest else root, *(read_manifest if manifest else self.find)(root), channels)
