@@ -6,13 +6,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 
 from mmssl.data import Keys
 from mmssl.data.video import Timeline
 
 STEP = 5  # grey levels from one frame to the next, so that a frame's number can be read from its pixels
 ENCODERS = {
-    "libx264": {"preset": "veryfast", "bf": "3"},
+    "libx264": {"preset": "veryfast", "bf": "3", "b_strategy": "0"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:b-adapt=0"},
     "mpeg4": {"bf": "2"},
     "mpeg2video": {"bf": "2", "strict": "unofficial"},
@@ -44,8 +45,10 @@ def film(path, count=40, fps=30, size=(32, 64), pts=None, codec=None, picture=No
     return path
 
 
-def numbered(path, codec, count=40, size=(48, 100), pts=None, rotation=0, **options):
-    """A film of 10 frames a second whose k-th frame carries k in six blocks, in groups of 8 or a little less."""
+def numbered(path, codec, count=40, size=(48, 100), pts=None, rotation=0, plain=0, **options):
+    """A film of 10 frames a second whose k-th frame carries k in six blocks, in groups of 8 or a little less; none of
+    the first `plain` frames is a B-frame.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=ENCODERS[codec] | options)
@@ -61,6 +64,8 @@ def numbered(path, codec, count=40, size=(48, 100), pts=None, rotation=0, **opti
                 picture[size[0] // 4 : -size[0] // 4, left : left + size[1] // 10] = 220 if number >> bit & 1 else 20
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = number if pts is None else pts[number], Fraction(1, 10)
+            if number < plain:
+                frame.pict_type = PictureType.P
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -143,8 +143,8 @@ class VideoSource(FileSource):
         thread that reads it is abandoned, and goes on using a core if the decoder hangs for good.
 
     Frame k is the k-th that comes out when FFmpeg plays the file, at the time when it is shown, whatever the container
-    and the codec (see `film`); where frames are lost within a damaged file, the ones before them stay on. H.264, VP8, VP9
-    and AV1 in MP4, MOV, MKV and WebM are read through decord where it counts their frames right, everything else
+    and the codec (see `film`); where frames are lost within a damaged file, the ones before them stay on. H.264, VP8,
+    VP9 and AV1 in MP4, MOV, MKV and WebM are read through decord where it counts their frames right, everything else
     through PyAV. Films that lack the times of their frames, such as H.264 in AVI, are decoded from end to end once.
 
     All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
