@@ -21,7 +21,7 @@ from mmssl.data import (
     TrainView,
     VideoSource,
 )
-from mmssl.data import video as videos
+from mmssl.data import film as films
 from mmssl.errors import UserError
 from tests.films import film, film_tree, keys, numbers, truncated
 
@@ -76,7 +76,7 @@ def test_a_truncated_file_gives_its_frames_or_is_broken_but_never_hangs(tmp_path
     for clips in (Clips(48, 1), Clips(8, 6), Clips(1, 1, spread=100)):
         source.clips, reason, made = clips, None, []
         try:
-            made = [sample["video"].shape[1] for sample in source.draw(0, keys(draws=[0, 99]))]
+            made = [sample["video"].shape[1] for sample in source.draw(0, keys(count=2, draws=[0, 99]))]
         except BrokenSample as error:
             reason = error.reason
         assert made == [clips.frames] * 2 or re.match("cannot be decoded|is no video|holds no video", reason)
@@ -102,7 +102,7 @@ def test_broken_files_are_counted_and_replaced(tree):
 def test_a_decoder_that_hangs_is_given_up(tmp_path, monkeypatch):
     import decord
 
-    film(tmp_path / "a.mkv")
+    film(tmp_path / "a.mp4")
     source = VideoSource(tmp_path, Clips(2, 1), time_limit=0.3)
     over = threading.Event()
     with monkeypatch.context() as patch:
@@ -124,11 +124,16 @@ def test_a_broken_files_reader_is_gone_when_the_read_returns(tmp_path, monkeypat
             readers.append(weakref.ref(self))
             super().__init__(*args, **options)
 
-    film(tmp_path / "a.mkv", count=2)
-    options = {"movflags": "faststart"}
-    truncated(film(tmp_path / "b.mp4", count=48, size=(64, 96), options=options), 0.6)
-    (tmp_path / "c.mp4").write_text("words")
-    source = VideoSource(tmp_path, Clips(48, 1))
+        def get_batch(self, indices):
+            if len(self) == 4:
+                (tmp_path / "c.mp4").write_text("words")
+            if len(self) > 2:
+                raise RuntimeError("refused")
+            return super().get_batch(indices)
+
+    for name, count in (("a.mp4", 2), ("b.mp4", 3), ("c.mp4", 4)):
+        film(tmp_path / name, count=count)
+    source = VideoSource(tmp_path, Clips(4, 1))
     monkeypatch.setattr(decord, "VideoReader", Watched)
     gc.disable()
     try:
@@ -138,8 +143,8 @@ def test_a_broken_files_reader_is_gone_when_the_read_returns(tmp_path, monkeypat
                 kept.append(source.read(index))
             except BrokenSample as error:
                 kept.append(error)
-        assert [type(one) for one in kept] == [dict, BrokenSample, BrokenSample]
-        assert len(readers) >= 3
+        assert [type(one) for one in kept] == [dict, dict, BrokenSample]
+        assert len(readers) == 3
         assert all(reader() is None for reader in readers)
     finally:
         gc.enable()
@@ -147,7 +152,7 @@ def test_a_broken_files_reader_is_gone_when_the_read_returns(tmp_path, monkeypat
 
 def test_a_program_whose_decoder_hangs_goes_on_and_ends(tmp_path):
     """One file of two hangs every time: in this process, and in workers forked after decord was used here."""
-    for name, count in (("a.mkv", 4), ("b.mkv", 5)):
+    for name, count in (("a.mp4", 4), ("b.mp4", 5)):
         film(tmp_path / name, count=count)
     script = f"""
     import time
@@ -167,7 +172,7 @@ def test_a_program_whose_decoder_hangs_goes_on_and_ends(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    hung = "('a.mkv', 'took longer than 0.5 s to decode')"
+    hung = "('a.mp4', 'took longer than 0.5 s to decode')"
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"[[1, 1], [1, 1]] Ledger(seen=2, skipped=[{hung}, {hung}])\n" * 2
 
@@ -182,11 +187,11 @@ def test_decord_is_made_quiet_only_when_nobody_had_imported_it(tmp_path, monkeyp
     import decord
 
     monkeypatch.setattr(decord.logging, "set_level", lambda level: pytest.fail("the user's level was changed"))
-    assert videos.import_decord() is decord
+    assert films.import_decord() is decord
     (tmp_path / "decord.py").write_text("class logging:\n    QUIET, levels = -8, []\n    set_level = levels.append\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "decord")
-    assert videos.import_decord().logging.levels == [-8]
+    assert films.import_decord().logging.levels == [-8]
 
 
 def test_importing_the_data_package_needs_no_decord(monkeypatch):

@@ -22,11 +22,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from mmssl.data.decode import BrokenSample
 from mmssl.data.fashion_mnist import CLASSES, fetch_fashion_mnist
+from mmssl.data.film import Film, import_av, within
 from mmssl.data.real_clips import fetch_clips, video_files
 from mmssl.data.sequences import MaskSequence
 from mmssl.data.source import ArraySource, idx_source
-from mmssl.data.video import MISREAD_WIDTHS, import_decord, within
 from mmssl.errors import UserError
 from mmssl.masking.noise import uniform
 
@@ -250,8 +251,8 @@ def background_clips(folder: Path, split: Literal["train", "test"], frames: int,
     for path in part_clips(folder, split):
         try:
             clip = _decode(path, round(1.5 * size), _FRAMES // len(paths))
-        except Exception as error:  # decord's errors have no common type
-            logger.warning("%s is left out: it cannot be decoded (%s).", path, str(error).strip().split("\n")[0])
+        except BrokenSample as error:
+            logger.warning("%s is left out: it %s.", path, error.reason)
             continue
         border = clip.shape[1] * 3 // 4
         clip = clip if not single else clip[:, border:] if split == "test" else clip[:, :border]
@@ -269,13 +270,10 @@ def background_clips(folder: Path, split: Literal["train", "test"], frames: int,
 
 def _decode(path: Path, short_side: int, most: int) -> np.ndarray:
     def frames() -> np.ndarray:
-        decord = import_decord()
-        height, width = decord.VideoReader(str(path), num_threads=1)[0].shape[:2]
-        scale = short_side / min(height, width)
-        height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
-        width += 2 * (width in MISREAD_WIDTHS)
-        reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
-        return reader.get_batch(range(min(most, len(reader)))).asnumpy()
+        film = Film(path)
+        scale = short_side / min(film.height, film.width)
+        size = max(short_side, round(film.height * scale)), max(short_side, round(film.width * scale))
+        return film.read(lambda starts: np.arange(min(most, len(starts))), *size)
 
     return np.ascontiguousarray(within(_SECONDS, frames).transpose(3, 0, 1, 2))
 
@@ -371,11 +369,7 @@ def _write_clips(source: MovingObjects, root: Path, part: str, progress: Callabl
 
 
 def _write_video(path: Path, frames: np.ndarray) -> None:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"Videos are written through PyAV ({error}); pip install av.") from error
-
+    av = import_av()
     with av.open(str(path), "w") as container:
         # Chroma of full size: tinted items of a few pixels would bleed into the background.
         stream = container.add_stream("libx264", rate=_RATE, options={"crf": "10", "preset": "veryfast"})

@@ -1,4 +1,4 @@
-"""Videos: which frames of a file make a sample, by time, and reading just those through decord, within a time limit.
+"""Videos: which frames of a file make a sample, by time, and reading just those (see `film`), within a time limit.
 
 `VideoSource(root, Clips(frames=16, stride=4), short_side=256)` gives `video` [C, T, H, W], `Pairs()` two frames
 `image` and `image.1`; `TrainView` and `EvalView` cut them as they cut pictures.
@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-from mmssl.data.decode import BrokenSample, first_bytes, opened
+from mmssl.data.decode import BrokenSample
+from mmssl.data.film import Film, import_av, import_decord, within
 from mmssl.data.folders import part_of
 from mmssl.data.source import FileSource, told_of_part
 from mmssl.data.views import Keys
 from mmssl.errors import UserError
 from mmssl.masking.noise import uniform
 
-T = TypeVar("T")
 MANIFESTS = (".csv", ".jsonl")
 # Container times are rounded (Matroska's to milliseconds) and cameras jitter: a frame that begins within this share of
 # the average interval after the asked time is the one meant.
 TOLERANCE = 0.25
-# decord takes rows of these widths, which FFmpeg pads to 4/3, for pictures of four channels.
-MISREAD_WIDTHS = (8, 12, 16, 24, 48, 72)
 
 
 class Timeline(NamedTuple):
@@ -137,27 +131,34 @@ def _shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndar
 
 
 class VideoSource(FileSource):
-    """The videos of a folder or a manifest, read through decord (`pip install decord2`) as `clips` samples them.
+    """The videos of a folder or a manifest, read as `clips` samples them (`pip install decord2 av`).
 
-    root: a folder, whose MP4, M4V, MOV, AVI, MKV and WebM files, at any depth, are taken in the order of their paths
+    root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
         to the manifest, and optionally `label`, the class's name.
     channels: 3 (RGB) or 1 (grey, as Pillow's "L").
     short_side: videos at least twice as large are decoded at this many pixels on the shorter side (FFmpeg's bicubic
-        filter, antialiased; the other side as the aspect asks, within two pixels); others, and all with None, at their
-        own size, because resizing every frame on the way to those asked for would cost more than views of larger ones.
+        filter, antialiased; the other side as the aspect asks); others, and all with None, at their own size, because
+        resizing every frame on the way to those asked for would cost more than views of larger ones.
     time_limit: seconds that reading one file may take, for all clips drawn of it. What takes longer is broken; the
         thread that reads it is abandoned, and goes on using a core if the decoder hangs for good.
 
-    All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
-    that are cut short give the frames they have where their container allows, and are BrokenSample otherwise; so are
-    MKV and WebM files of one single frame, which decord refuses.
+    Frame k is the k-th that comes out when FFmpeg plays the file, at the time when it is shown, whatever the container
+    and the codec (see `film`); where frames are lost within a damaged file, the ones before them stay on. H.264, VP8,
+    VP9 and AV1 in MP4, MOV, MKV and WebM are read through decord where it counts their frames right, everything else
+    through PyAV. Films that lack the times of their frames, such as H.264 in AVI, are decoded from end to end once.
 
-    Raises UserError when decord or the root is missing, the manifest is wrong, or no video can be read.
+    All clips of a sample's neighbouring slots come from one pass over its file. Rotation metadata is applied. Videos
+    that are cut short give the frames they have where their container allows, and are BrokenSample otherwise.
+
+    Raises UserError when decord, PyAV or the root is missing, the manifest is wrong, or no video can be read.
     """
 
     kind = "video"
-    extensions = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+    extensions = (
+        *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".mxf"),
+        *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
+    )
 
     def __init__(
         self,
@@ -174,11 +175,12 @@ class VideoSource(FileSource):
                 "must be above 0."
             )
         import_decord()
+        import_av()
         root = Path(root)
         manifest = root.suffix.lower() in MANIFESTS and root.is_file()
         super().__init__(root.parent if manifest else root, *(read_manifest if manifest else self.find)(root), channels)
         self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
-        self._sizes: dict[int, dict[str, int]] = {}
+        self._films: dict[int, Film] = {}
         self.find_one_readable()
 
     @property
@@ -199,34 +201,27 @@ class VideoSource(FileSource):
         self, index: int, keys: Keys
     ) -> tuple[UInt8[Tensor, "frames height width channels"], Int64[Tensor, "slots frames_of_one"]]:
         """The frames that the slots need, each once, and which of them make which slot."""
-        path = self.root / self.paths[index]
-        with opened(path) as file:
-            first_bytes(file, 1)
-        try:
-            reader = self._open(index, path)
-            video = timeline(reader.get_frame_timestamp(range(len(reader))))
+        film = self._films.get(index) or Film(self.root / self.paths[index])
+        self._films[index] = film
+        rows: list[Int64[Tensor, "slots frames_of_one"]] = []
+
+        def choose(starts: Float64[np.ndarray, " all"]) -> Int64[np.ndarray, " needed"]:
+            video = timeline(starts)
             shown = video.shown(self.clips.times(video, keys))
             needed, chosen = np.unique(shown, return_inverse=True)
-            frames = torch.from_numpy(reader.get_batch(needed).asnumpy())
-        except (BrokenSample, UserError, MemoryError):
-            raise
-        except Exception as error:  # decord's own, RuntimeError and AssertionError
-            raise BrokenSample(reason_of(error)) from None
-        return frames if self.channels == 3 else grey(frames), torch.from_numpy(chosen.reshape(shown.shape))
+            rows.append(torch.from_numpy(chosen.reshape(shown.shape)))
+            return needed
 
-    def _open(self, index: int, path: Path) -> Any:
-        """A reader that resizes as it decodes; a file's size is learned at its first opening."""
-        decord = import_decord()
-        if index not in self._sizes:
-            height, width = decord.VideoReader(str(path), num_threads=1).next().shape[:2]
-            shrink = min(1.0, (self.short_side or height) / min(height, width))
-            # FFmpeg resizes every frame on the way to those asked for: it pays where much is thrown away
-            asked = (
-                (max(1, round(shrink * height)), max(1, round(shrink * width))) if shrink <= 0.5 else (height, width)
-            )
-            asked = asked[0], asked[1] + 2 * (asked[1] in MISREAD_WIDTHS)
-            self._sizes[index] = {} if asked == (height, width) else {"height": asked[0], "width": asked[1]}
-        return decord.VideoReader(str(path), num_threads=1, **self._sizes[index])
+        frames = torch.from_numpy(film.read(choose, *self._size(film)))
+        return frames if self.channels == 3 else grey(frames), rows[-1]
+
+    def _size(self, film: Film) -> tuple[int, int]:
+        """Height and width that frames are decoded at."""
+        shrink = (self.short_side or film.height) / min(film.height, film.width)
+        # FFmpeg resizes every frame on the way to those asked for: it pays where much is thrown away
+        if shrink > 0.5:
+            return film.height, film.width
+        return max(1, round(shrink * film.height)), max(1, round(shrink * film.width))
 
 
 def open_videos(
@@ -267,10 +262,8 @@ def read_manifest(path: Path) -> tuple[list[str], list[str] | None]:
     return paths, labels or None
 
 
-def timeline(stamps: np.ndarray) -> Timeline:
-    """The timeline of decord's (start, end) a frame, in seconds; raises BrokenSample when time does not go on."""
-    starts = stamps[:, 0].astype(np.float64)
-    starts -= starts[0]
+def timeline(starts: Float64[np.ndarray, " frames"]) -> Timeline:
+    """The timeline of frames that begin at these seconds; raises BrokenSample when time does not go on."""
     interval = float(starts[-1]) / max(1, len(starts) - 1)
     if not (np.diff(starts) >= 0).all() or (len(starts) > 1 and interval <= 0):
         raise BrokenSample("has frames whose times are missing or run backwards")
@@ -287,51 +280,3 @@ def grey(frames: UInt8[Tensor, "frames height width 3"]) -> UInt8[Tensor, "frame
     """ITU-R 601's luma in Pillow's fixed-point weights, so that a frame is as grey as the same picture."""
     red, green, blue = frames.to(torch.int32).unbind(-1)
     return (red * 19595 + green * 38470 + blue * 7471 + 2**15 >> 16).to(torch.uint8)[..., None]
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises; BrokenSample, its thread abandoned, once it has taken longer than `seconds`.
-
-    No reader outlives the thread, not even in the traceback of an exception: decord keeps pools of buffers by thread,
-    and a reader that is collected in a forked process ends that process, its own decoding thread being missing there.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            error.__cause__ = error.__context__ = None
-            errors.append(error.with_traceback(None))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise BrokenSample(f"took longer than {seconds:g} s to decode")
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def reason_of(error: Exception) -> str:
-    """decord's complaint as a phrase that follows the file's name."""
-    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error)).strip().split("\n")[0]
-    if text.startswith("Error reading"):
-        return "is no video: its content is none of MP4, AVI, MKV or WebM, or is cut short before its index"
-    if "cannot find video stream" in text:
-        return "holds no video stream"
-    return f"cannot be decoded ({text.rstrip('.') or type(error).__name__})"
-
-
-def import_decord() -> ModuleType:
-    """decord, which with FFmpeg is told to be quiet when nobody has imported it before; UserError if it is missing."""
-    known = "decord" in sys.modules
-    try:
-        import decord
-    except ImportError as error:
-        raise UserError(f"Videos are read through decord ({error}); pip install decord2.") from error
-    if not known:
-        decord.logging.set_level(decord.logging.QUIET)
-    return decord
