@@ -65,7 +65,7 @@ def precision(dtype: torch.dtype) -> str:
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     """Start `grid` programs of a kernel; an empty grid starts none."""
-    made = Launch(kernel, grid, arguments | config.blocks, config)
+    made = Launch(kernel, grid, {**arguments, **config.blocks}, config)
     if (record := _record.get()) is not None:
         record[1].append(made)
     elif all(grid):
