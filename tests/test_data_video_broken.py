@@ -168,7 +168,8 @@ def test_a_program_whose_decoder_hangs_goes_on_and_ends(tmp_path):
     decord.VideoReader.get_batch = hang
     for workers in (0, 2):
         loader = Loader(source, TrainView(8), batch_size=2, workers=workers, ceiling=1.0)
-        print([batch["sample_id"].tolist() for batch in loader.batches(0, 2)], loader.ledger.seen, loader.ledger.skipped)
+        ids = [batch["sample_id"].tolist() for batch in loader.batches(0, 2)]
+        print(ids, loader.ledger.seen, loader.ledger.skipped)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
