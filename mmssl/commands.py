@@ -122,7 +122,8 @@ def same_classes(test: Subset, train: Subset) -> Subset:
     if unknown := sorted(set(class_names(test)) - set(class_names(train))):
         raise UserError(f"the test part has the class {unknown[0]!r}, which the training part has not")
     renamed = subset(test, range(len(test)))
-    renamed.labels, renamed.classes = [train.classes.index(name) for name in class_names(test)], train.classes
+    number = {name: label for label, name in enumerate(train.classes)}
+    renamed.labels, renamed.classes = [number[name] for name in class_names(test)], train.classes
     return renamed
 
 
