@@ -122,7 +122,7 @@ def train(
                 del loader.ledger.skipped[skipped:]
                 if step > 0:
                     save(run_dir, step, objective, optimizer, loader, settled, settings.keep)
-                saved = f"step {step} is saved" if step else "the first"
+                saved = f"step {step} is saved" if step else "and none was finished before"
                 raise _stopped(journal, f"in step {step + 1}, which is dropped", saved)
             loss, parts = gradients
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
