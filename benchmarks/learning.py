@@ -4,7 +4,7 @@
     python -m benchmarks.learning --steps 20 --clips 64 --test-clips 32     # does it run at all
 
 Training media: the clips that `mmssl data moving-objects` makes (Fashion-MNIST items moving over real videos) and the
-real videos that are the backgrounds of its training part, all read from their files through decord. Every method
+real videos that are the backgrounds of its training part, all read from their files. Every method
 trains an encoder of the same width and depth for the same number of steps on the same number of clips, one frame or
 pair of frames of a clip for the methods that read pictures; the recipes' objectives, views, schedule and loop are used.
 

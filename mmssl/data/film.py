@@ -142,15 +142,18 @@ def _order(path: str, packets: Packets) -> Int64[np.ndarray, " frames"] | None:
     second = [] if said is None else packets.entries(said)[1:2]
     with _stream(path) as stream:
         player = _Player(stream.codec_context, _demuxed(stream), len(packets.keys))
-        came = [player.first()[0]]
+        came: list[int] = []
         if said is not None:
             for number, _ in player:
                 came.append(number)
                 if number in second or (len(came) == _WINDOW and came == said[:_WINDOW].tolist()):
+                    rest = said[packets.places(said)[number] + 1 :]
                     break
+            else:
+                rest = said[:0]
             numbers = packets.places(said)[came]
-            if numbers[0] >= 0 and (np.diff(numbers) > 0).all():
-                order = np.concatenate([came, said[numbers[-1] + 1 :]])
+            if (np.diff(numbers, prepend=-1) > 0).all():
+                order = np.concatenate([came, rest])
                 return None if len(order) == len(said) else order
         return np.array(came + [number for number, _ in player])
 
