@@ -30,6 +30,7 @@ from mmssl.errors import UserError
 from mmssl.modality import image
 from mmssl.objectives import MAE, MAEConfig
 from mmssl.recipe import Recipe
+from mmssl.training import TrainResult
 from mmssl.workflow import open_pictures
 
 
@@ -66,15 +67,18 @@ class ImageMAE(Recipe):
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size), drop_path=self.drop_path)
         return MAEConfig(encoder, mae_decoder_config(), self.mask_ratio, self.norm_pix, self.seed)
 
+    def run(self) -> TrainResult:
+        """Train on pictures of `data`."""
+        return self.train(
+            lambda: MAE(self.method()),
+            lambda: open_pictures(self.data, self.channels, self.seed, self.background),
+            TrainView(self.size, scale=self.crop_scale),
+            EvalView(self.size),
+        )
+
 
 def main() -> None:
-    config = tyro.cli(ImageMAE, description=__doc__)
-    config.train(
-        lambda: MAE(config.method()),
-        lambda: open_pictures(config.data, config.channels, config.seed, config.background),
-        TrainView(config.size, scale=config.crop_scale),
-        EvalView(config.size),
-    )
+    tyro.cli(ImageMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":

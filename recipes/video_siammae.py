@@ -40,6 +40,7 @@ from mmssl.modality import image
 from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
 from mmssl.recipe import VideoRecipe
 from mmssl.report.run import save_tracks
+from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,22 @@ class VideoSiamMAE(VideoRecipe):
         save_tracks(self.out, shown)
         print(mask_table(rows))
 
+    def run(self) -> TrainResult:
+        """Train on pairs of frames of `data`."""
+        folder = None if self.tracks is None else DavisFolder(self.tracks, short_side=None)
+        return self.train(
+            lambda: SiamMAE(self.method()),
+            lambda: self.media(Pairs(self.gap)),
+            TrainView(self.size, scale=self.crop_scale),
+            EvalView(self.size),
+            repeats=self.repeats,
+            watch=256,
+            afterwards=None if folder is None else partial(self.follow, folder),
+        )
+
 
 def main() -> None:
-    config = tyro.cli(VideoSiamMAE, description=__doc__)
-    folder = None if config.tracks is None else DavisFolder(config.tracks, short_side=None)
-    config.train(
-        lambda: SiamMAE(config.method()),
-        lambda: config.media(Pairs(config.gap)),
-        TrainView(config.size, scale=config.crop_scale),
-        EvalView(config.size),
-        repeats=config.repeats,
-        watch=256,
-        afterwards=None if folder is None else partial(config.follow, folder),
-    )
+    tyro.cli(VideoSiamMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mmssl.errors import UserError
 from mmssl.modality import VIDEO
 from mmssl.objectives import VideoMAE, VideoMAEConfig, videomae_config
 from mmssl.recipe import VideoRecipe
+from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,20 @@ class VideoVideoMAE(VideoRecipe):
         )
         return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, tokenizers=(tokenizer,)))
 
+    def run(self) -> TrainResult:
+        """Train on clips of `data`."""
+        return self.train(
+            lambda: VideoMAE(self.method()),
+            lambda: self.media(Clips(self.frames, self.stride)),
+            MultiScaleView(self.size),
+            EvalView(self.size),
+            repeats=self.repeats,
+            watch=64,
+        )
+
 
 def main() -> None:
-    config = tyro.cli(VideoVideoMAE, description=__doc__)
-    config.train(
-        lambda: VideoMAE(config.method()),
-        lambda: config.media(Clips(config.frames, config.stride)),
-        MultiScaleView(config.size),
-        EvalView(config.size),
-        repeats=config.repeats,
-        watch=64,
-    )
+    tyro.cli(VideoVideoMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":
