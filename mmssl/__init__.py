@@ -1,4 +1,4 @@
-"""Self-supervised pretraining by masking, for pictures, video, audio, text and any mix of them."""
+"""Self-supervised pretraining by masking, for pictures and video."""
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError

@@ -2,7 +2,8 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # Who imports what the base installation lacks, and the extra that brings it. A command that lacks tyro will read media.
@@ -23,19 +24,26 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Where a module is missing that an extra brings, UserError says which."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (module := (error.name or "").partition(".")[0]) not in EXTRAS:
+            raise
+        raise UserError(f"{module} is not installed: pip install 'mmssl[{EXTRAS[module]}]'") from error
+
+
 def run(command: Callable[[], object]) -> int:
     """Run a command for a person: bad input gives one sentence and exit code 2, Ctrl-C exit code 130."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text; on stderr Python does so itself
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command()
+        with extras_named():
+            command()
     except (UserError, OSError) as error:
         print(f"mmssl: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (module := (error.name or "").partition(".")[0]) not in EXTRAS:
-            raise
-        print(f"mmssl: {module} is missing: pip install 'mmssl[{EXTRAS[module]}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

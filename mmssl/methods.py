@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mmssl.errors import UserError, nearest
+from mmssl.errors import UserError, extras_named, nearest
 
 if TYPE_CHECKING:
     from mmssl.encoder import Encoder
@@ -51,6 +51,7 @@ class Run:
         return load(self.folder / "final")
 
 
+@extras_named()
 def train(method: str, *, data: str | Path, out: str | Path | None = None, **settings: Any) -> Run:
     """Pretrain on a folder of media, as `mmssl train METHOD` does: `settings` are its flags, with underscores.
 
