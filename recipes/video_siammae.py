@@ -33,11 +33,8 @@ from torch import Tensor
 
 from mmssl.cli import run
 from mmssl.data import DavisFolder, EvalView, Pairs, TrainView
-from mmssl.encoder import vit_config
-from mmssl.errors import UserError
 from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
-from mmssl.modality import image
-from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
+from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig, siammae_config
 from mmssl.recipe import VideoRecipe
 from mmssl.report.run import save_tracks
 from mmssl.training import TrainResult
@@ -66,11 +63,14 @@ class VideoSiamMAE(VideoRecipe):
 
     def method(self) -> SiamMAEConfig:
         """The settings of SiamMAE."""
-        if min(self.patch, self.size) < 1 or self.size % self.patch:
-            raise UserError(f"patch {self.patch} does not divide frames of {self.size} pixels: choose another --size")
-        modality = image(3, (self.patch, self.patch))
-        encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size))
-        return SiamMAEConfig(encoder, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
+        return siammae_config(
+            self.model,
+            size=self.size,
+            patch=self.patch,
+            mask_ratio=self.mask_ratio,
+            norm_pix=self.norm_pix,
+            seed=self.seed,
+        )
 
     def follow(self, folder: DavisFolder, objective: Objective, device: torch.device) -> None:
         """Propagate the masks of `folder`: scores on the screen, four sequences for the report."""
