@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mmssl.errors import run as run
+from mmssl.errors import run
 from mmssl.reading import Reading
 
 
