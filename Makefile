@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test lint types aot clean
+.PHONY: demo test lint types aot wheel clean
 
 demo: .venv/ready
 	$(BIN)/mmssl demo
@@ -29,6 +29,14 @@ types: .venv/ready
 aot: .venv/ready
 	$(BIN)/python -m mmssl_kernels.frame.aot
 
+# As a stranger would: build, install with everything from the registry into an empty environment, train a little.
+wheel: .venv/ready
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	$(PYTHON) -m venv build/trial
+	build/trial/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/mmssl-*.whl)[media,cli,interop]"
+	PYTHONPATH= build/trial/bin/python -P tests/trial.py build/trial-run
+
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mmssl needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -37,4 +45,4 @@ aot: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build dist

@@ -1,32 +1,41 @@
-"""`mmssl demo | data | embed | evaluate | export | report`."""
+"""`mmssl train | methods | demo | data | embed | evaluate | export | report`."""
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from mmssl.errors import UserError
+from mmssl.errors import run
 from mmssl.reading import Reading
 
 
-def run(command: Callable[[], None]) -> int:
-    """Run a command for a person: bad input gives one sentence and exit code 2, Ctrl-C exit code 130."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text; on stderr Python does so itself
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        command()
-    except (UserError, OSError) as error:
-        print(f"mmssl: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+@dataclass(frozen=True)
+class Train:
+    """Pretrain on a folder of media: `mmssl train METHOD --data DIR`. `mmssl methods` lists the methods, `mmssl train
+    METHOD --help` the flags of one."""
+
+    method: tyro.conf.Positional[str]
+
+    def __call__(self, arguments: list[str] | None = None) -> None:
+        from mmssl.methods import find
+
+        method = find(self.method)
+        prog = f"mmssl train {self.method}"
+        tyro.cli(method.config, prog=prog, description=method.module.__doc__, args=arguments or []).run()
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods: media, paper, defaults, and what each hides."""
+
+    def __call__(self) -> None:
+        from mmssl.methods import listing
+
+        print(listing())
 
 
 @dataclass(frozen=True)
@@ -182,5 +191,11 @@ class Report:
 
 
 def main() -> None:
-    command = tyro.cli(Demo | Data | Embed | Evaluate | Export | Report, prog="mmssl", description=__doc__)
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        # a method's flags are its recipe's, which are only imported here
+        sys.exit(run(lambda: Train(arguments[1])(arguments[2:])))
+    command = tyro.cli(
+        Train | Methods | Demo | Data | Embed | Evaluate | Export | Report, prog="mmssl", description=__doc__
+    )
     sys.exit(run(command))

@@ -14,7 +14,7 @@ from mmssl.encoder import Tokens
 from mmssl.errors import UserError
 from mmssl.masking import Positions
 from mmssl.position import Layout, Position
-from mmssl.transformer import Transformer, TransformerConfig, xavier_init
+from mmssl.transformer import Transformer, TransformerConfig, told, xavier_init
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class Decoder(nn.Module):
         self.transformer = Transformer(config.transformer)
         self.pred = nn.Linear(dim, values)
         xavier_init(self)
+
+    def __repr__(self) -> str:
+        return f"Decoder({told(self.config.transformer, self)})"
 
     def forward(
         self, tokens: Tokens, hide: Positions, grid: tuple[int, ...], context: Tokens | None = None

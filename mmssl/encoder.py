@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality
 from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch, PatchTokenizer, TextTokenizer, TokenizerConfig, build_tokenizer
-from mmssl.transformer import Transformer, TransformerConfig, xavier_init
+from mmssl.transformer import Transformer, TransformerConfig, told, xavier_init
 
 # Width, depth and heads of the ViT family (Dosovitskiy et al. 2021; tiny and small from DeiT).
 SIZES = {
@@ -103,6 +104,13 @@ class Encoder(nn.Module):
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
+    def __repr__(self) -> str:
+        reads = []
+        for config in self.config.tokenizers:
+            size, patch = (" x ".join(map(str, each)) for each in (config.size, config.modality.patch))
+            reads.append(f"{config.modality.name} {size}" + f" in patches of {patch}" * bool(patch))
+        return f"Encoder({', '.join(reads)}; {told(self.config.transformer, self)})"
+
     def tokenizer(self, modality: str) -> PatchTokenizer | TextTokenizer:
         """The tokenizer of a modality."""
         return cast(PatchTokenizer | TextTokenizer, self.tokenizers[modality])
@@ -111,7 +119,7 @@ class Encoder(nn.Module):
         """Positions of each modality that is in the batch, in the encoder's order."""
         present = [name for name in self.tokenizers if name in batch]
         if not present:
-            raise ValueError(f"the batch holds {sorted(batch)}, but this encoder reads {sorted(self.tokenizers)}")
+            raise UserError(f"the batch holds {sorted(batch)}, but this encoder reads {sorted(self.tokenizers)}")
         return {name: math.prod(self.tokenizer(name).grid(batch)) for name in present}
 
     def valid(self, batch: Batch) -> Bool[Tensor, "batch positions"] | None:
@@ -167,9 +175,34 @@ class Encoder(nn.Module):
         x, keep, lengths = self.sequence(batch, mask)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
-    def features(self, batch: Batch, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample, from all its positions."""
-        return self.pool_norm(self(batch).pooled(pool))
+    def features(self, media: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
+        """One vector a sample, from all its positions.
+
+        media: a batch as everywhere, its values tensors or numpy arrays; or where the encoder reads one modality that
+        alone, e.g. pictures `[B, C, H, W]`, uint8 0-255 or floating point 0-1. Arrays go to the encoder's device.
+        Raises UserError for anything else.
+        """
+        return self.pool_norm(self(self._batch(media)).pooled(pool))
+
+    def _batch(self, media: Any) -> dict[str, Tensor]:
+        names = list(self.tokenizers)
+        if not isinstance(media, Mapping):
+            if len(names) > 1:
+                raise UserError(f"this encoder reads {names}: give a dict that says which of them this is")
+            media = {names[0]: media}
+        batch = {}
+        for name, values in media.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind in "buif":
+                values = torch.from_numpy(np.ascontiguousarray(values)).to(self.prefix_tokens.device)
+                values = values.float() if values.dtype == torch.float64 else values
+            if not isinstance(values, Tensor):
+                kind = f"numpy array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+                raise UserError(f"{name}: got a {kind}, expected a tensor or numpy array [B, ...], raw values")
+            pixels = name in names and self.tokenizer(name).modality.kind == "continuous"
+            if pixels and values.dtype != torch.uint8 and not values.is_floating_point():
+                raise UserError(f"{name}: got {values.dtype}, but media are uint8 0-255 or floating point 0-1")
+            batch[name] = values
+        return batch
 
     def classify(self, batch: Batch, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch classes"]:
         """Logits of the linear head. Raises ValueError where the encoder has none."""

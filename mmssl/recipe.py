@@ -13,7 +13,7 @@ import tyro
 from mmssl.data import Clips, Pairs, Source, View
 from mmssl.objectives import Objective
 from mmssl.report.run import write_report
-from mmssl.training import TrainSettings, distributed
+from mmssl.training import TrainResult, TrainSettings, distributed
 from mmssl.workflow import accumulation, open_clips, pretrain
 
 
@@ -83,7 +83,7 @@ class Recipe:
         repeats: int = 1,
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
-    ) -> None:
+    ) -> TrainResult:
         """Train what `method` builds on the first of `data`'s sources, watching `watch` samples of the second.
 
         repeats: views of each sample in a row. `afterwards` runs on rank 0, before the report is drawn.
@@ -93,7 +93,7 @@ class Recipe:
         try:
             sources, objective = data(), method()
             context: dict[str, Any] = {"method": asdict(objective.config), "workers": self.workers}
-            pretrain(
+            result = pretrain(
                 objective,
                 *sources,
                 self.training(distributed.world_size(), device),
@@ -113,6 +113,7 @@ class Recipe:
                         afterwards(objective, device)
                 finally:
                     print(f"encoder: {self.out / 'final'}\nreport:  {write_report(self.out)}")
+            return result
         finally:
             distributed.shutdown()
 

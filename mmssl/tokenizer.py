@@ -82,7 +82,7 @@ class PatchTokenizer(nn.Module):
         return math.prod(self.patch) * self.modality.channels
 
     def grid(self, batch: Batch) -> tuple[int, ...]:
-        """Patches along each axis of this batch. Raises ValueError naming the modality, both shapes and the remedy."""
+        """Patches along each axis of this batch. Raises UserError naming the modality, both shapes and the remedy."""
         pixels, modality = batch[self.modality.name], self.modality
         channels = () if self.classes is not None else (modality.channels,)
         fits = (
@@ -91,7 +91,7 @@ class PatchTokenizer(nn.Module):
         axes = tuple(pixels.shape[1 + len(channels) :])
         if not fits or any(size % side for size, side in zip(axes, self.patch, strict=True)):
             expected = ("B", *channels, *(f"{side}*n" for side in self.patch))
-            raise ValueError(
+            raise UserError(
                 f"{modality.name}: got shape {tuple(pixels.shape)}, expected ({', '.join(map(str, expected))}); "
                 f"resize or crop the input, or choose another patch than {self.patch}"
             )
@@ -167,7 +167,7 @@ class TextTokenizer(nn.Module):
     def grid(self, batch: Batch) -> tuple[int, ...]:
         ids, name = batch[self.modality.name], self.modality.name
         if ids.ndim != 2 or ids.shape[1] > self.config.size[0]:
-            raise ValueError(
+            raise UserError(
                 f"{name}: got ids of shape {tuple(ids.shape)}, expected (B, at most {self.config.size[0]}); "
                 "truncate the text or give the tokenizer a longer table of positions"
             )

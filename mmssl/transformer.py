@@ -211,6 +211,12 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
 
+def told(config: TransformerConfig, module: nn.Module) -> str:
+    """Sizes of a transformer, and the parameters of the module that holds it, for its `repr`."""
+    millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+    return f"{config.dim} wide, {config.depth} blocks, {config.heads} heads, {millions:.1f} M parameters"
+
+
 def xavier_init(module: nn.Module) -> None:
     """MAE's initialisation: linear layers Xavier-uniform with zero bias, norms one and zero (facebookresearch/mae)."""
     for layer in module.modules():

@@ -24,12 +24,9 @@ import tyro
 
 from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
-from mmssl.decoder import mae_decoder_config
-from mmssl.encoder import vit_config
-from mmssl.errors import UserError
-from mmssl.modality import image
-from mmssl.objectives import MAE, MAEConfig
+from mmssl.objectives import MAE, MAEConfig, mae_config
 from mmssl.recipe import Recipe
+from mmssl.training import TrainResult
 from mmssl.workflow import open_pictures
 
 
@@ -56,25 +53,29 @@ class ImageMAE(Recipe):
 
     def method(self) -> MAEConfig:
         """The settings of the masked autoencoder."""
-        patch = (14 if self.model == "huge" else 16) if self.patch is None else self.patch
-        if min(patch, self.size, self.channels) < 1 or self.size % patch:
-            raise UserError(
-                f"patch {patch} does not divide pictures of {self.size} pixels and {self.channels} channels: "
-                "choose another --size or --patch, all of them above 0"
-            )
-        modality = image(self.channels, (patch, patch))
-        encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size), drop_path=self.drop_path)
-        return MAEConfig(encoder, mae_decoder_config(), self.mask_ratio, self.norm_pix, self.seed)
+        return mae_config(
+            self.model,
+            size=self.size,
+            patch=self.patch,
+            channels=self.channels,
+            drop_path=self.drop_path,
+            mask_ratio=self.mask_ratio,
+            norm_pix=self.norm_pix,
+            seed=self.seed,
+        )
+
+    def run(self) -> TrainResult:
+        """Train on pictures of `data`."""
+        return self.train(
+            lambda: MAE(self.method()),
+            lambda: open_pictures(self.data, self.channels, self.seed, self.background),
+            TrainView(self.size, scale=self.crop_scale),
+            EvalView(self.size),
+        )
 
 
 def main() -> None:
-    config = tyro.cli(ImageMAE, description=__doc__)
-    config.train(
-        lambda: MAE(config.method()),
-        lambda: open_pictures(config.data, config.channels, config.seed, config.background),
-        TrainView(config.size, scale=config.crop_scale),
-        EvalView(config.size),
-    )
+    tyro.cli(ImageMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":

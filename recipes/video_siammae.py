@@ -33,13 +33,11 @@ from torch import Tensor
 
 from mmssl.cli import run
 from mmssl.data import DavisFolder, EvalView, Pairs, TrainView
-from mmssl.encoder import vit_config
-from mmssl.errors import UserError
 from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
-from mmssl.modality import image
-from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
+from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig, siammae_config
 from mmssl.recipe import VideoRecipe
 from mmssl.report.run import save_tracks
+from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,14 @@ class VideoSiamMAE(VideoRecipe):
 
     def method(self) -> SiamMAEConfig:
         """The settings of SiamMAE."""
-        if min(self.patch, self.size) < 1 or self.size % self.patch:
-            raise UserError(f"patch {self.patch} does not divide frames of {self.size} pixels: choose another --size")
-        modality = image(3, (self.patch, self.patch))
-        encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size))
-        return SiamMAEConfig(encoder, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
+        return siammae_config(
+            self.model,
+            size=self.size,
+            patch=self.patch,
+            mask_ratio=self.mask_ratio,
+            norm_pix=self.norm_pix,
+            seed=self.seed,
+        )
 
     def follow(self, folder: DavisFolder, objective: Objective, device: torch.device) -> None:
         """Propagate the masks of `folder`: scores on the screen, four sequences for the report."""
@@ -83,19 +84,22 @@ class VideoSiamMAE(VideoRecipe):
         save_tracks(self.out, shown)
         print(mask_table(rows))
 
+    def run(self) -> TrainResult:
+        """Train on pairs of frames of `data`."""
+        folder = None if self.tracks is None else DavisFolder(self.tracks, short_side=None)
+        return self.train(
+            lambda: SiamMAE(self.method()),
+            lambda: self.media(Pairs(self.gap)),
+            TrainView(self.size, scale=self.crop_scale),
+            EvalView(self.size),
+            repeats=self.repeats,
+            watch=256,
+            afterwards=None if folder is None else partial(self.follow, folder),
+        )
+
 
 def main() -> None:
-    config = tyro.cli(VideoSiamMAE, description=__doc__)
-    folder = None if config.tracks is None else DavisFolder(config.tracks, short_side=None)
-    config.train(
-        lambda: SiamMAE(config.method()),
-        lambda: config.media(Pairs(config.gap)),
-        TrainView(config.size, scale=config.crop_scale),
-        EvalView(config.size),
-        repeats=config.repeats,
-        watch=256,
-        afterwards=None if folder is None else partial(config.follow, folder),
-    )
+    tyro.cli(VideoSiamMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":

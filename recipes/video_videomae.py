@@ -18,7 +18,6 @@ is in benchmarks/learning.md.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,9 @@ import tyro
 
 from mmssl.cli import run
 from mmssl.data import Clips, EvalView, MultiScaleView
-from mmssl.errors import UserError
-from mmssl.modality import VIDEO
 from mmssl.objectives import VideoMAE, VideoMAEConfig, videomae_config
 from mmssl.recipe import VideoRecipe
+from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
@@ -58,29 +56,30 @@ class VideoVideoMAE(VideoRecipe):
 
     def method(self) -> VideoMAEConfig:
         """The settings of VideoMAE."""
-        if min(self.patch, self.size, self.frames) < 1 or self.size % self.patch or self.frames % 2:
-            raise UserError(
-                f"tubes of 2 x {self.patch} x {self.patch} do not fill clips of {self.frames} x {self.size} pixels: "
-                "choose an even --frames, and --size a multiple of --patch"
-            )
-        config = videomae_config(self.model, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
-        modality = dataclasses.replace(VIDEO, patch=(2, self.patch, self.patch))
-        tokenizer = dataclasses.replace(
-            config.encoder.tokenizers[0], modality=modality, size=(self.frames, self.size, self.size)
+        return videomae_config(
+            self.model,
+            frames=self.frames,
+            size=self.size,
+            patch=self.patch,
+            mask_ratio=self.mask_ratio,
+            norm_pix=self.norm_pix,
+            seed=self.seed,
         )
-        return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, tokenizers=(tokenizer,)))
+
+    def run(self) -> TrainResult:
+        """Train on clips of `data`."""
+        return self.train(
+            lambda: VideoMAE(self.method()),
+            lambda: self.media(Clips(self.frames, self.stride)),
+            MultiScaleView(self.size),
+            EvalView(self.size),
+            repeats=self.repeats,
+            watch=64,
+        )
 
 
 def main() -> None:
-    config = tyro.cli(VideoVideoMAE, description=__doc__)
-    config.train(
-        lambda: VideoMAE(config.method()),
-        lambda: config.media(Clips(config.frames, config.stride)),
-        MultiScaleView(config.size),
-        EvalView(config.size),
-        repeats=config.repeats,
-        watch=64,
-    )
+    tyro.cli(VideoVideoMAE, description=__doc__).run()
 
 
 if __name__ == "__main__":

@@ -38,10 +38,14 @@ def threefry2x32(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Wo
     return x, y
 
 
-@torch.compiler.assume_constant_result  # hashing has no graph
 def _stream_root(seed: int, stream: str) -> tuple[int, int]:
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+# Hashing has no graph. This is all that `torch.compiler.assume_constant_result` does, but for importing the compiler,
+# which would take as long as torch itself.
+_stream_root._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def stream_key(seed: int, stream: str, epoch: int = 0, draw: int = 0) -> tuple[int, int]:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from mmssl import interop
 from mmssl.errors import UserError
-from mmssl.objectives.mae import MAE, MAEConfig
+from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.pixels import PixelObjective
-from mmssl.objectives.siammae import SiamMAE, SiamMAEConfig
+from mmssl.objectives.siammae import SiamMAE, SiamMAEConfig, siammae_config
 from mmssl.objectives.videomae import VideoMAE, VideoMAEConfig, videomae_config
 
 METHODS: dict[str, type[Objective]] = {method.__name__: method for method in (MAE, SiamMAE, VideoMAE)}
@@ -33,5 +33,7 @@ __all__ = [
     "VideoMAE",
     "VideoMAEConfig",
     "load",
+    "mae_config",
+    "siammae_config",
     "videomae_config",
 ]

@@ -16,6 +16,7 @@ from mmssl.decoder import DecoderConfig, mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
+from mmssl.modality import image
 from mmssl.objectives.objective import Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch
@@ -38,6 +39,29 @@ class MAEConfig:
     seed: int = 0
 
 
+def mae_config(
+    model: str = "base",
+    *,
+    size: int = 224,
+    patch: int | None = None,
+    channels: int = 3,
+    drop_path: float = 0.0,
+    mask_ratio: float = 0.75,
+    norm_pix: bool = False,
+    seed: int = 0,
+) -> MAEConfig:
+    """MAE on square pictures. model: tiny, small, base, large or huge. patch: its side; None is 16, or 14 for huge."""
+    patch = (14 if model == "huge" else 16) if patch is None else patch
+    if min(patch, size, channels) < 1 or size % patch:
+        raise UserError(
+            f"patch {patch} does not divide pictures of {size} pixels and {channels} channels: "
+            "choose another --size or --patch, all of them above 0"
+        )
+    modality = image(channels, (patch, patch))
+    encoder = vit_config(model, modality=modality, input_size=(size, size), drop_path=drop_path)
+    return MAEConfig(encoder, mae_decoder_config(), mask_ratio, norm_pix, seed)
+
+
 class MAE(PixelObjective):
     """Hide most patches, encode the visible ones, decode the rest, compare pixels.
 
@@ -46,9 +70,11 @@ class MAE(PixelObjective):
 
     config_class = MAEConfig
 
-    def __init__(self, config: MAEConfig = MAEConfig()):
-        super().__init__(config)
-        visible_count(math.prod(self.tokenizer.size_grid), config.mask_ratio)
+    named = staticmethod(mae_config)
+
+    def __init__(self, config: MAEConfig | str = "base", **settings: Any):
+        super().__init__(config, settings)
+        visible_count(math.prod(self.tokenizer.size_grid), self.config.mask_ratio)
 
     def hide(self, batch: Batch) -> Mask:
         """A random mask for every sample: int(N * (1 - mask_ratio)) patches stay."""

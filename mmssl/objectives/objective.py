@@ -40,6 +40,15 @@ class Objective(nn.Module):
     config: Any
     encoder: Encoder
 
+    def __repr__(self) -> str:
+        config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        plain = [f"{name}={value!r}" for name, value in config.items() if isinstance(value, (bool, int, float, str))]
+        parts = []
+        for name, part in self.named_children():
+            brief = type(part).__name__ if type(part).__repr__ is nn.Module.__repr__ else repr(part)
+            parts.append(f"  {name}: {brief}")
+        return "\n".join([f"{type(self).__name__}({', '.join(plain)})", *parts])
+
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from mmssl import interop
 from mmssl.decoder import Decoder
 from mmssl.encoder import Encoder, single_modality
+from mmssl.errors import UserError, nearest
 from mmssl.masking import Positions
 from mmssl.modality import Modality
 from mmssl.objectives.objective import Objective, Output
@@ -26,16 +28,30 @@ P = TypeVar("P", bound="PixelObjective")
 class PixelObjective(Objective):
     """Predicts hidden patches of one continuous modality; `config` has `norm_pix`.
 
+    named: the config for a model of the ViT family and further keywords, which `__init__` takes as well.
+
     norm: how a target patch is standardised where `norm_pix` is set (see `masked_patch_mse`). Otherwise the target is
     the pixels, normalised by the modality's statistics or, with `raw`, in 0-1.
     """
 
+    named: ClassVar[Callable[..., Any]]
     norm: ClassVar[TargetNorm] = "patch"
     raw: ClassVar[bool] = False
 
-    def __init__(self, config: Any):
-        """An encoder and a light decoder, as `config.encoder` and `config.decoder` say."""
+    def __init__(self, config: Any, settings: Mapping[str, Any]):
+        """An encoder and a light decoder, as `config.encoder` and `config.decoder` say.
+
+        Where config is the name of a model, `named` makes it, with these settings.
+        """
         super().__init__()
+        kind, known = type(self).__name__, list(inspect.signature(self.named).parameters)[1:]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"{kind} has no setting {name!r}: {nearest(name, known)}")
+        if isinstance(config, str):
+            config = self.named(config, **settings)
+        elif settings:
+            raise UserError(f"{kind} takes a whole config, or a model's name and {', '.join(settings)}: not both")
         self.config = config
         self.encoder = Encoder(config.encoder)
         grid, prefix, recompute = self.tokenizer.size_grid, config.encoder.prefix, self.tokenizer.config.recompute

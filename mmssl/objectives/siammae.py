@@ -14,6 +14,7 @@ from mmssl.decoder import DecoderConfig
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
+from mmssl.modality import image
 from mmssl.objectives.objective import Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch, view
@@ -51,6 +52,22 @@ class SiamMAEConfig:
     seed: int = 0
 
 
+def siammae_config(
+    model: str = "small",
+    *,
+    size: int = 224,
+    patch: int = 16,
+    mask_ratio: float = 0.95,
+    norm_pix: bool = True,
+    seed: int = 0,
+) -> SiamMAEConfig:
+    """SiamMAE on square frames. model: tiny, small, base, large or huge."""
+    if min(patch, size) < 1 or size % patch:
+        raise UserError(f"patch {patch} does not divide frames of {size} pixels: choose another --size")
+    encoder = vit_config(model, modality=image(3, (patch, patch)), input_size=(size, size))
+    return SiamMAEConfig(encoder, mask_ratio=mask_ratio, norm_pix=norm_pix, seed=seed)
+
+
 class SiamMAE(PixelObjective):
     """Encode the past frame whole and what is visible of the future one, decode the future reading the past.
 
@@ -59,9 +76,11 @@ class SiamMAE(PixelObjective):
 
     config_class = SiamMAEConfig
 
-    def __init__(self, config: SiamMAEConfig = SiamMAEConfig()):
-        super().__init__(config)
-        visible_count(math.prod(self.tokenizer.size_grid), config.mask_ratio)
+    named = staticmethod(siammae_config)
+
+    def __init__(self, config: SiamMAEConfig | str = "small", **settings: Any):
+        super().__init__(config, settings)
+        visible_count(math.prod(self.tokenizer.size_grid), self.config.mask_ratio)
 
     def target(self, batch: Batch) -> Batch:
         """The batch with its future frames in the place of the past ones."""

@@ -67,11 +67,27 @@ class VideoMAEConfig:
     seed: int = 0
 
 
-def videomae_config(size: str = "base", **settings: Any) -> VideoMAEConfig:
-    """The paper's encoder and decoder of one of its sizes; `settings` are VideoMAEConfig's others."""
-    if size not in DECODERS:
-        raise UserError(f"unknown model size {size!r}: VideoMAE has {', '.join(DECODERS)}")
-    return VideoMAEConfig(videomae_encoder_config(size), videomae_decoder_config(*DECODERS[size]), **settings)
+def videomae_config(
+    model: str = "base",
+    *,
+    frames: int = 16,
+    size: int = 224,
+    patch: int = 16,
+    mask_ratio: float = 0.9,
+    norm_pix: bool = True,
+    seed: int = 0,
+) -> VideoMAEConfig:
+    """The paper's encoder and decoder of one of its sizes, on clips of so many square frames, two of them in a tube."""
+    if model not in DECODERS:
+        raise UserError(f"unknown model size {model!r}: VideoMAE has {', '.join(DECODERS)}")
+    if min(patch, size, frames) < 1 or size % patch or frames % 2:
+        raise UserError(
+            f"tubes of 2 x {patch} x {patch} do not fill clips of {frames} x {size} pixels: "
+            "choose an even --frames, and --size a multiple of --patch"
+        )
+    modality = dataclasses.replace(VIDEO, patch=(2, patch, patch))
+    encoder = videomae_encoder_config(model, modality=modality, input_size=(frames, size, size))
+    return VideoMAEConfig(encoder, videomae_decoder_config(*DECODERS[model]), mask_ratio, norm_pix, seed)
 
 
 class VideoMAE(PixelObjective):
@@ -82,13 +98,13 @@ class VideoMAE(PixelObjective):
     norm = "channel"
     raw = True
 
-    def __init__(self, config: VideoMAEConfig = VideoMAEConfig()):
-        super().__init__(config)
-        grid = self.tokenizer.size_grid
-        if len(grid) != 3 or not 0 < int(config.mask_ratio * math.prod(grid[1:])) < math.prod(grid[1:]):
-            raise UserError(
-                f"a mask ratio of {config.mask_ratio} on the grid {grid}: VideoMAE hides some, not all, of the places"
-            )
+    named = staticmethod(videomae_config)
+
+    def __init__(self, config: VideoMAEConfig | str = "base", **settings: Any):
+        super().__init__(config, settings)
+        grid, ratio = self.tokenizer.size_grid, self.config.mask_ratio
+        if len(grid) != 3 or not 0 < int(ratio * math.prod(grid[1:])) < math.prod(grid[1:]):
+            raise UserError(f"a mask ratio of {ratio} on the grid {grid}: VideoMAE hides some, not all, of the places")
         self._init()
 
     def _init(self) -> None:

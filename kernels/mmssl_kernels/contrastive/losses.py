@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from mmssl_kernels.contrastive.distributed import mean_across, similarity_across
 from mmssl_kernels.contrastive.one_pass import loss_in_one_pass
 from mmssl_kernels.contrastive.similarity import Kind, check_labels, exact_dtype, similarity
 from mmssl_kernels.frame import checks, op
@@ -163,6 +162,8 @@ def mean_loss(
     learning = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, y, scale, bias))
     if group is not None and not shared:
         assert labels is not None
+        from mmssl_kernels.contrastive.distributed import similarity_across  # its decorators import the compiler
+
         sums = similarity_across(
             x, y, scale, bias, labels, kind=kind, exclude_self=exclude_self, columns=columns, group=group
         )
@@ -241,6 +242,8 @@ def whole(
 def mean_of(total: Tensor, weight: Tensor, group: ProcessGroup | None) -> Tensor:
     """Over the ranks of the group; 0 where nothing weighs anything."""
     if group is not None:
+        from mmssl_kernels.contrastive.distributed import mean_across
+
         return mean_across(total, weight, group)
     return total / torch.where(weight == 0, 1, weight)
 

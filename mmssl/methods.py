@@ -1,0 +1,145 @@
+"""The recipes by name: each file `MEDIA_METHOD.py` among them is a method of `mmssl train` and `mmssl methods`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mmssl.errors import UserError, extras_named, nearest
+
+if TYPE_CHECKING:
+    from mmssl.encoder import Encoder
+    from mmssl.objectives import Objective
+    from mmssl.training import TrainResult
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe: its name, the media it reads, its module and its dataclass of settings."""
+
+    name: str
+    media: str
+    module: ModuleType
+    config: type[Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` made: its folder, and the steps and the last metrics of the training."""
+
+    folder: Path
+    result: TrainResult
+
+    @property
+    def encoder(self) -> Encoder:
+        """The trained encoder."""
+        from mmssl.encoder import Encoder
+
+        return Encoder.from_pretrained(self.folder / "final")
+
+    @property
+    def objective(self) -> Objective:
+        """The trained method, decoder included."""
+        from mmssl.objectives import load
+
+        return load(self.folder / "final")
+
+
+@extras_named()
+def train(method: str, *, data: str | Path, out: str | Path | None = None, **settings: Any) -> Run:
+    """Pretrain on a folder of media, as `mmssl train METHOD` does: `settings` are its flags, with underscores.
+
+    out: the run folder, `runs/` and the recipe's name where not given; a run that is there is gone on with. Raises
+    UserError for unknown methods and settings, settings of a wrong kind, and whatever keeps the run from going on.
+    """
+    found = find(method)
+    hints = get_type_hints(found.config, include_extras=True)
+    given = {"data": data, **({} if out is None else {"out": out}), **settings}
+    for name, value in given.items():
+        if name not in hints:
+            raise UserError(
+                f"{method} has no setting {name!r}: {nearest(name, [f.name for f in fields(found.config)])}"
+            )
+        given[name] = _fitting(name, value, hints[name])
+    config = found.config(**given)
+    return Run(config.out, config.run())
+
+
+def find(name: str) -> Method:
+    """The method of this name; UserError with the nearest name where there is none."""
+    files = _files()
+    if name not in files:
+        raise UserError(f"unknown method {name!r}: {nearest(name, list(files))}")
+    path = files[name]
+    full_name = f"mmssl.recipes.{path.stem}"
+    if full_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full_name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[full_name]
+            raise
+    module = sys.modules[full_name]
+    configs = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == full_name]
+    (config,) = (each for each in configs if hasattr(each, "run"))
+    return Method(name, path.stem.partition("_")[0], module, config)
+
+
+def _files() -> dict[str, Path]:
+    """The recipes by name: those inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    folder = next(each for each in (package / "recipes", package.parent / "recipes") if each.is_dir())
+    return {path.stem.partition("_")[2]: path for path in sorted(folder.glob("[!_]*_*.py"))}
+
+
+def listing() -> str:
+    """A table of the methods, read off their recipes and classes."""
+    from mmssl.objectives import METHODS
+
+    rows = [("name", "media", "paper", "defaults", "what it does")]
+    for method in map(find, _files()):
+        config = method.config(data=Path())
+        settings = config.method()
+        objective = next(each for each in METHODS.values() if each.config_class is type(settings))
+        tokenizer = settings.encoder.tokenizers[0]
+        paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")
+        sizes = [" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch)]
+        defaults = (
+            f"{config.model}, {sizes[0]} in {sizes[1]}, {settings.mask_ratio:.0%} hidden, {config.epochs:g} epochs"
+        )
+        does = (inspect.getdoc(objective) or "").partition("\n")[0]
+        rows.append((method.name, method.media, paper[1] if paper else "", defaults, does))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _fitting(name: str, value: Any, hint: Any) -> Any:
+    """`value` as a setting of this kind holds it; UserError where it is of another."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return value
+        elif get_origin(kind) is tuple:
+            if isinstance(value, (tuple, list)):
+                return tuple(value)
+        elif kind is Path:
+            if isinstance(value, (str, Path)):
+                return Path(value)
+        elif isinstance(value, (float, int) if kind is float else kind) and (kind is bool) == isinstance(value, bool):
+            return float(value) if kind is float else value  # as the command line would, which a resumed run compares
+    choices = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
+    if choices:
+        raise UserError(f"{name}={value!r}: {nearest(str(value), choices)}")
+    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise UserError(f"{name}={value!r} is of another kind than {wanted}, which this setting is")
