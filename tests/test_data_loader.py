@@ -192,10 +192,10 @@ def test_no_generator_is_touched_and_nothing_warns():
 
 def test_workers_outlive_a_signal_to_the_process_group():
     """A scheduler's SIGTERM reaches the workers too, and the main process still needs its batches to end the step."""
-    batches = Loader(noise_source(64), TrainView(4), batch_size=4, workers=2).batches(0, 40)
+    batches = Loader(noise_source(64), TrainView(4), batch_size=4, workers=6).batches(0, 40)
     made = [next(batches)]
     workers = multiprocessing.active_children()
-    assert len(workers) == 2
+    assert len(workers) == 6
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
     made += list(batches)
     assert [int(batch["step"]) for batch in made] == list(range(40))

@@ -8,6 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
@@ -245,7 +246,8 @@ def _plan_in_order(count: int, repeats: int, batch_size: int, step: int) -> Plan
 
 def read_ahead(reader: Reader, steps: Sequence[int], workers: int) -> Iterator[Reading]:
     """The steps' readings in their order, made by `workers` processes ahead of time, or here when there are none."""
-    with warnings.catch_warnings():  # more workers than cores are the caller's choice; forking is torch's
+    # more workers than cores are the caller's choice; forking is torch's
+    with warnings.catch_warnings(), _sigterm_held_back():
         warnings.simplefilter("ignore")
         readings = iter(
             DataLoader(
@@ -267,6 +269,17 @@ def read_ahead(reader: Reader, steps: Sequence[int], workers: int) -> Iterator[R
 
 def _unchanged(reading: Any) -> Any:
     return reading
+
+
+@contextmanager
+def _sigterm_held_back() -> Iterator[None]:
+    """SIGTERM waits, here and in the processes that are forked meanwhile, until they are ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if hasattr(signal, "pthread_sigmask") else ()
+    try:
+        yield
+    finally:
+        if signal.SIGTERM not in before and hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _outlive_sigterm(worker: int) -> None:
