@@ -23,13 +23,13 @@ from mmssl.data import (
     blending_told,
     evaluation_batches,
     hold_out,
-    notes,
     open_source,
     open_videos,
     subset,
 )
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract
+from mmssl.header import header
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
@@ -119,11 +119,12 @@ def pretrain(
         repeats=repeats,
         ceiling=ceiling,
     )
-    if distributed.rank() == 0:
-        for note in notes(media, held_out):
-            print(note)
-    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
     low_precision = autocast_dtype(settings.precision, device)
+    total, epoch = settings.total_steps(loader.steps_per_epoch), loader.steps_per_epoch
+    if distributed.rank() == 0:
+        for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
+            print(line, flush=True)
+    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
         losses, counts = [], []

@@ -8,7 +8,8 @@ DIR is a folder tree of JPEG, PNG, WebP, TIFF or .npy pictures (or of any kind t
 without class folders, or one with `train` and `val` inside. The defaults are the paper's ablation recipe: ViT-B/16 at
 224 pixels, 800 epochs, batch 4096 (split into chunks of `--at-once` where memory is short), AdamW with a peak rate of
 1.5e-4 * batch / 256, 40 epochs of warm-up, weight decay 0.05, three quarters of the patches hidden, crops of 20-100 %
-of the area and flips.
+of the area and flips. The decoder is the paper's, 8 blocks of 512, for base and above; tiny gets 4 blocks of 128, small
+4 of 256.
 Run the same command again to resume, also after a signal (exit code 75). The paper reports 83.6 % top-1 on ImageNet-1k
 after fine-tuning a ViT-B trained 1600 epochs with `--norm-pix`; nothing of that size has been trained with this recipe.
 """
@@ -24,7 +25,7 @@ import tyro
 
 from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
-from mmssl.decoder import mae_decoder_config
+from mmssl.decoder import decoder_size, mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
 from mmssl.modality import image
@@ -63,8 +64,9 @@ class ImageMAE(Recipe):
                 "choose another --size or --patch, all of them above 0"
             )
         modality = image(self.channels, (patch, patch))
+        decoder = decoder_size(self.model, self.decoder_dim, self.decoder_depth)
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size), drop_path=self.drop_path)
-        return MAEConfig(encoder, mae_decoder_config(), self.mask_ratio, self.norm_pix, self.seed)
+        return MAEConfig(encoder, mae_decoder_config(*decoder), self.mask_ratio, self.norm_pix, self.seed)
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ flip for both.
 Run the same command again to resume, also after a signal (exit code 75).
 
 The paper leaves choices open and its authors published no code; taken here are: the gap between both frames uniform in
-4/30 to 48/30 seconds (the paper's 4 to 48 frames of 30 a second); the decoder's size, MAE's 8 blocks of 512; a block's
-order, cross-attention, self-attention, MLP, each behind a norm; decoder positions and both class tokens on the past
-frame as well; 1.5e-4 as a base rate, multiplied by batch / 256 as in MAE. The paper reports J&F 62.0 on DAVIS-2017;
-nothing of that size has been trained with this recipe. What has been is in benchmarks/learning.md.
+4/30 to 48/30 seconds (the paper's 4 to 48 frames of 30 a second); the decoder's size, CropMAE's 4 blocks of 256 beside
+ViT-S, 4 of 128 beside tiny, MAE's 8 of 512 beside base and above; a block's order, cross-attention, self-attention,
+MLP, each behind a norm; decoder positions and both class tokens on the past frame as well; 1.5e-4 as a base rate,
+multiplied by batch / 256 as in MAE. The paper reports J&F 62.0 on DAVIS-2017; nothing of that size has been trained
+with this recipe. What has been is in benchmarks/learning.md.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from torch import Tensor
 
 from mmssl.cli import run
 from mmssl.data import DavisFolder, EvalView, Pairs, TrainView
+from mmssl.decoder import decoder_size
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
 from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
 from mmssl.modality import image
 from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
+from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.recipe import VideoRecipe
 from mmssl.report.run import save_tracks
 
@@ -69,7 +72,8 @@ class VideoSiamMAE(VideoRecipe):
             raise UserError(f"patch {self.patch} does not divide frames of {self.size} pixels: choose another --size")
         modality = image(3, (self.patch, self.patch))
         encoder = vit_config(self.model, modality=modality, input_size=(self.size, self.size))
-        return SiamMAEConfig(encoder, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
+        decoder = siammae_decoder_config(*decoder_size(self.model, self.decoder_dim, self.decoder_depth))
+        return SiamMAEConfig(encoder, decoder, mask_ratio=self.mask_ratio, norm_pix=self.norm_pix, seed=self.seed)
 
     def follow(self, folder: DavisFolder, objective: Objective, device: torch.device) -> None:
         """Propagate the masks of `folder`: scores on the screen, four sequences for the report."""
