@@ -56,7 +56,11 @@ def found(kind: type[Objective], source: str) -> tuple[Objective | None, Encoder
             method = getattr(kind, reader)(place)
         except (UserError, AttributeError):  # of another method, or an encoder alone; else the encoder's error tells
             return None, getattr(Encoder, reader)(place)
-    return (None if any("holds no decoder" in str(each.message) for each in said) else method), method.encoder
+    missing = [each for each in said if "holds no decoder" in str(each.message)]
+    for each in said:
+        if each not in missing:  # its sentence is this run's to say
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return None if missing else method, method.encoder
 
 
 def _same_sizes(asked: EncoderConfig, given: EncoderConfig, source: str) -> None:

@@ -41,6 +41,7 @@ class ImageMAE(Recipe):
     out: Path = Path("runs/image_mae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    """Size of the encoder: 192, 384, 768, 1024 or 1280 wide."""
     size: int = 224
     """Side of the square crops, in pixels."""
     patch: int | None = None
@@ -50,10 +51,13 @@ class ImageMAE(Recipe):
     background: str = "white"
     """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""
     mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
     norm_pix: bool = False
     """Standardise each target patch, as the authors' released encoders were trained."""
     drop_path: float = 0.0
+    """Probability of skipping a branch of the encoder's last block, growing linearly up to it."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Least and largest share of a picture's area in a crop."""
 
     def method(self) -> MAEConfig:
         """The settings of the masked autoencoder."""

@@ -52,17 +52,21 @@ class VideoSiamMAE(VideoRecipe):
     out: Path = Path("runs/video_siammae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "small"
+    """Size of the encoder: 192, 384, 768, 1024 or 1280 wide."""
     gap: tuple[float, float] = (4 / 30, 48 / 30)
     """Seconds from the past to the future frame, uniform in this range."""
     repeats: int = 2
     """Pairs of frames of each video that is opened; an epoch shows as many of each as one with `--repeats 1`."""
     mask_ratio: float = 0.95
+    """Share of the future frame's patches that is hidden."""
     norm_pix: bool = True
     """Standardise each target patch."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Least and largest share of a frame's area in a crop."""
     tracks: Path | None = None
     """DAVIS-style folder (JPEGImages, Annotations) to follow objects in with the trained encoder."""
     epochs: float = 2000.0
+    """Times that every video is seen, a pair of frames each time. May be raised on a run that is there."""
     batch_size: int = 2048
     """Pairs of one optimizer step, over all processes."""
 

@@ -44,11 +44,13 @@ class VideoVideoMAE(VideoRecipe):
     out: Path = Path("runs/video_videomae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    """Size of the encoder: 192, 384, 768, 1024 or 1280 wide."""
     frames: int = 16
     """Frames of a clip."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
     mask_ratio: float = 0.9
+    """Share of the places that is hidden, in all frames alike."""
     norm_pix: bool = True
     """Standardise each channel of each target tube."""
     batch_size: int = 2048

@@ -93,6 +93,43 @@ def test_the_defaults_are_the_papers(monkeypatch):
     assert ImageMAE(data=Path("pictures"), model="huge").method().encoder.tokenizers[0].modality.patch == (14, 14)
 
 
+def test_every_setting_of_the_loop_is_a_flag_with_a_help_text(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from dataclasses import fields
+
+    import image_mae
+
+    from mmssl.training import TrainSettings
+
+    flags = {field.name for field in fields(image_mae.ImageMAE)}
+    # how many chunks a batch is split into follows from --at-once
+    assert {field.name for field in fields(TrainSettings)} - flags == {"accumulate"}
+    told = image_mae.ImageMAE(
+        data=Path("pictures"),
+        steps=200,
+        betas=(0.8, 0.99),
+        min_lr=1e-6,
+        clip_norm=1.0,
+        ema=0.99,
+        keep=5,
+        tracker="none",
+    ).training(1, torch.device("cpu"))
+    assert (told.epochs, told.steps, told.warmup_steps, told.betas) == (None, 200, 10, (0.8, 0.99))
+    assert (told.min_lr, told.clip_norm, told.ema, told.keep, told.tracker) == (1e-6, 1.0, 0.99, 5, "none")
+
+
+@pytest.mark.parametrize("name", ["image_mae", "video_siammae", "video_videomae"])
+def test_every_flag_has_a_help_text(monkeypatch, capsys, name):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        __import__(name).main()
+    told = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert len(set(re.findall("--[a-z-]+", told))) > 30
+    assert not re.findall(r"(--[a-z-]+) +(?:[A-Z{][^ ]* +){0,2}\((?:default|required)", told)
+
+
 def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     model = ["--model", finished / "final", "--data", pictures, "--workers", 0]
     for name in ("features.parquet", "features.npz"):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mmssl.errors import UserError
+from mmssl.interop import config_from_dict
 
 HARMLESS = frozenset(
     {
@@ -184,7 +185,8 @@ def lengthened(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def recorded(flat: Mapping[str, Any]) -> TrainSettings:
     """The settings in what `record` gave."""
-    return TrainSettings(**{field.name: flat[field.name] for field in fields(TrainSettings) if field.name in flat})
+    known = {field.name: flat[field.name] for field in fields(TrainSettings) if field.name in flat}
+    return config_from_dict(TrainSettings, known)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
