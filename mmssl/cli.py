@@ -113,7 +113,7 @@ class ReadMedia(Reading):
     """How a model and the media it is to read are given."""
 
     model: Path
-    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE."""
+    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's, also while it trains."""
     data: Path
     """Folder of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
 
@@ -171,7 +171,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Report:
-    """Draw report.html of a finished run again."""
+    """Draw report.html of a run again, also while it trains."""
 
     run: tyro.conf.Positional[Path]
 

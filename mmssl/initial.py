@@ -13,6 +13,7 @@ from mmssl.encoder import SIZES, Encoder, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.objectives import Objective
 from mmssl.position import Position, mark_trained
+from mmssl.runs import model_in
 
 
 def start_from(objective: Objective, source: str, *, own_decoder: object = None) -> tuple[Objective, str]:
@@ -47,7 +48,7 @@ def found(kind: type[Objective], source: str) -> tuple[Objective | None, Encoder
     A folder of ours (a model's, or a run's: its `final`) or of transformers, an authors' file, or a Hugging Face id.
     """
     path = Path(source)
-    path = path / "final" if (path / "final").is_dir() else path
+    path = model_in(path) if path.is_dir() else path
     reader = "from_official" if path.is_file() else "from_pretrained"
     place: Any = path if path.exists() else source
     with warnings.catch_warnings(record=True) as said:

@@ -137,6 +137,12 @@ def pretrain(
         features = extract(objective.encoder, watched, device=device).features
         return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
 
+    def logged(row: dict[str, Any]) -> None:
+        if not (run_dir / PICTURES).is_file():  # not before the run is known to go on, but soon: a report needs them
+            replace_file(run_dir / PICTURES, save(_shown(watched)))
+        if on_log:
+            on_log(row)
+
     sampling = {"sampling": media.sampling} if isinstance(media, (DrawnSource, FolderSource)) else {}
     result = train(
         objective,
@@ -145,7 +151,7 @@ def pretrain(
         run_dir,
         device=device,
         validate=validate,
-        on_log=on_log,
+        on_log=logged,
         context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
     )
     seen_through = set[int]().union(*distributed.gather(loader.ledger.blended))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mmssl import MAE, Encoder
 from mmssl.cli import run
+from mmssl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--precision", "fp32"]
@@ -150,6 +151,49 @@ def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     before = (finished / "report.html").read_bytes()
     assert command("report", finished).returncode == 0
     assert (finished / "report.html").read_bytes() == before
+
+
+def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import image_mae
+
+    from mmssl import commands
+    from mmssl.data import Loader
+    from mmssl.reading import Reading
+    from mmssl.report.run import write_report
+    from mmssl.runs import model_in
+
+    out, met = tmp_path / "run", []
+
+    def watched(self, *steps):
+        for step, batch in enumerate(batches(self, *steps)):
+            if step in (1, 4):
+                try:
+                    met.append((model_in(out).name, write_report(out).name))
+                except UserError as error:
+                    met.append(str(error))
+            if step == 4:
+                commands.embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
+                commands.export(out, tmp_path / "early", "vit")
+                early.update(load_file(out / "step-00000004" / "ema.safetensors"))
+            yield batch
+
+    early, batches = {}, Loader.batches
+    monkeypatch.setattr(Loader, "batches", watched)
+    flags = ["--data", pictures, "--out", out, "--epochs", 2, "--save-every", 2, "--ema", 0.5, *SMALL]
+    monkeypatch.setattr(sys, "argv", ["image_mae.py", *map(str, flags)])
+    assert run(image_mae.main) == 0, capsys.readouterr().err
+    assert "its first checkpoint is not written yet" in met[0]
+    assert met[1] == ("step-00000004", "report.html")
+    # the averaged weights, as `final` holds them
+    shown = Encoder.from_pretrained(tmp_path / "early").state_dict()
+    for name, value in shown.items():
+        assert torch.equal(value, early.get(f"encoder.{name}", value))
+    assert np.load(tmp_path / "early.npz")["features"].shape == (32, 192)
+    assert model_in(out) == out / "final"
+    final = load_file(out / "final" / "model.safetensors")
+    last = sorted(out.glob("step-*"))[-1]
+    assert all(torch.equal(final[name], value) for name, value in load_file(last / "ema.safetensors").items())
 
 
 def test_exports_are_read_by_the_other_libraries(finished, tmp_path):

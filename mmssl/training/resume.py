@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.errors import UserError
+from mmssl.objectives.objective import Objective
 from mmssl.training import checkpoints, distributed
 from mmssl.training.average import Average
 from mmssl.training.optim import schedule
@@ -47,7 +48,7 @@ def ledger_totals(loader: BatchSource) -> dict[str, Any]:
 def save(
     run_dir: Path,
     step: int,
-    objective: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     loader: BatchSource,
     settled: Mapping[str, Any],
@@ -57,8 +58,9 @@ def save(
     """Save the whole run after `step` steps, from rank 0. Every rank calls this."""
     meta = {"settings": settled, "ledger": ledger_totals(loader)}
     state = {"model": objective.state_dict(), "optimizer": checkpoints.optimizer_state(objective, optimizer)}
+    config = objective.told() if hasattr(objective, "config") else None
     state |= {} if average is None else {"ema": average.values}
-    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep))
+    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep, config))
 
 
 def resume(
