@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
 
 from mmssl.data import Clips, Pairs, Source, View
+from mmssl.errors import UserError
 from mmssl.header import next_steps
 from mmssl.initial import start_from
+from mmssl.interop import config_from_dict
 from mmssl.objectives import Objective
 from mmssl.report.run import write_report
 from mmssl.training import TrainSettings, distributed
@@ -31,6 +36,8 @@ class Recipe:
     """Width of the decoder, in channels; for base and above the paper's where not given, for tiny and small less."""
     decoder_depth: int | None = None
     """Blocks of the decoder, as above."""
+    config: Path | None = None
+    """A run's settings.json, to repeat it: its flags are the defaults of these, all but `--out`, and `--data` too."""
     init: str | None = None
     """Weights to start from instead of random ones: a model's or a run's folder of mmssl, one of transformers, the
     authors' file (.pth, .safetensors), or a Hugging Face id. The decoder comes along where there is one."""
@@ -136,7 +143,8 @@ class Recipe:
         torch.manual_seed(self.seed)
         try:
             sources, objective = data(), method()
-            context: dict[str, Any] = {"workers": self.workers}
+            told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
+            context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
             if self.init is not None:
                 objective, told = start_from(objective, self.init, own_decoder=self.decoder_dim or self.decoder_depth)
                 context["init"] = self.init
@@ -166,6 +174,41 @@ class Recipe:
                     print(*next_steps(objective, sources[0], self.data, self.out), sep="\n")
         finally:
             distributed.shutdown()
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def from_command_line(kind: type[R], description: str | None = None, arguments: Sequence[str] | None = None) -> R:
+    """The recipe that the command line asks for; with `--config`, what it leaves open is as in that run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--config", type=Path)
+    path = names.parse_known_args([each for each in arguments if each not in ("-h", "--help")])[0].config
+    if path is None:
+        return tyro.cli(kind, description=description, args=arguments)
+    return tyro.cli(kind, description=description, args=arguments, default=repeated(kind, path))
+
+
+def repeated(kind: type[R], path: Path) -> R:
+    """The recipe whose run wrote `path`, a settings.json, but for its run folder.
+
+    Raises UserError for a file that is none, or one of another recipe or an older version.
+    """
+    try:
+        flat = json.loads(path.read_text())
+        told = {name.removeprefix("recipe."): flat[name] for name in flat if name.startswith("recipe.")}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as a run's settings.json ({error})") from error
+    if "data" not in told:
+        raise UserError(f"{path}: does not say by which flags its run was started: an older version's, or no recipe's?")
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(told) - set(hints)):
+        raise UserError(f"{path}: {kind.__name__} has no setting {unknown[0]!r}: it is the run of another recipe")
+    for name, value in told.items():
+        if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
+            told[name] = Path(value)
+    return config_from_dict(kind, told)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mmssl.data import (
     subset,
 )
 from mmssl.errors import UserError, as_text
-from mmssl.evaluation import effective_rank, extract
+from mmssl.evaluation import effective_rank, extract, watched_accuracies
 from mmssl.header import header
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
@@ -102,7 +102,8 @@ def pretrain(
     context: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`.
+    """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
+    what kNN and a linear probe make of their features.
 
     repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
     """
@@ -134,8 +135,9 @@ def pretrain(
                 losses.append(float(objective(moved).loss))
             counts.append(len(batch["sample_id"]))
         mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-        features = extract(objective.encoder, watched, device=device).features
-        return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
+        found = extract(objective.encoder, watched, device=device)
+        rank = effective_rank(found.features)
+        return {"heldout_loss": mean, "effective_rank": rank, **watched_accuracies(found)}
 
     def logged(row: dict[str, Any]) -> None:
         if not (run_dir / PICTURES).is_file():  # not before the run is known to go on, but soon: a report needs them

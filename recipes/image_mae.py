@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
 from mmssl.decoder import decoder_size, mae_decoder_config
@@ -30,7 +28,7 @@ from mmssl.encoder import vit_config
 from mmssl.errors import UserError
 from mmssl.modality import image
 from mmssl.objectives import MAE, MAEConfig
-from mmssl.recipe import Recipe
+from mmssl.recipe import Recipe, from_command_line
 from mmssl.workflow import open_pictures
 
 
@@ -74,7 +72,7 @@ class ImageMAE(Recipe):
 
 
 def main() -> None:
-    config = tyro.cli(ImageMAE, description=__doc__)
+    config = from_command_line(ImageMAE, __doc__)
     config.train(
         lambda: MAE(config.method()),
         lambda: open_pictures(config.data, config.channels, config.seed, config.background),

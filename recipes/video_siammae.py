@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from mmssl.cli import run
@@ -41,7 +40,7 @@ from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
 from mmssl.modality import image
 from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig
 from mmssl.objectives.siammae import siammae_decoder_config
-from mmssl.recipe import VideoRecipe
+from mmssl.recipe import VideoRecipe, from_command_line
 from mmssl.report.run import save_tracks
 
 
@@ -93,7 +92,7 @@ class VideoSiamMAE(VideoRecipe):
 
 
 def main() -> None:
-    config = tyro.cli(VideoSiamMAE, description=__doc__)
+    config = from_command_line(VideoSiamMAE, __doc__)
     folder = None if config.tracks is None else DavisFolder(config.tracks, short_side=None)
     config.train(
         lambda: SiamMAE(config.method()),

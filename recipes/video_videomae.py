@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from mmssl.cli import run
 from mmssl.data import Clips, EvalView, MultiScaleView
 from mmssl.decoder import decoder_size
@@ -34,7 +32,7 @@ from mmssl.errors import UserError
 from mmssl.modality import VIDEO
 from mmssl.objectives import VideoMAE, VideoMAEConfig, videomae_config
 from mmssl.objectives.videomae import DECODERS, videomae_decoder_config
-from mmssl.recipe import VideoRecipe
+from mmssl.recipe import VideoRecipe, from_command_line
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class VideoVideoMAE(VideoRecipe):
 
 
 def main() -> None:
-    config = tyro.cli(VideoVideoMAE, description=__doc__)
+    config = from_command_line(VideoVideoMAE, __doc__)
     config.train(
         lambda: VideoMAE(config.method()),
         lambda: config.media(Clips(config.frames, config.stride)),

@@ -196,6 +196,31 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
     assert all(torch.equal(final[name], value) for name, value in load_file(last / "ema.safetensors").items())
 
 
+def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import image_mae
+    import video_videomae
+
+    def repeat(module, *flags: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["recipe.py", "--config", *map(str, flags)])
+        return run(module.main)
+
+    assert repeat(image_mae, finished / "settings.json", "--out", tmp_path / "again") == 0, capsys.readouterr().err
+    assert losses(tmp_path / "again") == losses(finished)
+    assert repeat(image_mae, tmp_path / "again" / "settings.json", "--out", tmp_path / "more", "--epochs", 1) == 0
+    assert len(losses(tmp_path / "more")) < len(losses(finished))
+    settings = json.loads((tmp_path / "more" / "settings.json").read_text())
+    assert (settings["method.norm_pix"], settings["epochs"], settings["recipe.size"]) == (True, 1.0, 16)
+    assert "recipe." not in (finished / "report.html").read_text()
+    assert repeat(video_videomae, finished / "settings.json") == 2
+    assert "VideoVideoMAE has no setting 'background': it is the run of another recipe" in capsys.readouterr().err
+    (tmp_path / "old.json").write_text('{"epochs": 2.0}')
+    assert repeat(image_mae, tmp_path / "old.json") == 2
+    assert "does not say by which flags" in capsys.readouterr().err
+    assert repeat(image_mae, tmp_path / "none.json") == 2
+    assert "none.json: cannot be read as a run's settings.json" in capsys.readouterr().err
+
+
 def test_exports_are_read_by_the_other_libraries(finished, tmp_path):
     import transformers
 
