@@ -22,10 +22,11 @@ class Train:
 
     def __call__(self, arguments: list[str] | None = None) -> None:
         from mmssl.methods import find
+        from mmssl.recipe import from_command_line
 
         method = find(self.method)
         prog = f"mmssl train {self.method}"
-        tyro.cli(method.config, prog=prog, description=method.module.__doc__, args=arguments or []).run()
+        from_command_line(method.config, method.module.__doc__, arguments or [], prog).run()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class ReadMedia(Reading):
     """How a model and the media it is to read are given."""
 
     model: Path
-    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE."""
+    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's, also while it trains."""
     data: Path
     """Folder of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
 
@@ -180,7 +181,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Report:
-    """Draw report.html of a finished run again."""
+    """Draw report.html of a run again, also while it trains."""
 
     run: tyro.conf.Positional[Path]
 

@@ -53,6 +53,7 @@ from mmssl.modality import VIDEO
 from mmssl.objectives import MAE, VideoMAE
 from mmssl.reading import Reading
 from mmssl.report.run import ACCURACIES
+from mmssl.runs import model_in
 from mmssl.training import distributed
 
 
@@ -136,7 +137,7 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
     """Write the features of a folder as .parquet or .npz."""
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
-    encoder = Encoder.from_pretrained(model)
+    encoder = Encoder.from_pretrained(model_in(model))
     source = open_media(encoder, data, None, reading)
     say(notes(source))
     found = features_of(encoder, source, reading, distributed.init(reading.device))
@@ -162,7 +163,7 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
 
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> None:
     """Print, and write where asked, kNN and linear-probe accuracies."""
-    encoder = Encoder.from_pretrained(model)
+    encoder = Encoder.from_pretrained(model_in(model))
     classless = f"{data}: no labels; evaluation needs a folder of class folders, at least two"
     train_source, held_out = labelled(open_media(encoder, data, "train", reading), classless), ""
     try:
@@ -197,7 +198,7 @@ def follow(
     """Print, and write where asked, how well the features carry each sequence's first labels on to its other frames."""
     from rich.progress import Progress
 
-    encoder, where = Encoder.from_pretrained(model), distributed.init(device)
+    encoder, where = Encoder.from_pretrained(model_in(model)), distributed.init(device)
     settings = CROPMAE if rule == "crw" else DINO
     with Progress(transient=True) as bar:
         task = bar.add_task("sequences", total=None)
@@ -227,12 +228,12 @@ def follow(
 def export(model: Path, out: Path, to: Literal["vit_mae", "videomae", "vit", "timm"]) -> None:
     """Write a model for another library."""
     if to == "vit_mae":
-        MAE.from_pretrained(model).to_transformers(out)
+        MAE.from_pretrained(model_in(model)).to_transformers(out)
     elif to == "videomae":
-        VideoMAE.from_pretrained(model).to_transformers(out)
+        VideoMAE.from_pretrained(model_in(model)).to_transformers(out)
     elif to == "vit":
-        Encoder.from_pretrained(model).to_transformers(out)
+        Encoder.from_pretrained(model_in(model)).to_transformers(out)
     else:
         out.mkdir(parents=True, exist_ok=True)
-        save_file(Encoder.from_pretrained(model).to_timm().state_dict(), out / "model.safetensors")
+        save_file(Encoder.from_pretrained(model_in(model)).to_timm().state_dict(), out / "model.safetensors")
     print(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,8 +40,47 @@ class DecoderConfig:
             raise UserError('a decoder of the hidden positions alone reads the visible ones by a "cross" branch')
 
 
+DecoderSize = tuple[int, int, int]
+
+# Width, depth and heads of MAE's decoder beside each encoder. The paper has one for base and above (arXiv 2111.06377,
+# table 1), which would take nine tenths of a small encoder's step: tiny and small get two thirds of the encoder's
+# width, as base does, half the blocks, and heads of 32 as all do. That is CropMAE's decoder beside ViT-S.
+MAE_DECODERS: Mapping[str, DecoderSize] = {
+    "tiny": (128, 4, 4),
+    "small": (256, 4, 8),
+    "base": (512, 8, 16),
+    "large": (512, 8, 16),
+    "huge": (512, 8, 16),
+}
+
+
+def decoder_size(
+    model: str,
+    dim: int | None = None,
+    depth: int | None = None,
+    *,
+    family: Mapping[str, DecoderSize] = MAE_DECODERS,
+) -> DecoderSize:
+    """Width, depth and heads of the decoder beside the encoder `model` of the ViT family.
+
+    family: the decoders of a method, base and above as in its paper. dim, depth: instead of the family's; the heads
+    keep their width. Raises UserError for an unknown model, a depth below 1, or a width that heads do not divide.
+    """
+    if model not in family:
+        raise UserError(f"unknown model size {model!r}: choose one of {', '.join(family)}")
+    width, blocks, heads = family[model]
+    channels = width // heads
+    dim, depth = width if dim is None else dim, blocks if depth is None else depth
+    if depth < 1 or dim < 1 or dim % channels:
+        raise UserError(
+            f"a decoder of {depth} blocks, {dim} wide: give --decoder-depth 1 or more and --decoder-dim a multiple of "
+            f"{channels}, the width of its heads"
+        )
+    return dim, depth, dim // channels
+
+
 def mae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16, norm_eps: float = 1e-6) -> DecoderConfig:
-    """MAE's decoder, the same for every size of encoder (arXiv 2111.06377, table 1)."""
+    """MAE's decoder; the default is the paper's (arXiv 2111.06377, table 1), see `decoder_size` for others."""
     return DecoderConfig(TransformerConfig(dim, depth, heads, norm_eps=norm_eps))
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -67,7 +67,12 @@ def train(method: str, *, data: str | Path, out: str | Path | None = None, **set
                 f"{method} has no setting {name!r}: {nearest(name, [f.name for f in fields(found.config)])}"
             )
         given[name] = _fitting(name, value, hints[name])
-    config = found.config(**given)
+    if given.get("config") is not None:
+        from mmssl.recipe import repeated
+
+        config = replace(repeated(found.config, given["config"]), **given)
+    else:
+        config = found.config(**given)
     return Run(config.out, config.run())
 
 

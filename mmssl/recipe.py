@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
 
 from mmssl.data import Clips, Pairs, Source, View
+from mmssl.errors import UserError
+from mmssl.header import next_steps
+from mmssl.initial import start_from
+from mmssl.interop import config_from_dict
 from mmssl.objectives import Objective
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
@@ -25,52 +32,96 @@ class Recipe:
     """The media to train on."""
     out: Path = Path("runs/recipe")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
+    decoder_dim: int | None = None
+    """Width of the decoder, in channels; for base and above the paper's where not given, for tiny and small less."""
+    decoder_depth: int | None = None
+    """Blocks of the decoder, as above."""
+    config: Path | None = None
+    """A run's settings.json, to repeat it: its flags are the defaults of these, all but `--out`, and `--data` too."""
+    init: str | None = None
+    """Weights to start from instead of random ones: a model's or a run's folder of mmssl, one of transformers, the
+    authors' file (.pth, .safetensors), or a Hugging Face id. The decoder comes along where there is one."""
     epochs: float = 800.0
+    """Times that every sample is seen. May be raised on a run that is there, finished or not."""
+    steps: int | None = None
+    """Optimizer steps of the whole run, instead of `--epochs`."""
     warmup_epochs: float | None = None
-    """A twentieth of the epochs, at most 40, where not given."""
+    """Epochs over which the learning rate grows: a twentieth of the epochs, at most 40, where not given."""
+    warmup_steps: int | None = None
+    """The same in steps, instead: a twentieth of `--steps` where those are given and this is not."""
     batch_size: int = 4096
     """Samples of one optimizer step, over all processes."""
     at_once: int | None = None
     """Samples a process holds at once; a larger share of the batch is split (gradient accumulation). 64 on a CPU, 256
     on a GPU where not given."""
     base_lr: float = 1.5e-4
-    """For 256 samples a step; scaled with the batch."""
+    """Peak learning rate for 256 samples a step; scaled with the batch."""
+    min_lr: float | None = None
+    """Learning rate that the cosine ends with, not scaled; the paper's where not given."""
     weight_decay: float = 0.05
+    """AdamW's, a step and unit of learning rate, of matrices alone."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Shares of the past, a step, in AdamW's two moving moments of the gradient."""
+    clip_norm: float | None = None
+    """Longest gradient, as the norm over all parameters: longer ones are scaled down to it. Not clipped where unset."""
+    ema: float | None = None
+    """Share of the past, a step (such as 0.9999), in a moving average of the weights. Kept beside them; it is what is
+    validated and what `final` holds, as timm's scripts take it. No average where unset."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware has it."""
     compile: bool = False
+    """Let torch.compile speed up the steps; the first takes a minute or so."""
     workers: int = 2
     """Processes that read media, for each training process."""
     max_skipped: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.001
     """Stop as soon as more than this share of the files, and more than one, cannot be read; 0: at the first."""
     log_every: int = 10
+    """Steps from one row of metrics to the next. Something is printed every 10 seconds in any case."""
     save_every: int = 200
+    """Steps from one checkpoint to the next; 0: at the end alone."""
     validate_every: int = 100
+    """Steps from one look at the held-out media to the next; 0: never."""
+    keep: int = 2
+    """Newest checkpoints that stay on the disk; 0: all."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Who gets the metrics besides metrics.jsonl; wandb needs `pip install 'mmssl[wandb]'`."""
     seed: int = 0
+    """Of the order of the data, views, masks and first weights."""
     device: str = "auto"
+    """auto: a GPU where there is one; or cpu, cuda, cuda:1 ..."""
 
     def training(self, world_size: int, device: torch.device) -> TrainSettings:
         """The settings of the training loop."""
         at_once = (64 if device.type == "cpu" else 256) if self.at_once is None else self.at_once
+        warmup_steps = self.warmup_steps
+        if self.steps is not None and self.warmup_epochs is None and warmup_steps is None:
+            warmup_steps = self.steps // 20
         return TrainSettings(
-            epochs=self.epochs,
+            epochs=self.epochs if self.steps is None else None,
+            steps=self.steps,
             warmup_epochs=min(40.0, self.epochs / 20) if self.warmup_epochs is None else self.warmup_epochs,
+            warmup_steps=warmup_steps,
             batch_size=self.batch_size,
             accumulate=accumulation(self.batch_size, world_size, at_once),
             base_lr=self.base_lr,
             weight_decay=self.weight_decay,
-            min_lr=self.min_lr,
+            betas=self.betas,
+            min_lr=self.paper_min_lr if self.min_lr is None else self.min_lr,
+            clip_norm=self.clip_norm,
+            ema=self.ema,
             precision=self.precision,
             compile=self.compile,
             seed=self.seed,
             log_every=self.log_every,
             save_every=self.save_every,
             validate_every=self.validate_every,
+            keep=self.keep,
+            tracker=self.tracker,
         )
 
     @property
-    def min_lr(self) -> float:
-        """The learning rate that the cosine ends with."""
+    def paper_min_lr(self) -> float:
+        """The learning rate that the paper's cosine ends with."""
         return 0.0
 
     def train(
@@ -92,7 +143,14 @@ class Recipe:
         torch.manual_seed(self.seed)
         try:
             sources, objective = data(), method()
-            context: dict[str, Any] = {"method": asdict(objective.config), "workers": self.workers}
+            told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
+            context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
+            if self.init is not None:
+                objective, told = start_from(objective, self.init, own_decoder=self.decoder_dim or self.decoder_depth)
+                context["init"] = self.init
+                if distributed.rank() == 0:
+                    print(told, flush=True)
+            context["method"] = asdict(objective.config)
             result = pretrain(
                 objective,
                 *sources,
@@ -112,10 +170,48 @@ class Recipe:
                     if afterwards is not None:
                         afterwards(objective, device)
                 finally:
-                    print(f"encoder: {self.out / 'final'}\nreport:  {write_report(self.out)}")
+                    print(f"report:  {write_report(self.out)}")
+                    print(*next_steps(objective, sources[0], self.data, self.out), sep="\n")
             return result
         finally:
             distributed.shutdown()
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def from_command_line(
+    kind: type[R], description: str | None = None, arguments: Sequence[str] | None = None, prog: str | None = None
+) -> R:
+    """The recipe that the command line asks for; with `--config`, what it leaves open is as in that run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names.add_argument("--config", type=Path)
+    path = names.parse_known_args([each for each in arguments if each not in ("-h", "--help")])[0].config
+    if path is None:
+        return tyro.cli(kind, prog=prog, description=description, args=arguments)
+    return tyro.cli(kind, prog=prog, description=description, args=arguments, default=repeated(kind, path))
+
+
+def repeated(kind: type[R], path: Path) -> R:
+    """The recipe whose run wrote `path`, a settings.json, but for its run folder.
+
+    Raises UserError for a file that is none, or one of another recipe or an older version.
+    """
+    try:
+        flat = json.loads(path.read_text())
+        told = {name.removeprefix("recipe."): flat[name] for name in flat if name.startswith("recipe.")}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as a run's settings.json ({error})") from error
+    if "data" not in told:
+        raise UserError(f"{path}: does not say by which flags its run was started: an older version's, or no recipe's?")
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(told) - set(hints)):
+        raise UserError(f"{path}: {kind.__name__} has no setting {unknown[0]!r}: it is the run of another recipe")
+    for name, value in told.items():
+        if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
+            told[name] = Path(value)
+    return config_from_dict(kind, told)
 
 
 @dataclass(frozen=True)
@@ -135,10 +231,8 @@ class VideoRecipe(Recipe):
     def training(self, world_size: int, device: torch.device) -> TrainSettings:
         """The settings of the training loop, whose epochs visit every video `repeats` times."""
         settings = super().training(world_size, device)
-        assert settings.epochs is not None
-        return replace(
-            settings, epochs=settings.epochs / self.repeats, warmup_epochs=settings.warmup_epochs / self.repeats
-        )
+        epochs = None if settings.epochs is None else settings.epochs / self.repeats
+        return replace(settings, epochs=epochs, warmup_epochs=settings.warmup_epochs / self.repeats)
 
     def media(self, clips: Clips | Pairs) -> tuple[Source, Source]:
         """What is trained on, sampled as `clips` says, and what is held out, always the same samples of it."""

@@ -23,13 +23,13 @@ from mmssl.data import (
     blending_told,
     evaluation_batches,
     hold_out,
-    notes,
     open_source,
     open_videos,
     subset,
 )
 from mmssl.errors import UserError, as_text
-from mmssl.evaluation import effective_rank, extract
+from mmssl.evaluation import effective_rank, extract, watched_accuracies
+from mmssl.header import header
 from mmssl.objectives import Objective
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
@@ -102,7 +102,8 @@ def pretrain(
     context: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`.
+    """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
+    what kNN and a linear probe make of their features.
 
     repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
     """
@@ -119,11 +120,12 @@ def pretrain(
         repeats=repeats,
         ceiling=ceiling,
     )
-    if distributed.rank() == 0:
-        for note in notes(media, held_out):
-            print(note)
-    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
     low_precision = autocast_dtype(settings.precision, device)
+    total, epoch = settings.total_steps(loader.steps_per_epoch), loader.steps_per_epoch
+    if distributed.rank() == 0:
+        for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
+            print(line, flush=True)
+    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
         losses, counts = [], []
@@ -133,8 +135,15 @@ def pretrain(
                 losses.append(float(objective(moved).loss))
             counts.append(len(batch["sample_id"]))
         mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-        features = extract(objective.encoder, watched, device=device).features
-        return {"heldout_loss": mean, "effective_rank": effective_rank(features)}
+        found = extract(objective.encoder, watched, device=device)
+        rank = effective_rank(found.features)
+        return {"heldout_loss": mean, "effective_rank": rank, **watched_accuracies(found)}
+
+    def logged(row: dict[str, Any]) -> None:
+        if not (run_dir / PICTURES).is_file():  # not before the run is known to go on, but soon: a report needs them
+            replace_file(run_dir / PICTURES, save(_shown(watched)))
+        if on_log:
+            on_log(row)
 
     sampling = {"sampling": media.sampling} if isinstance(media, (DrawnSource, FolderSource)) else {}
     result = train(
@@ -144,7 +153,7 @@ def pretrain(
         run_dir,
         device=device,
         validate=validate,
-        on_log=on_log,
+        on_log=logged,
         context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
     )
     seen_through = set[int]().union(*distributed.gather(loader.ledger.blended))

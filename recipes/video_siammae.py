@@ -13,10 +13,11 @@ flip for both.
 Run the same command again to resume, also after a signal (exit code 75).
 
 The paper leaves choices open and its authors published no code; taken here are: the gap between both frames uniform in
-4/30 to 48/30 seconds (the paper's 4 to 48 frames of 30 a second); the decoder's size, MAE's 8 blocks of 512; a block's
-order, cross-attention, self-attention, MLP, each behind a norm; decoder positions and both class tokens on the past
-frame as well; 1.5e-4 as a base rate, multiplied by batch / 256 as in MAE. The paper reports J&F 62.0 on DAVIS-2017;
-nothing of that size has been trained with this recipe. What has been is in benchmarks/learning.md.
+4/30 to 48/30 seconds (the paper's 4 to 48 frames of 30 a second); the decoder's size, CropMAE's 4 blocks of 256 beside
+ViT-S, 4 of 128 beside tiny, MAE's 8 of 512 beside base and above; a block's order, cross-attention, self-attention,
+MLP, each behind a norm; decoder positions and both class tokens on the past frame as well; 1.5e-4 as a base rate,
+multiplied by batch / 256 as in MAE. The paper reports J&F 62.0 on DAVIS-2017; nothing of that size has been trained
+with this recipe. What has been is in benchmarks/learning.md.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 from mmssl.cli import run
 from mmssl.data import DavisFolder, EvalView, Pairs, TrainView
 from mmssl.evaluation import MaskRow, mask_rows, mask_table, propagate_masks
 from mmssl.objectives import Objective, SiamMAE, SiamMAEConfig, siammae_config
-from mmssl.recipe import VideoRecipe
+from mmssl.recipe import VideoRecipe, from_command_line
 from mmssl.report.run import save_tracks
 from mmssl.training import TrainResult
 
@@ -47,17 +47,21 @@ class VideoSiamMAE(VideoRecipe):
     out: Path = Path("runs/video_siammae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "small"
+    """Size of the encoder: 192, 384, 768, 1024 or 1280 wide."""
     gap: tuple[float, float] = (4 / 30, 48 / 30)
     """Seconds from the past to the future frame, uniform in this range."""
     repeats: int = 2
     """Pairs of frames of each video that is opened; an epoch shows as many of each as one with `--repeats 1`."""
     mask_ratio: float = 0.95
+    """Share of the future frame's patches that is hidden."""
     norm_pix: bool = True
     """Standardise each target patch."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Least and largest share of a frame's area in a crop."""
     tracks: Path | None = None
     """DAVIS-style folder (JPEGImages, Annotations) to follow objects in with the trained encoder."""
     epochs: float = 2000.0
+    """Times that every video is seen, a pair of frames each time. May be raised on a run that is there."""
     batch_size: int = 2048
     """Pairs of one optimizer step, over all processes."""
 
@@ -70,6 +74,8 @@ class VideoSiamMAE(VideoRecipe):
             mask_ratio=self.mask_ratio,
             norm_pix=self.norm_pix,
             seed=self.seed,
+            decoder_dim=self.decoder_dim,
+            decoder_depth=self.decoder_depth,
         )
 
     def follow(self, folder: DavisFolder, objective: Objective, device: torch.device) -> None:
@@ -99,7 +105,7 @@ class VideoSiamMAE(VideoRecipe):
 
 
 def main() -> None:
-    tyro.cli(VideoSiamMAE, description=__doc__).run()
+    from_command_line(VideoSiamMAE, __doc__).run()
 
 
 if __name__ == "__main__":

@@ -21,4 +21,8 @@ def test_the_demo_falls_back_to_digits(tmp_path, monkeypatch, capsys):
     assert {row["representation"] for row in rows} == {"raw pixels", "random init", "pretrained"}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "method.encoder.transformer.dim" in page
+    assert "Accuracy on half of the watched samples" in page
+    watched = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert 0.3 < watched["knn_accuracy"] <= 1 and 0.3 < watched["linear_accuracy"] <= 1
+    assert "model     MAE: encoder" in said
     assert Encoder.from_pretrained(tmp_path / "demo" / "final").dim == 192

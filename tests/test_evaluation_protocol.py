@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmssl.errors import UserError
-from mmssl.evaluation import FeatureSet, Row, evaluate, label_budgets, table
+from mmssl.evaluation import FeatureSet, Row, evaluate, label_budgets, table, watched_accuracies
 
 
 def test_budgets_are_stratified_deterministic_and_their_draws_disjoint():
@@ -99,3 +99,18 @@ def test_table_has_a_line_a_representation_and_a_column_a_probe_and_budget():
         "| pixels | 50.1 ± 1.5 | 84.5 |",
         "| a\\|b |  | 90.0 |",
     ]
+
+
+def test_accuracies_of_watched_samples_come_from_the_labels_of_half_of_them() -> None:
+    labels = torch.arange(60) % 3
+    features = torch.nn.functional.one_hot(labels, 8).float() + 0.05 * torch.randn(60, 8)
+    assert watched_accuracies(FeatureSet(features, labels)) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
+    noise = watched_accuracies(FeatureSet(torch.randn(60, 8), labels))
+    assert max(noise.values()) < 0.8
+    # samples without a label neither show nor ask
+    mixed = torch.where(torch.arange(60) < 30, labels, -1)
+    features[30:] = 1e3
+    assert watched_accuracies(FeatureSet(features, mixed)) == {"knn_accuracy": 1.0, "linear_accuracy": 1.0}
+    for too_little in (None, torch.full((60,), -1), torch.zeros(60, dtype=torch.long), torch.where(mixed < 0, -1, 0)):
+        assert watched_accuracies(FeatureSet(features, too_little)) == {}
+    assert watched_accuracies(FeatureSet(features[:8], labels[:8])) == {}

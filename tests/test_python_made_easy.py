@@ -78,5 +78,5 @@ def test_a_prompt_prints_a_few_lines():
     told = repr(MAE("tiny", size=16, patch=8, norm_pix=True)).splitlines()
     assert told[0] == "MAE(mask_ratio=0.75, norm_pix=True, seed=0)"
     assert told[1].startswith("  encoder: Encoder(image 16 x 16 in patches of 8 x 8; 192 wide, 12 blocks, 3 heads, 5.")
-    assert told[2].startswith("  decoder: Decoder(512 wide, 8 blocks, 16 heads, 25.") and len(told) == 3
+    assert told[2].startswith("  decoder: Decoder(128 wide, 4 blocks, 4 heads, 0.") and len(told) == 3
     assert max(map(len, told)) < 120

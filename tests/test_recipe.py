@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mmssl import MAE, Encoder
 from mmssl.cli import run
+from mmssl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--precision", "fp32"]
@@ -93,6 +94,43 @@ def test_the_defaults_are_the_papers(monkeypatch):
     assert ImageMAE(data=Path("pictures"), model="huge").method().encoder.tokenizers[0].modality.patch == (14, 14)
 
 
+def test_every_setting_of_the_loop_is_a_flag_with_a_help_text(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from dataclasses import fields
+
+    import image_mae
+
+    from mmssl.training import TrainSettings
+
+    flags = {field.name for field in fields(image_mae.ImageMAE)}
+    # how many chunks a batch is split into follows from --at-once
+    assert {field.name for field in fields(TrainSettings)} - flags == {"accumulate"}
+    told = image_mae.ImageMAE(
+        data=Path("pictures"),
+        steps=200,
+        betas=(0.8, 0.99),
+        min_lr=1e-6,
+        clip_norm=1.0,
+        ema=0.99,
+        keep=5,
+        tracker="none",
+    ).training(1, torch.device("cpu"))
+    assert (told.epochs, told.steps, told.warmup_steps, told.betas) == (None, 200, 10, (0.8, 0.99))
+    assert (told.min_lr, told.clip_norm, told.ema, told.keep, told.tracker) == (1e-6, 1.0, 0.99, 5, "none")
+
+
+@pytest.mark.parametrize("name", ["image_mae", "video_siammae", "video_videomae"])
+def test_every_flag_has_a_help_text(monkeypatch, capsys, name):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        __import__(name).main()
+    told = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert len(set(re.findall("--[a-z-]+", told))) > 30
+    assert not re.findall(r"(--[a-z-]+) +(?:[A-Z{][^ ]* +){0,2}\((?:default|required)", told)
+
+
 def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     model = ["--model", finished / "final", "--data", pictures, "--workers", 0]
     for name in ("features.parquet", "features.npz"):
@@ -113,6 +151,74 @@ def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     before = (finished / "report.html").read_bytes()
     assert command("report", finished).returncode == 0
     assert (finished / "report.html").read_bytes() == before
+
+
+def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import image_mae
+
+    from mmssl import commands
+    from mmssl.data import Loader
+    from mmssl.reading import Reading
+    from mmssl.report.run import write_report
+    from mmssl.runs import model_in
+
+    out, met = tmp_path / "run", []
+
+    def watched(self, *steps):
+        for step, batch in enumerate(batches(self, *steps)):
+            if step in (1, 4):
+                try:
+                    met.append((model_in(out).name, write_report(out).name))
+                except UserError as error:
+                    met.append(str(error))
+            if step == 4:
+                commands.embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
+                commands.export(out, tmp_path / "early", "vit")
+                early.update(load_file(out / "step-00000004" / "ema.safetensors"))
+            yield batch
+
+    early, batches = {}, Loader.batches
+    monkeypatch.setattr(Loader, "batches", watched)
+    flags = ["--data", pictures, "--out", out, "--epochs", 2, "--save-every", 2, "--ema", 0.5, *SMALL]
+    monkeypatch.setattr(sys, "argv", ["image_mae.py", *map(str, flags)])
+    assert run(image_mae.main) == 0, capsys.readouterr().err
+    assert "its first checkpoint is not written yet" in met[0]
+    assert met[1] == ("step-00000004", "report.html")
+    # the averaged weights, as `final` holds them
+    shown = Encoder.from_pretrained(tmp_path / "early").state_dict()
+    for name, value in shown.items():
+        assert torch.equal(value, early.get(f"encoder.{name}", value))
+    assert np.load(tmp_path / "early.npz")["features"].shape == (32, 192)
+    assert model_in(out) == out / "final"
+    final = load_file(out / "final" / "model.safetensors")
+    last = sorted(out.glob("step-*"))[-1]
+    assert all(torch.equal(final[name], value) for name, value in load_file(last / "ema.safetensors").items())
+
+
+def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import image_mae
+    import video_videomae
+
+    def repeat(module, *flags: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["recipe.py", "--config", *map(str, flags)])
+        return run(module.main)
+
+    assert repeat(image_mae, finished / "settings.json", "--out", tmp_path / "again") == 0, capsys.readouterr().err
+    assert losses(tmp_path / "again") == losses(finished)
+    assert repeat(image_mae, tmp_path / "again" / "settings.json", "--out", tmp_path / "more", "--epochs", 1) == 0
+    assert len(losses(tmp_path / "more")) < len(losses(finished))
+    settings = json.loads((tmp_path / "more" / "settings.json").read_text())
+    assert (settings["method.norm_pix"], settings["epochs"], settings["recipe.size"]) == (True, 1.0, 16)
+    assert "recipe." not in (finished / "report.html").read_text()
+    assert repeat(video_videomae, finished / "settings.json") == 2
+    assert "VideoVideoMAE has no setting 'background': it is the run of another recipe" in capsys.readouterr().err
+    (tmp_path / "old.json").write_text('{"epochs": 2.0}')
+    assert repeat(image_mae, tmp_path / "old.json") == 2
+    assert "does not say by which flags" in capsys.readouterr().err
+    assert repeat(image_mae, tmp_path / "none.json") == 2
+    assert "none.json: cannot be read as a run's settings.json" in capsys.readouterr().err
 
 
 def test_exports_are_read_by_the_other_libraries(finished, tmp_path):

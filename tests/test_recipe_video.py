@@ -68,6 +68,9 @@ def test_videos_become_a_videomae_a_report_and_accuracies(videos, tmp_path, monk
     assert rows[-1]["seen"] + rows[-1]["skipped"] == rows[-1]["step"] * 4
     assert recipe(monkeypatch, "video_videomae", f"{line} --stride 1") == 2  # other frames than in the past
     assert "sampling: " in capsys.readouterr().err
+    assert recipe(monkeypatch, "video_videomae", f"--config {out}/settings.json --out {tmp_path}/again") == 0
+    again = [json.loads(line)["loss"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert again == [row["loss"] for row in rows]
     reading = f"--model {out}/final --data {videos}/films --workers 0 --device cpu"
     command(monkeypatch, f"evaluate {reading} --clips 2 --stride 2")
     assert "| top-1 accuracy, % | kNN, all | linear, all |" in capsys.readouterr().out

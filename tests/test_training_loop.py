@@ -60,9 +60,12 @@ def test_metrics_tell_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads((tmp_path / "settings.json").read_text())["model.width"] == 16
     assert (tmp_path / "final" / "config.json").exists()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith("step 4/12: loss ")
-    assert "steps/s" in lines[0]
+    assert len(lines) == 5
+    assert lines[0].startswith("the first step took ")
+    assert "; the other 11 would take " in lines[0]
+    assert lines[1].startswith("step 4/12: loss ")
+    assert "steps/s" in lines[1] and "held out" not in lines[1]
+    assert "held out 3.0000 at step 6" in lines[3]
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmssl.errors import UserError
 from mmssl.objectives.objective import Output
 from mmssl.training import Interrupted, checkpoints, read_metrics, train
+from mmssl.training.optim import cosine_schedule
 from mmssl.training.stopping import stop_request
 from tests.training_toy import Toy, ToyLoader, job, run_ranks, settings, strip
 
@@ -198,3 +199,44 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+
+
+def test_a_finished_run_may_be_made_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for folder in (run, tmp_path / "shorter"):
+        train(Toy(), ToyLoader(), settings(), folder, device=CPU)
+    capsys.readouterr()
+    longer = settings(steps=18, warmup_epochs=0.6)
+    result = train(Toy(), ToyLoader(), longer, run, device=CPU)
+    assert (result.resumed_from, result.steps) == (12, 18)
+    rows, before = read_metrics(run), read_metrics(tmp_path / "shorter")
+    assert strip(rows[:12]) == strip(before)
+    peak, warmup = 0.5 * 4 / 256, 0.6 * 5.5
+    assert [row["lr"] for row in rows[12:]] == [
+        cosine_schedule(step, total=18, warmup=warmup, peak=peak, floor=0.0) for step in range(12, 18)
+    ]
+    said = capsys.readouterr().out
+    assert "changed: steps: 12 -> 18" in said and "changed: warmup_epochs: 0.5 -> 0.6" in said
+    assert (
+        "the run goes on to step 18 instead of 12: the learning rate jumps from "
+        f"{before[-1]['lr']:.3g} to {rows[12]['lr']:.3g}" in said
+    )
+    assert "steps 1 to 12 keep the rates they had" in said
+    with pytest.raises(UserError, match="steps: 18 -> 12"):
+        train(Toy(), ToyLoader(), settings(warmup_epochs=0.6), run, device=CPU)
+    with pytest.raises(UserError, match=r"base_lr: 0.5 -> 0.25\)"):
+        train(Toy(), ToyLoader(), settings(steps=20, warmup_epochs=0.6, base_lr=0.25), run, device=CPU)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """It recorded fewer settings: those it lacks had their defaults."""
+    train(Toy(), ToyLoader(), settings(steps=6, keep=1), tmp_path, device=CPU)
+    (folder,) = tmp_path.glob("step-*")
+    saved = checkpoints.load(folder)
+    for name in ("ema", "warmup_steps", "tracker"):
+        del saved.meta["settings"][name]
+    shutil.rmtree(folder)
+    checkpoints.save(tmp_path, 6, saved.state, saved.meta)
+    assert train(Toy(), ToyLoader(), settings(steps=6, keep=1), tmp_path, device=CPU).resumed_from == 6
+    with pytest.raises(UserError, match=r"ema: null -> 0\.5"):
+        train(Toy(), ToyLoader(), settings(steps=6, keep=1, ema=0.5), tmp_path, device=CPU)

@@ -18,7 +18,7 @@ from mmssl.evaluation.propagation import (
     propagate_masks,
     propagate_points,
 )
-from mmssl.evaluation.protocol import Row, evaluate, label_budgets, penalties, pivot, table
+from mmssl.evaluation.protocol import Row, evaluate, label_budgets, penalties, pivot, table, watched_accuracies
 from mmssl.evaluation.tracking_scores import (
     MaskMeans,
     MaskRow,
@@ -67,4 +67,5 @@ __all__ = [
     "propagate_points",
     "region_similarity",
     "table",
+    "watched_accuracies",
 ]

@@ -126,6 +126,30 @@ def evaluate(
     return rows
 
 
+def watched_accuracies(features: FeatureSet, seed: int = 0) -> dict[str, float]:
+    """kNN and linear accuracy, 0-1, on one half of a few labelled samples from the labels of the other: for curves.
+
+    Always the same halves, drawn by noise from `seed`; the probe takes one penalty, 0.01, untried. That is quick, and
+    steps of one run compare; it is no result to report, which `evaluate` gives. Nothing for samples without labels, or
+    where the half that shows them has fewer than 5 or a single class.
+    """
+    if features.labels is None:
+        return {}
+    known = (features.labels >= 0).nonzero().flatten()
+    known = known[permutation(len(known), seed=seed, stream="evaluation/watched")]
+    shown, asked = known[: len(known) // 2], known[len(known) // 2 :]
+    labels, answers = features.labels[shown], features.labels[asked]
+    if len(shown) < 5 or len(labels.unique()) < 2:
+        return {}
+    vectors = features.features[shown], features.features[asked]
+    nearest = knn(vectors[0], labels, vectors[1])
+    probed = linear_probe(vectors[0], labels, l2_grid=(1e-2,)).predict(vectors[1])
+    return {
+        f"{name}_accuracy": (predicted == answers).double().mean().item()
+        for name, predicted in (("knn", nearest), ("linear", probed))
+    }
+
+
 def _labels(features: FeatureSet, name: str) -> Int64[Tensor, " samples"]:
     if features.labels is None or not len(features):
         raise UserError(f"The {name} have no labels; evaluate on a labelled source.")

@@ -21,7 +21,7 @@ from mmssl.errors import UserError
 
 Config = TypeVar("Config")
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, AVERAGE = "config.json", "model.safetensors", "ema.safetensors"
 
 
 def config_from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
@@ -115,6 +115,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         shards = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
         if not shards:
             raise UserError(f"{path}: holds neither {WEIGHTS} nor pytorch_model.bin")
+        # a checkpoint of a run that averages its weights: the average is what is meant, where there is one
+        shards += [path / AVERAGE] if (path / AVERAGE).is_file() else []
         return {key: value for shard in shards for key, value in read_weights(shard).items()}
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mmssl import interop
-from mmssl.decoder import DecoderConfig, mae_decoder_config
+from mmssl.decoder import DecoderConfig, decoder_size, mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
@@ -49,8 +49,12 @@ def mae_config(
     mask_ratio: float = 0.75,
     norm_pix: bool = False,
     seed: int = 0,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
 ) -> MAEConfig:
-    """MAE on square pictures. model: tiny, small, base, large or huge. patch: its side; None is 16, or 14 for huge."""
+    """MAE on square pictures. model: tiny, small, base, large or huge. patch: its side; None is 16, or 14 for huge.
+    The decoder is the paper's from base on and smaller below where not given, see `decoder_size`.
+    """
     patch = (14 if model == "huge" else 16) if patch is None else patch
     if min(patch, size, channels) < 1 or size % patch:
         raise UserError(
@@ -59,7 +63,8 @@ def mae_config(
         )
     modality = image(channels, (patch, patch))
     encoder = vit_config(model, modality=modality, input_size=(size, size), drop_path=drop_path)
-    return MAEConfig(encoder, mae_decoder_config(), mask_ratio, norm_pix, seed)
+    decoder = mae_decoder_config(*decoder_size(model, decoder_dim, decoder_depth))
+    return MAEConfig(encoder, decoder, mask_ratio, norm_pix, seed)
 
 
 class MAE(PixelObjective):

@@ -62,8 +62,11 @@ class Objective(nn.Module):
         the same tables.
         """
         mark_trained(self)
-        config = {"mmssl": type(self).__name__, "config": dataclasses.asdict(self.config)}
-        return interop.save_folder(folder, config, self.state_dict())
+        return interop.save_folder(folder, self.told(), self.state_dict())
+
+    def told(self) -> dict[str, Any]:
+        """The method and its settings, as config.json holds them."""
+        return {"mmssl": type(self).__name__, "config": dataclasses.asdict(self.config)}
 
     @classmethod
     def from_pretrained(cls: type[O], path_or_hub_id: str | Path) -> O:

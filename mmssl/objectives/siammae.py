@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmssl import interop
-from mmssl.decoder import DecoderConfig
+from mmssl.decoder import DecoderConfig, decoder_size
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
@@ -23,8 +23,8 @@ from mmssl.transformer import TransformerConfig
 S = TypeVar("S", bound="SiamMAE")
 
 
-def siammae_decoder_config(dim: int = 512, depth: int = 8, heads: int = 16) -> DecoderConfig:
-    """The paper's "cross-self" decoder; it does not tell its size: the defaults are MAE's."""
+def siammae_decoder_config(dim: int = 256, depth: int = 4, heads: int = 8) -> DecoderConfig:
+    """The paper's "cross-self" decoder; it does not tell its size: the defaults are CropMAE's beside ViT-S."""
     return DecoderConfig(TransformerConfig(dim, depth, heads, branches=("cross", "attn", "mlp")))
 
 
@@ -60,12 +60,15 @@ def siammae_config(
     mask_ratio: float = 0.95,
     norm_pix: bool = True,
     seed: int = 0,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
 ) -> SiamMAEConfig:
-    """SiamMAE on square frames. model: tiny, small, base, large or huge."""
+    """SiamMAE on square frames. model: tiny, small, base, large or huge. The decoder: see `decoder_size`."""
     if min(patch, size) < 1 or size % patch:
         raise UserError(f"patch {patch} does not divide frames of {size} pixels: choose another --size")
     encoder = vit_config(model, modality=image(3, (patch, patch)), input_size=(size, size))
-    return SiamMAEConfig(encoder, mask_ratio=mask_ratio, norm_pix=norm_pix, seed=seed)
+    decoder = siammae_decoder_config(*decoder_size(model, decoder_dim, decoder_depth))
+    return SiamMAEConfig(encoder, decoder, mask_ratio, norm_pix, seed)
 
 
 class SiamMAE(PixelObjective):

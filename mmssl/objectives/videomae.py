@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from mmssl import interop
-from mmssl.decoder import DecoderConfig
+from mmssl.decoder import DecoderConfig, decoder_size
 from mmssl.encoder import SIZES, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, tube_mask
@@ -76,10 +76,13 @@ def videomae_config(
     mask_ratio: float = 0.9,
     norm_pix: bool = True,
     seed: int = 0,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
 ) -> VideoMAEConfig:
-    """The paper's encoder and decoder of one of its sizes, on clips of so many square frames, two of them in a tube."""
-    if model not in DECODERS:
-        raise UserError(f"unknown model size {model!r}: VideoMAE has {', '.join(DECODERS)}")
+    """The paper's encoder and decoder of one of its sizes, on clips of so many square frames, two of them in a tube.
+    The decoder may be told to be another, see `decoder_size`.
+    """
+    decoder = videomae_decoder_config(*decoder_size(model, decoder_dim, decoder_depth, family=DECODERS))
     if min(patch, size, frames) < 1 or size % patch or frames % 2:
         raise UserError(
             f"tubes of 2 x {patch} x {patch} do not fill clips of {frames} x {size} pixels: "
@@ -87,7 +90,7 @@ def videomae_config(
         )
     modality = dataclasses.replace(VIDEO, patch=(2, patch, patch))
     encoder = videomae_encoder_config(model, modality=modality, input_size=(frames, size, size))
-    return VideoMAEConfig(encoder, videomae_decoder_config(*DECODERS[model]), mask_ratio, norm_pix, seed)
+    return VideoMAEConfig(encoder, decoder, mask_ratio, norm_pix, seed)
 
 
 class VideoMAE(PixelObjective):

@@ -16,6 +16,7 @@ _CHARTS = {
     "Learning rate": {"lr": "learning rate"},
     "Gradient norm": {"grad_norm": "gradient norm"},
     "Effective rank of the features": {"effective_rank": "effective rank"},
+    "Accuracy on half of the watched samples": {"knn_accuracy": "kNN", "linear_accuracy": "linear probe"},
 }
 _WIDTH, _HEIGHT = 460, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
@@ -23,7 +24,7 @@ _MOST_POINTS = 600
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """An SVG chart each for loss (training and held-out), learning rate, gradient norm and effective rank over steps.
+    """An SVG chart each for loss (training and held-out), learning rate, gradient norm, effective rank and accuracies.
 
     `metrics` are the rows of a run, each with its "step"; a row need not hold every metric, and None counts as not
     finite. Charts of metrics that no row holds are left out.

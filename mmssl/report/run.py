@@ -21,6 +21,7 @@ from mmssl.evaluation import Row
 from mmssl.objectives import PixelObjective, load
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
+from mmssl.runs import model_in
 from mmssl.tokenizer import Batch
 from mmssl.training import read_metrics
 from mmssl.training.checkpoints import replace_file
@@ -126,11 +127,12 @@ def hidden_pixels(
 def write_report(run_dir: Path) -> Path:
     """Draw report.html and pictures/ from a run folder; the page's path.
 
-    Raises UserError where the folder holds no finished run.
+    A run that still trains is drawn as its newest checkpoint is. Raises UserError where the folder holds no run, or one
+    without a checkpoint yet.
     """
-    if not (run_dir / "final").is_dir():
-        raise UserError(f"{run_dir}: no finished run here (no folder `final`); run the training to its end first")
-    objective = load(run_dir / "final")
+    if not (run_dir / "settings.json").is_file():
+        raise UserError(f"{run_dir}: no run here (no settings.json); give the folder of one")
+    objective = load(model_in(run_dir))
     if not isinstance(objective, PixelObjective):
         raise UserError(f"{run_dir}: {type(objective).__name__} predicts no pixels that a report could draw")
     try:
@@ -153,5 +155,5 @@ def write_report(run_dir: Path) -> Path:
     report.heading("How it learned")
     report.curves(read_metrics(run_dir))
     report.heading("Settings")
-    report.settings(settings)
+    report.settings({name: value for name, value in settings.items() if not name.startswith("recipe.")})
     return report.write(run_dir, pictures=True)

@@ -3,6 +3,7 @@
     run_dir/step-00001234/model.safetensors       any number of groups of named tensors
                           optimizer.safetensors
                           meta.json               what is not a tensor
+                          config.json             the model's architecture, with which the folder is a model's
                           manifest.json           size and sha256 of the files above, written last
 
 A process killed during a save leaves a folder whose name starts with `.saving-`; the next save removes it. Nothing is
@@ -31,6 +32,7 @@ from mmssl.errors import UserError
 
 _MANIFEST = "manifest.json"
 _META = "meta.json"
+CONFIG = "config.json"
 _ASIDE = ".saving-"
 
 
@@ -49,12 +51,13 @@ def save(
     state: Mapping[str, Mapping[str, Tensor]],
     meta: Mapping[str, Any],
     keep: int = 2,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `run_dir/step-{step:08d}`, then remove all but the newest `keep` up to this step (0 removes none).
 
-    `meta` is anything JSON holds. Until the new checkpoint is whole, every earlier one stays. A damaged checkpoint of
-    the same step is replaced, a whole one is left as it is. Raises UserError when the disk is full; other errors of the
-    file system are raised as they come.
+    `meta` is anything JSON holds, and so is `config`, the architecture, which is written where it is given. Until the
+    new checkpoint is whole, every earlier one stays. A damaged checkpoint of the same step is replaced, a whole one is
+    left as it is. Raises UserError when the disk is full; other errors of the file system are raised as they come.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     for leftover in run_dir.glob(f"{_ASIDE}*"):
@@ -72,6 +75,8 @@ def save(
                 name = f"{group}.safetensors"
                 files[name] = _write(aside / name, safetensors.save(_own_copies(tensors)))
             files[_META] = _write(aside / _META, _json(meta))
+            if config is not None:
+                files[CONFIG] = _write(aside / CONFIG, _json(config))
             _write(aside / _MANIFEST, _json({"step": step, "files": files}))
             _sync_folder(aside)
         except OSError:
@@ -123,7 +128,7 @@ def damage(path: Path) -> str | None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that `newest` found whole."""
     manifest = json.loads((path / _MANIFEST).read_bytes())
-    groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name != _META]
+    groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
     state = {group: safetensors.load_file(path / f"{group}.safetensors") for group in groups}
     return Checkpoint(manifest["step"], state, json.loads((path / _META).read_bytes()))
 

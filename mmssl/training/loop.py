@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +20,11 @@ from mmssl.masking.noise import stream_key
 from mmssl.objectives.objective import Objective
 from mmssl.position import mark_trained
 from mmssl.training import checkpoints, distributed
+from mmssl.training.average import Average
 from mmssl.training.journal import Journal
-from mmssl.training.optim import adamw, cosine_schedule, learning_rate, parameter_groups, set_learning_rate
+from mmssl.training.optim import adamw, parameter_groups, schedule, set_learning_rate
 from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
-from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record
+from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record, slow_average
 from mmssl.training.stopping import Interrupted, StopRequest, stop_request
 
 
@@ -48,6 +50,7 @@ def train(
     validate: Callable[[Objective, int], Mapping[str, float]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     context: Mapping[str, Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train `objective` on `loader`, or go on with the newest whole checkpoint in `run_dir`.
 
@@ -55,7 +58,8 @@ def train(
     `validate(objective, step)` runs on rank 0, in eval mode and without gradients, and must not use collectives; its
     numbers join the metrics. `on_log` gets each row of metrics. `objective.before_step(progress)` comes before the
     forward pass and is the place for schedules, `after_step(progress)` after the optimizer and is the place for
-    teachers; `progress` is the share of steps already done.
+    teachers; `progress` is the share of steps already done. With `settings.ema` what is validated, and what is left in
+    `objective` and the folder `final`, are the averaged weights; checkpoints hold both. `clock` gives seconds.
 
     Every random choice of a step follows from (seed, step, rank), torch's global generator included, which is seeded
     anew each step; so a resumed run gives the same bits on a CPU. Raises UserError for settings that cannot be met, a
@@ -72,8 +76,7 @@ def train(
             "choose a multiple."
         )
     total = settings.total_steps(loader.steps_per_epoch)
-    warmup = settings.warmup_epochs * loader.steps_per_epoch
-    peak = learning_rate(settings.base_lr, settings.batch_size)
+    rates = schedule(settings, loader.steps_per_epoch)
     low_precision = autocast_dtype(settings.precision, device)
     where = {"device": device.type, "world_size": world, "autocast": str(low_precision or "off")}
     settled = record(settings, {**(context or {}), **where})
@@ -82,22 +85,24 @@ def train(
     groups = parameter_groups(objective, settings.weight_decay, objective.undecayed)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = adamw(groups, settings.betas, device)
-    start, notes = resume(run_dir, objective, optimizer, loader, settled)
-    notes += large_batch(settings.batch_size, loader.steps_per_epoch, total)
+    average = None if settings.ema is None else Average(objective, settings.ema)
+    start, notes = resume(run_dir, objective, optimizer, loader, settled, average)
+    notes += large_batch(settings.batch_size, loader.steps_per_epoch, total) + slow_average(settings.ema, total)
     model: nn.Module = torch.compile(objective) if settings.compile else objective  # type: ignore[assignment]
     if world > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     row: dict[str, Any] = {}
+    book = partial(Journal, run_dir, start, total, settled, notes, clock, settings.tracker)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
-        journal = stack.enter_context(closing(Journal(run_dir, start, total, settled, notes))) if main else None
+        journal = stack.enter_context(closing(book())) if main else None
         if journal and world == 1:  # also when the run stops between two log lines
             stack.callback(lambda: journal.list_skipped(ledger_totals(loader)["skipped"]))
         # closed on the way out, whatever the reason, so that the loader's workers end with the loop
         batches = stack.enter_context(closing(cast(Generator[Batch, None, None], loader.batches(start, total))))
         seen, skipped = loader.ledger.seen, len(loader.ledger.skipped)
-        busy, busy_steps, clock = 0.0, 0, time.perf_counter()
+        busy, busy_steps, began = 0.0, 0, clock()
         for step, batch in enumerate(batches, start):
             if len(batch["sample_id"]) * world != settings.batch_size:
                 raise ValueError(
@@ -105,7 +110,7 @@ def train(
                     f"batch_size={settings.batch_size}: give it rank= and world_size=."
                 )
             progress = step / total
-            rate = cosine_schedule(step, total=total, warmup=warmup, peak=peak, floor=settings.min_lr)
+            rate = rates(step)
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
             # a step of several chunks may be dropped in its middle, and forward passes may move statistics
@@ -114,14 +119,15 @@ def train(
             objective.before_step(progress)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             autocast = torch.autocast(device.type, low_precision, enabled=low_precision is not None)
-            gradients = _gradients(model, batch, settings.accumulate, autocast, stop)
+            on_chunk = partial(journal.chunk, step + 1) if journal else None
+            gradients = _gradients(model, batch, settings.accumulate, autocast, stop, on_chunk)
             if gradients is None:
                 for buffer, value in zip(objective.buffers(), buffers, strict=True):
                     buffer.copy_(value)
                 loader.ledger.seen = seen  # the batch that was begun will be read again
                 del loader.ledger.skipped[skipped:]
                 if step > 0:
-                    save(run_dir, step, objective, optimizer, loader, settled, settings.keep)
+                    save(run_dir, step, objective, optimizer, loader, settled, settings.keep, average)
                 saved = f"step {step} is saved" if step else "and none was finished before"
                 raise _stopped(journal, f"in step {step + 1}, which is dropped", saved)
             loss, parts = gradients
@@ -136,11 +142,13 @@ def train(
                 torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
             optimizer.step()
             objective.after_step(progress)
+            if average:
+                average.follow()
 
-            done = step + 1
-            busy, busy_steps = busy + time.perf_counter() - clock, busy_steps + 1
+            done, took = step + 1, clock() - began
+            busy, busy_steps = busy + took, busy_steps + 1
             if journal:
-                journal.advance(done)
+                journal.advance(done, took)
             if _due(settings.log_every, done, total) or _due(settings.validate_every, done, total) or done == total:
                 names = sorted(parts)
                 values = distributed.mean(torch.stack([loss, *(parts[name] for name in names)])).tolist()
@@ -158,18 +166,23 @@ def train(
                         "skipped": len(ledger["skipped"]),
                     }
                     if validate and _due(settings.validate_every, done, total):
-                        row.update(_validation(validate, objective, done))
+                        with average.in_place() if average else nullcontext():
+                            row.update(_validation(validate, objective, done))
                     journal.log(row, busy_steps / busy)
                     journal.list_skipped(ledger["skipped"])
                     if on_log:
                         on_log(row)
                 busy, busy_steps = 0.0, 0
+            elif journal:
+                journal.tick(done, loss, busy_steps / busy)
             if any_stopping or done == total or _due(settings.save_every, done, total):
-                save(run_dir, done, objective, optimizer, loader, settled, settings.keep)
+                save(run_dir, done, objective, optimizer, loader, settled, settings.keep, average)
             if any_stopping and done < total:
                 raise _stopped(journal, f"after step {done}", "which is saved")
             seen, skipped = loader.ledger.seen, len(loader.ledger.skipped)
-            clock = time.perf_counter()
+            began = clock()
+    if average:
+        average.settle()
     mark_trained(objective)  # on every rank, as saving does on the first
     if main:
         objective.save_pretrained(run_dir / "final")
@@ -187,11 +200,17 @@ def _seed(seed: int, step: int) -> None:
 
 
 def _gradients(
-    model: nn.Module, batch: Batch, chunks: int, autocast: AbstractContextManager[Any], stop: StopRequest
+    model: nn.Module,
+    batch: Batch,
+    chunks: int,
+    autocast: AbstractContextManager[Any],
+    stop: StopRequest,
+    on_chunk: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
     """Gradients of the mean loss over equal chunks of the batch; that loss and its parts, detached.
 
-    None where a stop was asked for between two chunks; then the gradients are worth nothing.
+    None where a stop was asked for between two chunks; then the gradients are worth nothing. `on_chunk` hears how many
+    of all are done.
     """
     size = len(batch["sample_id"])
     losses: list[Tensor] = []
@@ -209,6 +228,8 @@ def _gradients(
             (out.loss / chunks).backward()
         losses.append(out.loss.detach().float())
         parts.append({name: value.detach().float() for name, value in out.parts.items()})
+        if on_chunk and not is_last:
+            on_chunk(chunk + 1, chunks)
     return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from mmssl.training.settings import TrainSettings
 
 ParameterGroup = dict[str, Any]
 
@@ -47,6 +50,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(base_lr: float, batch_size: int) -> float:
     """The linear scaling rule: `base_lr` is stated for 256 samples a step (Goyal et al., arXiv 1706.02677)."""
     return base_lr * batch_size / 256
+
+
+def schedule(settings: TrainSettings, steps_per_epoch: float) -> Callable[[int], float]:
+    """The learning rate of each step of a run."""
+    return partial(
+        cosine_schedule,
+        total=settings.total_steps(steps_per_epoch),
+        warmup=settings.warmup(steps_per_epoch),
+        peak=learning_rate(settings.base_lr, settings.batch_size),
+        floor=settings.min_lr,
+    )
 
 
 def cosine_schedule(step: int, *, total: int, warmup: float, peak: float, floor: float) -> float:

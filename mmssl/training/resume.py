@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.errors import UserError
+from mmssl.objectives.objective import Objective
 from mmssl.training import checkpoints, distributed
-from mmssl.training.settings import compare
+from mmssl.training.average import Average
+from mmssl.training.optim import schedule
+from mmssl.training.settings import compare, lengthened, recorded
 
 Batch = dict[str, Tensor]
 
@@ -45,16 +48,19 @@ def ledger_totals(loader: BatchSource) -> dict[str, Any]:
 def save(
     run_dir: Path,
     step: int,
-    objective: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     loader: BatchSource,
     settled: Mapping[str, Any],
     keep: int,
+    average: Average | None = None,
 ) -> None:
     """Save the whole run after `step` steps, from rank 0. Every rank calls this."""
     meta = {"settings": settled, "ledger": ledger_totals(loader)}
     state = {"model": objective.state_dict(), "optimizer": checkpoints.optimizer_state(objective, optimizer)}
-    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep))
+    config = objective.told() if hasattr(objective, "config") else None
+    state |= {} if average is None else {"ema": average.values}
+    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep, config))
 
 
 def resume(
@@ -63,6 +69,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     loader: BatchSource,
     settled: Mapping[str, Any],
+    average: Average | None = None,
 ) -> tuple[int, list[str]]:
     """Load the newest whole checkpoint, if there is one: its step (else 0), and what the user should be told."""
 
@@ -83,8 +90,25 @@ def resume(
     changes = compare(saved.meta["settings"], settled)
     objective.load_state_dict(saved.state["model"])
     checkpoints.load_optimizer_state(objective, optimizer, saved.state["optimizer"])
+    if average is not None:
+        average.load(saved.state["ema"])
     if distributed.rank() == 0:  # the counts are sums over ranks, however many there were
         loader.ledger.seen = saved.meta["ledger"]["seen"]
         loader.ledger.skipped = [tuple(entry) for entry in saved.meta["ledger"]["skipped"]]
     notes = [*notes, f"resuming after step {saved.step} from {path}", *(f"changed: {change}" for change in changes)]
+    if lengthened(saved.meta["settings"], settled):
+        notes.append(_rescheduled(saved.meta["settings"], settled, saved.step, loader.steps_per_epoch))
     return saved.step, notes
+
+
+def _rescheduled(old: Mapping[str, Any], new: Mapping[str, Any], step: int, steps_per_epoch: float) -> str:
+    """What a longer schedule changes from `step` finished steps on, and what it cannot."""
+    (before, rates), (after, longer) = (
+        (settings.total_steps(steps_per_epoch), schedule(settings, steps_per_epoch))
+        for settings in (recorded(old), recorded(new))
+    )
+    return (
+        f"the run goes on to step {after} instead of {before}: the learning rate jumps from {rates(step - 1):.3g} to "
+        f"{longer(step):.3g}, where the longer schedule is by then; steps 1 to {step} keep the rates they had, so this "
+        "is not quite the run that is as long from its start."
+    )

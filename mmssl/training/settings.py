@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
 
 from mmssl.errors import UserError
+from mmssl.interop import config_from_dict
 
 HARMLESS = frozenset(
     {
@@ -18,6 +19,7 @@ HARMLESS = frozenset(
         "save_every",
         "validate_every",
         "keep",
+        "tracker",
         "compile",
         "accumulate",
         "workers",
@@ -28,17 +30,22 @@ HARMLESS = frozenset(
 )
 """Settings, by the last part of their name, that a resumed run may change: they say how often something is written or
 where the work is done, not what is computed. (Another device or world size may round differently.)"""
+SCHEDULE = frozenset({"epochs", "steps", "warmup_epochs", "warmup_steps"})
+"""Settings that a resumed run may change where it becomes longer: what is done keeps the rates it had."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How long and how to train; the defaults are MAE's for pretraining (arXiv 2111.06377, table 8).
 
-    Exactly one of `epochs` and `steps` is given. `batch_size` counts the samples of one optimizer step over all ranks
-    and all `accumulate` chunks; the peak learning rate is `base_lr * batch_size / 256`. `precision` "auto" is bf16
-    autocast where the hardware has bf16 instructions, else float32. `log_every`, `save_every`, `validate_every` are in
-    steps, 0 for never; the last step is always logged and saved, and validated unless `validate_every` is 0. The
-    newest `keep` checkpoints stay, all with 0.
+    Exactly one of `epochs` and `steps` is given; `warmup_steps`, where given, replaces `warmup_epochs`. `batch_size`
+    counts the samples of one optimizer step over all ranks and all `accumulate` chunks; the peak learning rate is
+    `base_lr * batch_size / 256`, the last one `min_lr`. `precision` "auto" is bf16 autocast where the hardware has bf16
+    instructions, else float32. `log_every`, `save_every`, `validate_every` are in steps, 0 for never; the last step is
+    always logged and saved, and validated unless `validate_every` is 0. The newest `keep` checkpoints stay, all with 0.
+    `clip_norm` is the largest norm of all gradients together. `ema`, 0 to below 1 a step, keeps a moving average of the
+    weights beside them: it is validated and left as the result, as timm's users expect (see `Average`). `tracker` gets
+    the metrics besides metrics.jsonl.
     """
 
     epochs: float | None = None
@@ -48,8 +55,10 @@ class TrainSettings:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = 40.0
+    warmup_steps: int | None = None
     min_lr: float = 0.0
     clip_norm: float | None = None
+    ema: float | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     accumulate: int = 1
@@ -58,19 +67,28 @@ class TrainSettings:
     save_every: int = 1000
     validate_every: int = 0
     keep: int = 2
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size, "base_lr": self.base_lr}
+        positive["clip_norm"] = self.clip_norm
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}={value} must be a number above 0.")
         every = {"log_every": self.log_every, "save_every": self.save_every, "validate_every": self.validate_every}
         rates = {"warmup_epochs": self.warmup_epochs, "weight_decay": self.weight_decay, "min_lr": self.min_lr}
-        for name, value in (every | rates | {"keep": self.keep}).items():
+        for name, value in (every | rates | {"keep": self.keep, "warmup_steps": self.warmup_steps or 0}).items():
             if not 0 <= value < math.inf:
                 raise UserError(f"{name}={value} must be 0 or more.")
         if self.accumulate < 1 or not 0 <= self.seed < 2**63:
             raise UserError(f"accumulate={self.accumulate} must be above 0, seed={self.seed} in [0, 2**63).")
+
+        if not all(0 <= share < 1 for share in (*self.betas, self.ema or 0.0)):
+            raise UserError(f"betas={self.betas} and ema={self.ema} must be 0 or more and below 1.")
+
+    def warmup(self, steps_per_epoch: float) -> float:
+        """Steps over which the learning rate grows."""
+        return self.warmup_epochs * steps_per_epoch if self.warmup_steps is None else self.warmup_steps
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """The optimizer steps of the whole run. Raises UserError when the settings leave none after the warm-up."""
@@ -81,11 +99,12 @@ class TrainSettings:
             total = self.steps
         else:
             raise UserError(f"give epochs or steps, one of the two: epochs={self.epochs}, steps={self.steps}.")
-        warmup = self.warmup_epochs * steps_per_epoch
+        warmup = self.warmup(steps_per_epoch)
         if total <= warmup:
+            name = "warmup_epochs" if self.warmup_steps is None else "warmup_steps"
             raise UserError(
-                f"warmup_epochs={self.warmup_epochs:g} takes {warmup:.0f} steps and the run has {total}: "
-                "lower warmup_epochs or train longer."
+                f"{name}={getattr(self, name):g} takes {warmup:.0f} steps and the run has {total}: "
+                f"lower {name} or train longer."
             )
         return total
 
@@ -101,6 +120,16 @@ def large_batch(batch_size: int, steps_per_epoch: float, total: int) -> list[str
         f"the batch of {batch_size} is larger than the data: each step shows all {samples} samples "
         f"{1 / steps_per_epoch:.1f} times, so the run has {total} step{'s' * (total > 1)} ({epochs:.1f} epochs); "
         f"--batch-size {fitting} would make {math.ceil(epochs * samples / fitting - 1e-6)} of it."
+    ]
+
+
+def slow_average(ema: float | None, total: int) -> list[str]:
+    """A sentence where the run is too short for its average to forget the first weights; else none."""
+    if ema is None or (left := ema**total) < 0.05:
+        return []
+    return [
+        f"ema {ema:g} averages over about {1 / (1 - ema):.0f} steps and the run has {total}: {left:.0%} of the result "
+        f"will be the first weights; --ema {max(0.0, 1 - 5 / total):.4g} would forget them."
     ]
 
 
@@ -128,19 +157,36 @@ def record(settings: TrainSettings, context: Mapping[str, Any]) -> dict[str, Any
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed, as sentences, if a resumed run may change it.
+    """What changed, as sentences, if a resumed run may change it: what is harmless, and the schedule of a longer run.
 
-    Raises UserError listing the changes that it may not make.
+    A setting of `TrainSettings` that `old` lacks had its default: runs of older versions go on. `recipe.` names say by
+    which flags a run was started, not what it is. Raises UserError listing the changes that may not be made.
     """
+    old = {**record(TrainSettings(), {}), **old}
+    old, new = ({name: values[name] for name in values if not name.startswith("recipe.")} for values in (old, new))
+    longer = lengthened(old, new)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     said = {name: f"{name}: {_shown(old, name)} -> {_shown(new, name)}" for name in changed}
-    refused = [said[name] for name in changed if name.rpartition(".")[2] not in HARMLESS]
+    harmless = HARMLESS | SCHEDULE if longer else HARMLESS
+    refused = [said[name] for name in changed if name.rpartition(".")[2] not in harmless]
     if refused:
         raise UserError(
             f"the run was started with other settings ({'; '.join(refused)}), and its past steps would have been "
             "different: give the old values to resume it, or another folder to start a new run."
         )
     return list(said.values())
+
+
+def lengthened(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the run was given more epochs or steps."""
+    pairs = [(old.get(name), new.get(name)) for name in ("epochs", "steps")]
+    return any(before is not None and after is not None and before < after for before, after in pairs)
+
+
+def recorded(flat: Mapping[str, Any]) -> TrainSettings:
+    """The settings in what `record` gave."""
+    known = {field.name: flat[field.name] for field in fields(TrainSettings) if field.name in flat}
+    return config_from_dict(TrainSettings, known)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
