@@ -242,6 +242,8 @@ class Encoder(nn.Module):
         config, rules = interop.transformers_form(settings)
         kind = "VideoMAEImageProcessor" if config["model_type"] == "videomae" else "ViTImageProcessor"
         state = interop.to_theirs(self.state_dict(), rules, self._patch)
+        if config["model_type"] == "vit":  # ViTModel makes a random pooler where there is none: tanh of the class
+            state |= {"pooler.dense.weight": torch.eye(self.dim), "pooler.dense.bias": torch.zeros(self.dim)}
         return interop.save_folder(folder, config, state, interop.image_processor(settings, kind))
 
     def save_timm(self, folder: str | Path) -> Path:

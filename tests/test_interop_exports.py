@@ -45,3 +45,9 @@ def test_transformers_processor_gives_the_pixels_that_the_tokenizer_makes(encode
     expected = (batch / 255 - tokenizer.mean[:, None, None]) / tokenizer.std[:, None, None]
     torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(Encoder.from_pretrained(folder).features({"image": batch}), encoder.features({"image": batch}))
+
+
+def test_transformers_loads_every_weight_from_the_folder(encoder, tmp_path):
+    folder = encoder.to_transformers(tmp_path)
+    _, told = transformers.ViTModel.from_pretrained(folder, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
