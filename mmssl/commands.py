@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from mmssl.data import (
     Clips,
@@ -234,6 +233,10 @@ def export(model: Path, out: Path, to: Literal["vit_mae", "videomae", "vit", "ti
     elif to == "vit":
         Encoder.from_pretrained(model_in(model)).to_transformers(out)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(Encoder.from_pretrained(model_in(model)).to_timm().state_dict(), out / "model.safetensors")
-    print(out)
+        Encoder.from_pretrained(model_in(model)).save_timm(out)
+    folder = as_text(str(out))
+    if to == "timm":
+        print(f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
+    else:
+        name = json.loads((out / "config.json").read_text())["architectures"][0]
+        print(f"import transformers\nmodel = transformers.{name}.from_pretrained({folder!r})")

@@ -271,8 +271,19 @@ class Encoder(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
         `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
-        config, rules = interop.transformers_form(dataclasses.asdict(self.config))
-        return interop.save_folder(folder, config, interop.to_theirs(self.state_dict(), rules, self._patch))
+        settings = dataclasses.asdict(self.config)
+        config, rules = interop.transformers_form(settings)
+        kind = "VideoMAEImageProcessor" if config["model_type"] == "videomae" else "ViTImageProcessor"
+        state = interop.to_theirs(self.state_dict(), rules, self._patch)
+        if config["model_type"] == "vit":  # ViTModel makes a random pooler where there is none: tanh of the class
+            state |= {"pooler.dense.weight": torch.eye(self.dim), "pooler.dense.bias": torch.zeros(self.dim)}
+        return interop.save_folder(folder, config, state, interop.image_processor(settings, kind))
+
+    def save_timm(self, folder: str | Path) -> Path:
+        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads."""
+        return interop.save_folder(
+            folder, interop.timm_config(dataclasses.asdict(self.config)), self.to_timm().state_dict()
+        )
 
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head."""

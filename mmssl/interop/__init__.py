@@ -12,7 +12,17 @@ from mmssl.interop.folder import (
     save_folder,
 )
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
-from mmssl.interop.vit import AUTHORS_MAE, TRANSFORMERS_MAE, Found, depth, hub_names, is_plain, timm_vit
+from mmssl.interop.vit import (
+    AUTHORS_MAE,
+    TRANSFORMERS_MAE,
+    Found,
+    depth,
+    hub_names,
+    image_processor,
+    is_plain,
+    timm_config,
+    timm_vit,
+)
 
 __all__ = [
     "AUTHORS_MAE",
@@ -23,6 +33,7 @@ __all__ = [
     "config_from_dict",
     "depth",
     "hub_names",
+    "image_processor",
     "is_plain",
     "loading",
     "official_encoder",
@@ -32,6 +43,7 @@ __all__ = [
     "resolve",
     "save_folder",
     "siammae",
+    "timm_config",
     "timm_vit",
     "to_ours",
     "to_theirs",

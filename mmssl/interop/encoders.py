@@ -22,7 +22,9 @@ def official_encoder(
 
 
 def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> Found:
-    """The encoder in a transformers folder. Raises UserError for a model type that is not known."""
+    """The encoder in a transformers folder, or timm's. Raises UserError for a model type that is not known."""
+    if "architecture" in config and "pretrained_cfg" in config:  # timm's, by the names that only it writes
+        return vit.timm_encoder(config, state, source)
     for family in (vit, videomae):
         if config.get("model_type") in family.MODEL_TYPES:
             return family.transformers_encoder(config, state)

@@ -22,6 +22,7 @@ from mmssl.errors import UserError
 Config = TypeVar("Config")
 
 CONFIG, WEIGHTS, AVERAGE = "config.json", "model.safetensors", "ema.safetensors"
+PROCESSOR = "preprocessor_config.json"
 
 
 def config_from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
@@ -47,14 +48,22 @@ def _flat(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def save_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
-    """Write config.json and model.safetensors; each appears whole or not at all."""
+def save_folder(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    processor: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write config.json and model.safetensors, and transformers' preprocessor_config.json where `processor` is given;
+    each appears whole or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     # save_file would make a file that only its owner can read.
     (path / f"{WEIGHTS}.part").write_bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
     (path / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
-    for name in (WEIGHTS, CONFIG):
+    if processor is not None:
+        (path / f"{PROCESSOR}.part").write_text(json.dumps(processor, indent=2) + "\n")
+    for name in (WEIGHTS, CONFIG, *([] if processor is None else [PROCESSOR])):
         os.replace(path / f"{name}.part", path / name)
     return path
 

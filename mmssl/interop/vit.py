@@ -321,3 +321,68 @@ def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor])
     # Pooler, classifier and decoder are heads of other tasks.
     tensors = {k: v for k, v in hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
     return transformers_settings(config), transformers_vit("", prefix), tensors
+
+
+def timm_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size."""
+    transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
+    modality, size, classes = tokenizer["modality"], list(tokenizer["size"]), settings["classes"]
+    return {
+        "architecture": "vit_base_patch16_224",  # a name must be known to timm; the sizes below replace all of its own
+        "num_classes": classes,
+        "num_features": transformer["dim"],
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": size,
+            "patch_size": list(modality["patch"]),
+            "in_chans": modality["channels"],
+            "embed_dim": transformer["dim"],
+            "depth": transformer["depth"],
+            "num_heads": transformer["heads"],
+            "mlp_ratio": (transformer["hidden"] or 4 * transformer["dim"]) / transformer["dim"],
+            "global_pool": "avg",
+            "fc_norm": settings["pool_norm"],
+        },
+        "pretrained_cfg": {
+            "input_size": [modality["channels"], *size],
+            "mean": list(modality["mean"]),
+            "std": list(modality["std"]),
+            "num_classes": classes,
+            "pool_size": None,
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "fixed_input_size": True,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def timm_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> Found:
+    """Settings, key map and tensors of the encoder in a folder of timm's ViT, with the statistics noted there."""
+    details = config["pretrained_cfg"]
+    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
+    settings, rules, tensors = official_encoder(state, source, heads=heads, eps=1e-6, size=size)
+    statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
+    settings["tokenizers"][0]["modality"] |= statistics
+    return settings, rules, tensors
+
+
+def image_processor(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The preprocessor_config.json of transformers' `kind` that resizes and normalises as this encoder was trained."""
+    tokenizer = settings["tokenizers"][0]
+    height, width = tokenizer["size"][-2:]
+    sides = {"height": height, "width": width}
+    crop = kind == "VideoMAEImageProcessor"
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": min(height, width)} if crop else sides,
+        "resample": 2 if crop else 3,
+        **({"do_center_crop": True, "crop_size": sides} if crop else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(tokenizer["modality"]["mean"]),
+        "image_std": list(tokenizer["modality"]["std"]),
+    }

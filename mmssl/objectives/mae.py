@@ -165,4 +165,5 @@ class MAE(PixelObjective):
             "norm_pix_loss": self.config.norm_pix,
         }
         state = interop.to_theirs(self.state_dict(), interop.TRANSFORMERS_MAE, self.modality.patch)
-        return interop.save_folder(folder, config, state)
+        processor = interop.image_processor(dataclasses.asdict(self.config.encoder), "ViTImageProcessor")
+        return interop.save_folder(folder, config, state, processor)

@@ -203,4 +203,5 @@ class VideoMAE(PixelObjective):
             "norm_pix_loss": self.config.norm_pix,
         }
         state = interop.to_theirs(self.state_dict(), interop.videomae.TRANSFORMERS, self.modality.patch)
-        return interop.save_folder(folder, config, state)
+        processor = interop.image_processor(dataclasses.asdict(self.config.encoder), "VideoMAEImageProcessor")
+        return interop.save_folder(folder, config, state, processor)
