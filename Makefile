@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONPATH := .:kernels
 
-.PHONY: demo test lint types aot wheel clean
+.PHONY: demo test lint types aot wheel first-minutes clean
 
 demo: .venv/ready
 	$(BIN)/mmssl demo
@@ -28,6 +28,10 @@ types: .venv/ready
 # Every configuration of every kernel for sm_80, sm_90, sm_100 and gfx942, without a device.
 aot: .venv/ready
 	$(BIN)/python -m mmssl_kernels.frame.aot
+
+# From a folder of 200 pictures to a model loaded in timm: the seconds to each milestone.
+first-minutes: .venv/ready
+	$(BIN)/python tests/first_minutes.py
 
 # As a stranger would: build, install with everything from the registry into an empty environment, train a little.
 wheel: .venv/ready
