@@ -23,7 +23,7 @@ from mmssl.report.run import ACCURACIES
 
 PAGES = (
     RESULTS.parent.parent / "README.md",
-    *(RESULTS.parent / f"{name}.md" for name in ("learning", "contrastive", "attention")),
+    *(RESULTS.parent / f"{name}.md" for name in ("measured", "learning", "contrastive", "attention")),
 )
 MARKED = r"<!-- ([\w.-]+)(?:#(\w+))?(?:: ([^>;]+?))?(?:; ([^>]+?))? -->\n.*?<!-- end -->"
 PICTURE = RESULTS / "demo.png"

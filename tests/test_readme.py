@@ -17,7 +17,8 @@ def test_the_tables_are_those_of_the_result_files(page):
 
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_example(README)["features"].shape == (2, 768)
+    names = run_example(README)
+    assert names["features"].shape == (2, 768) and names["vit"].config.hidden_size == 192
     assert Path("mae_hf/config.json").is_file()
 
 
@@ -27,7 +28,7 @@ def test_the_kernels_example_runs():
 
 
 def run_example(readme):
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme.read_text(), flags=re.DOTALL))
     names: dict = {}
     exec(compile(code, str(readme), "exec"), names)
     return names
