@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmssl import MAE, SiamMAE, VideoMAE
 from mmssl.decoder import MAE_DECODERS, decoder_size
 from mmssl.encoder import SIZES
 from mmssl.errors import UserError
@@ -26,6 +27,12 @@ def test_every_recipe_scales_its_decoder_and_can_be_told_another(monkeypatch, mo
     base = recipe(data=Path("media"), model="base").method().decoder.transformer
     assert (base.dim, base.depth, base.heads) == ((384, 4, 6) if "videomae" in module else (512, 8, 16))
     sys.modules.pop(module)
+
+
+@pytest.mark.parametrize("method", [MAE, SiamMAE, VideoMAE])
+def test_python_and_the_recipes_agree(method):
+    sizes = [method("tiny").config.decoder.transformer, method("tiny", decoder_dim=64).config.decoder.transformer]
+    assert [size.dim for size in sizes] == [96 if method is VideoMAE else 128, 64]
 
 
 def test_the_sizes_are_those_of_the_family():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmssl import MAE, Encoder
+from mmssl import MAE, Encoder, train
 from mmssl.cli import run
 from mmssl.errors import UserError
 
@@ -212,6 +212,9 @@ def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
     settings = json.loads((tmp_path / "more" / "settings.json").read_text())
     assert (settings["method.norm_pix"], settings["epochs"], settings["recipe.size"]) == (True, 1.0, 16)
     assert "recipe." not in (finished / "report.html").read_text()
+    data = settings["recipe.data"]
+    called = train("mae", data=data, config=finished / "settings.json", out=tmp_path / "called", epochs=1)
+    assert losses(called.folder) == losses(tmp_path / "more")
     assert repeat(video_videomae, finished / "settings.json") == 2
     assert "VideoVideoMAE has no setting 'background': it is the run of another recipe" in capsys.readouterr().err
     (tmp_path / "old.json").write_text('{"epochs": 2.0}')
