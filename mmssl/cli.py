@@ -124,14 +124,14 @@ class ReadMedia(Reading):
 
     model: Path
     """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's, also while it trains."""
-    data: Path
-    """Folder of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(ReadMedia):
     """Write a feature vector a picture or video: .parquet (name, label, feature) or .npz (names, labels, features)."""
 
+    data: Path
+    """Folder of pictures or videos, of the model's kind."""
     out: Path = Path("features.parquet")
 
     def __call__(self) -> None:
@@ -144,8 +144,12 @@ class Embed(ReadMedia):
 class Evaluate(ReadMedia):
     """What frozen features are worth: kNN and linear probe on labelled media, or objects followed through videos."""
 
+    data: tuple[Path, ...]
+    """Folders of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
+    baselines: Literal["on", "off"] = "on"
+    """Measure the model's random initialisation and the raw pixels (averaged down to 32 a side), too."""
     out: Path | None = None
-    """Folder for accuracies.json, or masks.json or points.json."""
+    """Folder for accuracies.json, or masks.json or points.json; of several data sets each has one of its name in it."""
     task: Literal["classes", "masks", "points"] = "classes"
     """masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one in JHMDB's, PCK is printed."""
     rule: Literal["crw", "dino"] = "crw"
@@ -158,11 +162,16 @@ class Evaluate(ReadMedia):
     def __call__(self) -> None:
         from mmssl.commands import evaluate, follow
 
-        if self.task == "classes":
-            evaluate(self.model, self.data, self.out, self)
-        else:
-            chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
-            follow(self.model, self.data, self.out, *chosen)
+        several = len(self.data) > 1
+        for data in self.data:
+            out = self.out / data.name if self.out and several else self.out
+            if several:
+                print(f"\n{data}")
+            if self.task == "classes":
+                evaluate(self.model, data, out, self, self.baselines == "on")
+            else:
+                chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
+                follow(self.model, data, out, *chosen)
 
 
 @dataclass(frozen=True)

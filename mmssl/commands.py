@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ from mmssl.evaluation import (
     FrameEncoder,
     MaskRow,
     PointRow,
+    RawPixels,
+    SideBySide,
     average_clips,
     evaluate_masks,
     evaluate_points,
@@ -46,8 +48,10 @@ from mmssl.evaluation import (
     pck,
     penalties,
     table,
+    untrained,
 )
 from mmssl.evaluation import evaluate as measure
+from mmssl.evaluation.knn import K
 from mmssl.modality import VIDEO
 from mmssl.objectives import MAE, VideoMAE
 from mmssl.reading import Reading
@@ -66,13 +70,25 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     return open_videos(data, split, clips, channels=modality.channels, short_side=int(max(size[-2:]) / 0.875))
 
 
-def features_of(encoder: Encoder, source: Source, reading: Reading, device: torch.device) -> FeatureSet:
-    """Features of every readable sample, with a progress bar; unreadable ones are listed and left out."""
+def features_of(
+    encoders: Mapping[str, Encoder | RawPixels], source: Source, reading: Reading, device: torch.device
+) -> dict[str, FeatureSet]:
+    """Each encoder's features of every readable sample, which is read once, with a progress bar; the first is the one
+    that says how. Unreadable samples are listed and left out.
+    """
     from rich.progress import Progress
 
+    encoder = next(iter(encoders.values()))
+    assert isinstance(encoder, Encoder)
     ledger, (height, width) = Ledger(), encoder.config.tokenizers[0].size[-2:]
     names = [source.name(index) for index in range(len(source))]
     on_frames = reading.frames and single_modality(encoder).name != VIDEO.name
+    together = SideBySide(
+        {
+            name: FrameEncoder(each) if on_frames and isinstance(each, Encoder) else each
+            for name, each in encoders.items()
+        }
+    )
     with Progress(transient=True) as bar:
         task = bar.add_task("features", total=len(source) * reading.clips)
         batches = evaluation_batches(
@@ -84,7 +100,7 @@ def features_of(encoder: Encoder, source: Source, reading: Reading, device: torc
             repeats=reading.clips,
         )
         features = extract(
-            FrameEncoder(encoder) if on_frames else encoder,
+            together,
             batches,
             pool=reading.pool,
             device=device,
@@ -96,7 +112,7 @@ def features_of(encoder: Encoder, source: Source, reading: Reading, device: torc
     if ledger.skipped:
         print(f"{ledger.seen} samples read, {len(ledger.skipped)} skipped")
     say(blending_told(len(ledger.blended)))
-    return average_clips(features, reading.clips)
+    return together.part(average_clips(features, reading.clips))
 
 
 def say(lines: Sequence[str]) -> None:
@@ -139,7 +155,7 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
     encoder = Encoder.from_pretrained(model_in(model))
     source = open_media(encoder, data, None, reading)
     say(notes(source))
-    found = features_of(encoder, source, reading, distributed.init(reading.device))
+    (found,) = features_of({"model": encoder}, source, reading, distributed.init(reading.device)).values()
     columns: dict[str, Any] = {"name": found.names}
     if found.labels is not None:
         columns["label"] = [source.classes[label] if label >= 0 else None for label in found.labels.tolist()]
@@ -160,9 +176,12 @@ def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
     print(f"{len(found)} features of {found.features.shape[1]} numbers: {as_text(str(out))}")
 
 
-def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> None:
-    """Print, and write where asked, kNN and linear-probe accuracies."""
+def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baselines: bool = True) -> None:
+    """Print, and write where asked, kNN and linear-probe accuracies of the model and of what it is held against."""
     encoder = Encoder.from_pretrained(model_in(model))
+    encoders: dict[str, Encoder | RawPixels] = {as_text(model.name): encoder}
+    if baselines:
+        encoders |= {"random initialisation": untrained(encoder), "raw pixels": RawPixels()}
     classless = f"{data}: no labels; evaluation needs a folder of class folders, at least two"
     train_source, held_out = labelled(open_media(encoder, data, "train", reading), classless), ""
     try:
@@ -174,9 +193,16 @@ def evaluate(model: Path, data: Path, out: Path | None, reading: Reading) -> Non
     say(notes(train_source, test_source))
     print(f"train: {counted(train_source)}; test: {counted(test_source)}{held_out}")
     where = distributed.init(reading.device)
-    train, test = (features_of(encoder, part, reading, where) for part in (train_source, test_source))
-    assert train.labels is not None
-    rows = measure(train, test, label_budgets(train.labels), representation=as_text(model.name))
+    train, test = (features_of(encoders, part, reading, where) for part in (train_source, test_source))
+    rows = []
+    for name in encoders:
+        labels = train[name].labels
+        assert labels is not None
+        rows += measure(train[name], test[name], label_budgets(labels), representation=name)
+    labels = next(iter(test.values())).labels
+    assert labels is not None
+    chance, largest = 1 / len(train_source.classes), int(labels.bincount().max()) / len(labels)
+    print(f"chance: {100 * chance:.1f} %, the largest class alone {100 * largest:.1f} %; kNN: k = {K}")
     print(f"{table(rows)}\n{penalties(rows)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

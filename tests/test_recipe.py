@@ -147,7 +147,13 @@ def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     done = command("evaluate", *model, "--out", tmp_path / "evaluation")
     assert done.returncode == 0, done.stderr
     assert "| top-1 accuracy, % |" in done.stdout
-    assert json.loads((tmp_path / "evaluation" / "accuracies.json").read_text())
+    assert "chance: 50.0 %, the largest class alone 50.0 %; kNN: k = 20" in done.stdout
+    rows = json.loads((tmp_path / "evaluation" / "accuracies.json").read_text())
+    assert list(dict.fromkeys(row["representation"] for row in rows)) == [
+        "final",
+        "random initialisation",
+        "raw pixels",
+    ]
     before = (finished / "report.html").read_bytes()
     assert command("report", finished).returncode == 0
     assert (finished / "report.html").read_bytes() == before
@@ -354,7 +360,7 @@ def test_evaluation_matches_classes_by_name(finished, tmp_path):
                 shade = np.full((20, 20, 3), 10 * i, dtype=np.uint8)
                 shade[..., "abc".index(label)] = 200
                 Image.fromarray(shade).save(folder / f"{i}.png")
-    done = command("evaluate", "--model", finished / "final", "--data", tmp_path, "--workers", 0)
+    done = command("evaluate", "--model", finished / "final", "--data", tmp_path, "--workers", 0, "--baselines", "off")
     assert done.returncode == 0, done.stderr
     accuracies = [float(value) for value in re.findall(r"\| (\d+\.\d) ", done.stdout)]
     assert min(accuracies) > 90

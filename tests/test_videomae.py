@@ -304,7 +304,7 @@ def test_bad_input_gets_one_sentence(saved, tmp_path):
     for ratio in (0.0, 1.0):
         with pytest.raises(UserError, match=r"mask ratio of .* hides some, not all"):
             tiny(mask_ratio=ratio)
-    with pytest.raises(UserError, match="VideoMAE has tiny, small, base"):
+    with pytest.raises(UserError, match="choose one of tiny, small, base"):
         videomae_config("giant")
     _, folder = saved(transformers.VideoMAEModel)
     with pytest.raises(UserError, match="read it as an Encoder"):

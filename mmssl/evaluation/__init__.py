@@ -3,6 +3,7 @@
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
 """
 
+from mmssl.evaluation.baselines import RawPixels, SideBySide, untrained
 from mmssl.evaluation.clips import FrameEncoder, average_clips
 from mmssl.evaluation.features import FeatureSet, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
@@ -42,7 +43,9 @@ __all__ = [
     "MaskRow",
     "PointRow",
     "Propagation",
+    "RawPixels",
     "Row",
+    "SideBySide",
     "average_clips",
     "boundary_measure",
     "effective_rank",
@@ -67,5 +70,6 @@ __all__ = [
     "propagate_points",
     "region_similarity",
     "table",
+    "untrained",
     "watched_accuracies",
 ]

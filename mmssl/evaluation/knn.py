@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+# Neighbours that vote where nobody says otherwise: DINO's number.
+K = 20
 # Similarities held at once: 2**25 float32 values are 128 MiB, whatever the number of training samples.
 _SIMILARITIES = 2**25
 
@@ -15,7 +17,7 @@ def knn(
     labels: Int64[Tensor, " train"],
     test: Float[Tensor, "test dim"],
     *,
-    k: int = 20,
+    k: int = K,
     temperature: float = 0.07,
 ) -> Int64[Tensor, " test"]:
     """The class of each test feature by a vote of its `k` nearest training features (all of them where fewer exist).

@@ -1,0 +1,64 @@
+"""What a trained encoder is held against: its random initialisation and the pixels, all read in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from mmssl.encoder import Encoder
+from mmssl.evaluation.features import FeatureEncoder, FeatureSet
+
+# Pixels a side, so that a linear probe of large media stays possible.
+_PICTURE, _FRAME = 32, 16
+
+
+class RawPixels(nn.Module):
+    """The media themselves: pixels in 0-1, averaged down to 32 a side, 16 of a clip's frames, in a row."""
+
+    def features(
+        self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
+    ) -> Float[Tensor, "batch values"]:
+        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floating point 0-1."""
+        media = batch["video" if "video" in batch else "image"]
+        values = media.float() / (1 if media.is_floating_point() else 255)
+        most = _PICTURE if values.ndim == 4 else _FRAME
+        height, width = values.shape[-2:]
+        return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)
+
+
+class SideBySide(nn.Module):
+    """Several encoders on the same media, read once: their features joined, and parted again by `part`."""
+
+    def __init__(self, encoders: Mapping[str, FeatureEncoder]):
+        super().__init__()
+        self.encoders = dict(encoders)
+        self.widths: list[int] = []
+        for number, encoder in enumerate(encoders.values()):
+            if isinstance(encoder, nn.Module):
+                self.add_module(str(number), encoder)
+
+    def features(self, batch: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
+        """Everything in the order of `encoders`."""
+        found = [encoder.features(batch, pool=pool) for encoder in self.encoders.values()]
+        self.widths = [each.shape[1] for each in found]
+        return torch.cat([each.float() for each in found], dim=1)
+
+    def part(self, joined: FeatureSet) -> dict[str, FeatureSet]:
+        """Each encoder's own features."""
+        parts = joined.features.split(self.widths, dim=1)
+        return {
+            name: FeatureSet(part.contiguous(), joined.labels, joined.names)
+            for name, part in zip(self.encoders, parts, strict=True)
+        }
+
+
+def untrained(encoder: Encoder) -> Encoder:
+    """An encoder of the same settings with fresh weights, the same ones every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder(encoder.config)
