@@ -1,4 +1,4 @@
-"""`mmssl train | methods | demo | data | embed | evaluate | export | report`."""
+"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`."""
 
 from __future__ import annotations
 
@@ -133,11 +133,33 @@ class Embed(ReadMedia):
     data: Path
     """Folder of pictures or videos, of the model's kind."""
     out: Path = Path("features.parquet")
+    patches: bool = False
+    """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
 
     def __call__(self) -> None:
         from mmssl.commands import embed
 
-        embed(self.model, self.data, self.out, self)
+        embed(self.model, self.data, self.out, self, self.patches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours(ReadMedia):
+    """Draw pictures beside those whose features are nearest to theirs: a line a query."""
+
+    data: Path
+    """Folder of pictures or videos, of the model's kind."""
+    out: Path = Path("neighbours.png")
+    queries: int = 8
+    """So many queries, evenly spread over the data."""
+    query: tuple[str, ...] = ()
+    """These instead: paths within DATA."""
+    shown: int = 7
+    """Neighbours of each."""
+
+    def __call__(self) -> None:
+        from mmssl.commands import neighbours
+
+        neighbours(self.model, self.data, self.out, self, self.queries, self.shown, self.query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +228,8 @@ def main() -> None:
         # a method's flags are its recipe's, which are only imported here
         sys.exit(run(lambda: Train(arguments[1])(arguments[2:])))
     command = tyro.cli(
-        Train | Methods | Demo | Data | Embed | Evaluate | Export | Report, prog="mmssl", description=__doc__
+        Train | Methods | Demo | Data | Embed | Neighbours | Evaluate | Export | Report,
+        prog="mmssl",
+        description=__doc__,
     )
     sys.exit(run(command))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from mmssl.evaluation import (
     FeatureSet,
     FrameEncoder,
     MaskRow,
+    PatchEncoder,
     PointRow,
     RawPixels,
     SideBySide,
@@ -55,6 +56,7 @@ from mmssl.evaluation.knn import K
 from mmssl.modality import VIDEO
 from mmssl.objectives import MAE, VideoMAE
 from mmssl.reading import Reading
+from mmssl.report.pictures import neighbours as draw_neighbours
 from mmssl.report.run import ACCURACIES
 from mmssl.runs import model_in
 from mmssl.training import distributed
@@ -71,34 +73,31 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
 
 
 def features_of(
-    encoders: Mapping[str, Encoder | RawPixels], source: Source, reading: Reading, device: torch.device
+    encoders: Mapping[str, Encoder | RawPixels],
+    source: Source,
+    reading: Reading,
+    device: torch.device,
+    patches: bool = False,
 ) -> dict[str, FeatureSet]:
     """Each encoder's features of every readable sample, which is read once, with a progress bar; the first is the one
-    that says how. Unreadable samples are listed and left out.
+    that says how. Unreadable samples are listed and left out. patches: of every patch, in a row.
     """
     from rich.progress import Progress
 
     encoder = next(iter(encoders.values()))
     assert isinstance(encoder, Encoder)
-    ledger, (height, width) = Ledger(), encoder.config.tokenizers[0].size[-2:]
+    ledger = Ledger()
     names = [source.name(index) for index in range(len(source))]
     on_frames = reading.frames and single_modality(encoder).name != VIDEO.name
+    if patches and on_frames:
+        raise UserError("patch features are those of a picture or of a video model's clip: leave out --frames")
+    wrap = PatchEncoder if patches else FrameEncoder if on_frames else None
     together = SideBySide(
-        {
-            name: FrameEncoder(each) if on_frames and isinstance(each, Encoder) else each
-            for name, each in encoders.items()
-        }
+        {name: wrap(each) if wrap and isinstance(each, Encoder) else each for name, each in encoders.items()}
     )
     with Progress(transient=True) as bar:
         task = bar.add_task("features", total=len(source) * reading.clips)
-        batches = evaluation_batches(
-            source,
-            EvalView((height, width)),
-            batch_size=reading.batch_size,
-            workers=reading.workers,
-            ledger=ledger,
-            repeats=reading.clips,
-        )
+        batches = _views(encoder, source, reading, ledger)
         features = extract(
             together,
             batches,
@@ -113,6 +112,21 @@ def features_of(
         print(f"{ledger.seen} samples read, {len(ledger.skipped)} skipped")
     say(blending_told(len(ledger.blended)))
     return together.part(average_clips(features, reading.clips))
+
+
+def _views(
+    encoder: Encoder, source: Source, reading: Reading, ledger: Ledger | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The media as the encoder was trained to see them: the centre, at its size."""
+    *_, height, width = encoder.config.tokenizers[0].size
+    return evaluation_batches(
+        source,
+        EvalView((height, width)),
+        batch_size=reading.batch_size,
+        workers=reading.workers,
+        ledger=ledger,
+        repeats=reading.clips,
+    )
 
 
 def say(lines: Sequence[str]) -> None:
@@ -148,32 +162,71 @@ def counted(source: Subset) -> str:
     return f"{len(source)} samples, {len(set(source.labels or ()))} classes"
 
 
-def embed(model: Path, data: Path, out: Path, reading: Reading) -> None:
+def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = False) -> None:
     """Write the features of a folder as .parquet or .npz."""
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
     encoder = Encoder.from_pretrained(model_in(model))
     source = open_media(encoder, data, None, reading)
     say(notes(source))
-    (found,) = features_of({"model": encoder}, source, reading, distributed.init(reading.device)).values()
+    (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device), patches).values()
     columns: dict[str, Any] = {"name": found.names}
     if found.labels is not None:
         columns["label"] = [source.classes[label] if label >= 0 else None for label in found.labels.tolist()]
     out.parent.mkdir(parents=True, exist_ok=True)
+    size, patch = encoder.config.tokenizers[0].size, single_modality(encoder).patch
+    grid = [side // part for side, part in zip(size, patch, strict=True)] if patches else []
+    values = found.features.unflatten(1, (*grid, encoder.dim)) if patches else found.features
     if out.suffix == ".npz":
         arrays: dict[str, Any] = {
             f"{key}s": np.array([cell or "" for cell in column]) for key, column in columns.items()
         }
-        np.savez(out, features=found.features.numpy(), **arrays)
+        np.savez(out, features=values.numpy(), **arrays)
     else:
         import pyarrow as pa
         from pyarrow import parquet
 
-        flat = pa.array(found.features.flatten().numpy())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1])
+        nested = pa.array(values.flatten().numpy())
+        for length in reversed(values.shape[1:]):
+            nested = pa.FixedSizeListArray.from_arrays(nested, length)
         with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
-            parquet.write_table(pa.table({**columns, "feature": vectors}), file)
-    print(f"{len(found)} features of {found.features.shape[1]} numbers: {as_text(str(out))}")
+            parquet.write_table(pa.table({**columns, "feature": nested}), file)
+    print(f"{len(found)} features of {' x '.join(map(str, values.shape[1:]))} numbers: {as_text(str(out))}")
+
+
+def neighbours(
+    model: Path, data: Path, out: Path, reading: Reading, queries: int, shown: int, named: Sequence[str]
+) -> None:
+    """Draw queries, evenly spread over the media or `named`, each with those whose features are nearest to its own."""
+    encoder = Encoder.from_pretrained(model_in(model))
+    source = open_media(encoder, data, None, reading)
+    say(notes(source))
+    (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device)).values()
+    assert found.names is not None
+    if len(found) < 2:
+        raise UserError(f"{data}: {len(found)} readable sample has no neighbour")
+    if unknown := [name for name in named if name not in found.names]:
+        raise UserError(f"{data}: no readable sample {unknown[0]!r}; names are paths within the folder")
+    asked = [found.names.index(name) for name in named]
+    asked = asked or torch.linspace(0, len(found) - 1, min(queries, len(found))).long().tolist()
+    unit = torch.nn.functional.normalize(found.features, dim=1)
+    nearness = unit[asked] @ unit.T
+    nearness[range(len(asked)), asked] = torch.inf  # the query itself comes first
+    order = nearness.topk(min(shown + 1, len(found)), dim=1).indices
+    number = {source.name(index): index for index in range(len(source))}
+    wanted = [number[found.names[index]] for index in order.flatten().tolist()]
+    once = replace(reading, clips=1)
+    pictures = torch.cat([still(batch) for batch in _views(encoder, subset(source, wanted), once)])
+    out.write_bytes(draw_neighbours(pictures.unflatten(0, order.shape)))
+    for query, line in zip(asked, order.tolist(), strict=True):
+        print(f"{found.names[query]}: {', '.join(found.names[index] for index in line[1:])}")
+    print(as_text(str(out)))
+
+
+def still(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Pictures in 0-1 for the eye: of clips the frame in the middle."""
+    media = batch["image"] if "image" in batch else batch["video"][:, :, batch["video"].shape[2] // 2]
+    return media if media.is_floating_point() else media / 255
 
 
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baselines: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What `embed` and `evaluate` do with folders as strangers have them, and what they say of it."""
+"""What `embed`, `neighbours` and `evaluate` do with folders as strangers have them, and what they say of it."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from mmssl import Encoder
 from mmssl.cli import run
-from mmssl.commands import embed, evaluate
+from mmssl.commands import embed, evaluate, neighbours
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
 from mmssl.modality import image
@@ -120,3 +120,36 @@ def test_a_command_prints_names_of_any_bytes(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
     assert run(lambda: print(Path(ODD), flush=True)) == 0
     assert written.getvalue() == b"caf\\udce9\n"
+
+
+def test_patch_features_are_the_tokens_in_the_order_of_the_grid(model, tmp_path):
+    classes(tmp_path / "data")
+    embed(model, tmp_path / "data", tmp_path / "patches.npz", HERE, patches=True)
+    embed(model, tmp_path / "data", tmp_path / "pooled.npz", HERE)
+    patches, pooled = (np.load(tmp_path / f"{name}.npz")["features"] for name in ("patches", "pooled"))
+    assert patches.shape == (10, 2, 2, 192)
+    np.testing.assert_allclose(patches.mean((1, 2)), pooled, atol=1e-5)
+    embed(model, tmp_path / "data", tmp_path / "patches.parquet", HERE, patches=True)
+    table = parquet.read_table(tmp_path / "patches.parquet").to_pydict()
+    np.testing.assert_array_equal(np.array(table["feature"], np.float32), patches)
+
+
+def test_neighbours_are_drawn_beside_their_queries_and_named(model, tmp_path, capsys):
+    classes(tmp_path / "data")
+    (tmp_path / "data" / "red" / "broken.png").write_bytes(b"")
+    neighbours(model, tmp_path / "data", tmp_path / "drawn.png", HERE, 8, 3, ["red/2.png", "blue/0.png"])
+    told = capsys.readouterr().out.splitlines()
+    lines = dict(line.split(": ") for line in told if line.startswith(("red/2", "blue/0")))
+    assert list(lines) == ["red/2.png", "blue/0.png"]
+    for query, found in lines.items():
+        assert len(found.split(", ")) == 3 and query not in found
+        assert all(name.startswith(query.split("/")[0]) for name in found.split(", "))
+    drawn = np.array(Image.open(tmp_path / "drawn.png").convert("RGB"))
+    side = (drawn.shape[1] - 3 * 6) // 4
+    assert drawn.shape[:2] == (2 * side + 6, 4 * side + 18)
+    assert drawn[side // 2, side // 2].argmax() == 0 and drawn[-side // 2, side // 2].argmax() == 2
+    with pytest.raises(UserError, match="no readable sample 'red/broken"):
+        neighbours(model, tmp_path / "data", tmp_path / "drawn.png", HERE, 8, 3, ["red/broken.png"])
+    neighbours(model, tmp_path / "data", tmp_path / "all.png", HERE, 100, 100, [])
+    with Image.open(tmp_path / "all.png") as everything:
+        assert everything.width == 10 * side + 9 * 6

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
+from mmssl.encoder import Encoder
 from mmssl.errors import UserError
 
 Batch = Mapping[str, Tensor]
@@ -82,6 +83,18 @@ def extract(
 
     with torch.no_grad(), evaluation_mode(encoder):
         return _collect(batches, embed, names, progress)
+
+
+class PatchEncoder(nn.Module):
+    """An encoder whose features are those of every patch, in the order of the grid, one after the other."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def features(self, batch: Any, pool: Any = None) -> Float[Tensor, "batch patches_dim"]:
+        """The patch tokens of each sample in one row; there is nothing to pool."""
+        return self.encoder(batch).x[:, self.encoder.config.prefix :].flatten(1)
 
 
 def pixels(

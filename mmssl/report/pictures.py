@@ -118,6 +118,11 @@ def patch_components(
     return _png(_grid(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
 
 
+def neighbours(pictures: Float[Tensor, "queries shown channels height width"]) -> bytes:
+    """A line a query: the query itself, then its neighbours, the nearest first. Values are 0-1."""
+    return _png(_grid([_tiles(_rgb(line)) for line in pictures], 1))
+
+
 def attention_maps(
     original: Float[Tensor, "pictures channels height width"],
     attention: Float[Tensor, "pictures heads rows columns"],
