@@ -73,7 +73,14 @@ def test_a_folder_becomes_an_encoder_and_a_report(finished):
     assert encoder.features({"image": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}).shape == (1, 192)
     page = (finished / "report.html").read_text()
     assert "data:image/png;base64" in page and "http" not in page.replace("http://www.w3.org", "")
-    assert {path.stem for path in (finished / "pictures").iterdir()} == {"reconstructions", "features", "attention"}
+    names = {"reconstructions", "features", "attention", "heads"}
+    assert {path.stem for path in (finished / "pictures").iterdir()} == names
+    assert re.search(r"MAE on \d+ samples of .*pictures\d*\. It trained for 8 steps \(2.* epochs", page)
+    assert "Not measured yet" in page and "mmssl evaluate --model" in page
+    order = ["What its features are worth", "What it predicts", "What its features say", "How it learned", "Settings"]
+    assert [page.index(f"<h2>{heading}") for heading in order] == sorted(page.index(f"<h2>{each}") for each in order)
+    before_the_fold = page[page.index("<h2>Settings") : page.index("All settings")]
+    assert "batch_size" in before_the_fold and "clip_norm" not in before_the_fold
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "heldout_loss", "lr", "grad_norm", "samples_per_second", "effective_rank"} <= rows[-1].keys()
     assert any((finished / "tensorboard").iterdir())

@@ -88,9 +88,10 @@ def test_videos_become_a_siammae_that_follows_objects(videos, tmp_path, monkeypa
         "reconstructions",
         "features",
         "attention",
+        "heads",
         "track0",
     }
-    assert write_report(out).read_text().count("data:image/png;base64") == 4
+    assert write_report(out).read_text().count("data:image/png;base64") == 5
     command(monkeypatch, f"evaluate --model {out}/final --data {davis} --task masks --device cpu")
     assert "square" in capsys.readouterr().out
     line = f"--task masks --rule dino --side 64 --out {tmp_path}/scores --device cpu"

@@ -98,11 +98,19 @@ def test_legend_only_for_several_series_and_every_text_is_escaped():
 
 def test_curves_follow_the_metrics_that_rows_hold():
     rows = [{"step": step, "loss": 1 / (step + 1), "lr": 1e-3, "grad_norm": 0.5} for step in range(20)]
-    titles = lambda charts: [texts(svg)[0] for svg in charts]  # noqa: E731
-    assert titles(curves(rows)) == ["Loss", "Learning rate", "Gradient norm"]
+    titles = lambda charts: [texts(svg)[0] for svg, _ in charts]  # noqa: E731
+    assert titles(curves(rows)) == ["Loss", "Gradient norm", "Learning rate"]
     rows[5] |= {"heldout_loss": 0.4, "effective_rank": None}
     rows[15] |= {"heldout_loss": 0.2, "effective_rank": 12.0}
     found = curves(rows)
-    assert titles(found)[-1] == "Effective rank of the features"
-    assert "held out" in texts(found[0])
+    assert titles(found) == ["Loss", "Effective rank of the features", "Gradient norm", "Learning rate"]
+    assert "held out" in texts(found[0][0]) and "either may lie above the other" in found[0][1]
+    assert all(reading.endswith(".") for _, reading in found)
     assert curves([]) == []
+
+
+def test_one_point_is_no_curve():
+    assert curves([{"step": 1, "loss": 0.5, "lr": 1e-3}]) == []
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4, "heldout_loss": 0.3}]
+    (only,) = curves(rows)
+    assert "held out" not in texts(only[0])

@@ -10,33 +10,57 @@ from typing import Any
 
 Point = tuple[float, float]
 
-# What training writes in metrics.jsonl: title of the chart -> {key of the metric: name in the legend}.
-_CHARTS = {
-    "Loss": {"loss": "training", "heldout_loss": "held out"},
-    "Learning rate": {"lr": "learning rate"},
-    "Gradient norm": {"grad_norm": "gradient norm"},
-    "Effective rank of the features": {"effective_rank": "effective rank"},
-    "Accuracy on half of the watched samples": {"knn_accuracy": "kNN", "linear_accuracy": "linear probe"},
-}
+# What training writes in metrics.jsonl: title of the chart, {key of the metric: name in the legend}, how to read it.
+_CHARTS = (
+    (
+        "Loss",
+        {"loss": "training", "heldout_loss": "held out"},
+        "Both fall while the model learns. Held out are whole media under one fixed mask, training are new crops and "
+        "masks in every step: either may lie above the other. Held out rising while training falls is overfitting.",
+    ),
+    (
+        "Accuracy on half of the watched samples",
+        {"knn_accuracy": "kNN", "linear_accuracy": "linear probe"},
+        "Of the held-out media that are watched, one half tells the classes of the other: a trend, not a result.",
+    ),
+    (
+        "Effective rank of the features",
+        {"effective_rank": "effective rank"},
+        "How many directions the held-out features use, at most their width or the number of media. Near 1, all media "
+        "look alike to the model: it has collapsed.",
+    ),
+    (
+        "Gradient norm",
+        {"grad_norm": "gradient norm"},
+        "Spikes that come back ask for a lower rate or for clipping; near 0 nothing is learned any more.",
+    ),
+    (
+        "Learning rate",
+        {"lr": "learning rate"},
+        "Up during the warm-up, then down along half a cosine; what was asked for, not what was found.",
+    ),
+)
 _WIDTH, _HEIGHT = 460, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
 _MOST_POINTS = 600
 
 
-def curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """An SVG chart each for loss (training and held-out), learning rate, gradient norm, effective rank and accuracies.
+def curves(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """An SVG chart each for loss (training and held-out), accuracies, effective rank, gradient norm and learning rate,
+    and a sentence on how to read it.
 
     `metrics` are the rows of a run, each with its "step"; a row need not hold every metric, and None counts as not
-    finite. Charts of metrics that no row holds are left out.
+    finite. Metrics that fewer than two rows hold are left out: a point is no curve.
     """
     charts = []
-    for title, names in _CHARTS.items():
+    for title, names, reading in _CHARTS:
         series = {
             legend: [(row["step"], math.nan if row[key] is None else row[key]) for row in metrics if key in row]
             for key, legend in names.items()
         }
-        if any(series.values()):
-            charts.append(chart({legend: points for legend, points in series.items() if points}, title=title))
+        drawn = {legend: points for legend, points in series.items() if len(points) > 1}
+        if drawn:
+            charts.append((chart(drawn, title=title), reading))
     return charts
 
 

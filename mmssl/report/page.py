@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -40,7 +41,11 @@ tbody td, tbody th { border-bottom: 1px solid var(--faint); font-weight: 400; }
 td.best { background: var(--best); color: var(--best-ink); font-weight: 650; }
 td small { color: var(--soft); font-size: 0.8em; } td.best small { color: inherit; font-weight: 400; }
 figure { margin: 1.25rem 0; }
-figure img { display: block; max-width: 100%; height: auto; }
+.charts figure { margin: 0; }
+pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--panel); border-radius: 8px; font-size: 0.85rem;
+  font-family: ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; width: max-content; min-width: 100%; }
+details { margin: 1.25rem 0; } summary { cursor: pointer; color: var(--soft); font-weight: 600; }
+figure img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; }
 figcaption, .note { color: var(--soft); font-size: 0.875rem; line-height: 1.45; max-width: 44rem; margin-top: 0.6rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
   margin: 1.25rem 0; }
@@ -58,6 +63,8 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; overflow-wrap: any
   font-family: ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; font-size: 0.85em; }
 @media print { .wide, figure, .chart { break-inside: avoid; } }
 """
+# Pictures are shown larger than they are where there is room.
+_ENLARGED = 1.5
 
 
 class Report:
@@ -95,8 +102,11 @@ class Report:
         )
 
     def curves(self, metrics: Sequence[Mapping[str, Any]]) -> None:
-        """The charts of `mmssl.report.curves`, side by side where there is room."""
-        self._sections.append(f'<div class="charts">{"".join(curves(metrics))}</div>')
+        """The charts of `mmssl.report.curves`, side by side where there is room, each with how to read it."""
+        charts = [
+            f"<figure>{svg}<figcaption>{escape(reading)}</figcaption></figure>" for svg, reading in curves(metrics)
+        ]
+        self._sections.append(f'<div class="charts">{"".join(charts)}</div>')
 
     def figure(self, png: bytes, caption: str, *, name: str) -> None:
         """A PNG picture with its caption; `name` (letters, digits, dot, dash, underscore) is its file name on `write`.
@@ -108,7 +118,20 @@ class Report:
         self._pictures[name] = png
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         text = escape(caption)
-        self._sections.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
+        width = _ENLARGED * int.from_bytes(png[16:20])  # as the PNG's header says
+        image = f'<img src="{source}" alt="{text}" style="width:{width:g}px">'
+        self._sections.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+
+    @contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """What is added meanwhile is hidden behind this line until a reader opens it."""
+        self._sections.append(f"<details><summary>{escape(summary)}</summary>")
+        yield
+        self._sections.append("</details>")
+
+    def command(self, text: str) -> None:
+        """A line to be typed."""
+        self._sections.append(f'<div class="wide"><pre>{escape(text)}</pre></div>')
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Settings as a list of names and values, in the order given."""

@@ -40,7 +40,7 @@ def reconstructions(
     prediction: Float[Tensor, "pictures channels height width"],
     *,
     beside: Sequence[Float[Tensor, "pictures channels height width"]] = (),
-    across: int = 3,
+    across: int = 2,
 ) -> bytes:
     """Triples of masked, reconstructed and original picture, `across` triples in a line, behind what the model saw
     `beside` them. Values are 0-1.
@@ -126,8 +126,10 @@ def neighbours(pictures: Float[Tensor, "queries shown channels height width"]) -
 def attention_maps(
     original: Float[Tensor, "pictures channels height width"],
     attention: Float[Tensor, "pictures heads rows columns"],
+    *,
+    across: int = 1,
 ) -> bytes:
-    """A line a picture: the picture, then the attention of each head as heat over it.
+    """The picture, then the attention of each head as heat over it, `across` of these in a line.
 
     `attention` holds non-negative weights of the patches, e.g. those of the class token; each map is scaled by its own
     largest weight.
@@ -139,7 +141,7 @@ def attention_maps(
         _tiles(0.35 * shown.mean(dim=1, keepdim=True) + 0.65 * _heat(_enlarged(weights[:, head, None], original)))
         for head in range(weights.shape[1])
     ]
-    return _png(_grid(list(zip(_tiles(shown), *overlays, strict=True)), 1))
+    return _png(_grid(list(zip(_tiles(shown), *overlays, strict=True)), across))
 
 
 def _rgb(pictures: Float[Tensor, "pictures channels height width"]) -> Float32[Tensor, "pictures 3 height width"]:

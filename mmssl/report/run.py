@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,21 +17,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmssl.encoder import Encoder
+from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
-from mmssl.objectives import PixelObjective, load
+from mmssl.objectives import Objective, PixelObjective, load
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
 from mmssl.runs import model_in
 from mmssl.tokenizer import Batch
-from mmssl.training import read_metrics
+from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
+from mmssl.training.settings import record
 from mmssl.transformer import Attention, Block
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
-_CLIPS = 2
+# Media in a figure: what is seen well at a page's width.
+_SHOWN, _FEW, _CLIPS = 6, 6, 2
 
 
 @torch.no_grad()
@@ -53,9 +57,43 @@ def class_attention(encoder: Encoder, batch: Batch) -> Float[Tensor, "batch head
 
 
 @torch.no_grad()
-def draw(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) -> None:
-    """Reconstructions, patch features and, with a class token, attention of a trained method on some media."""
+def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None:
+    """What a trained method does with some media: predictions where it makes any, patch features, and attention where
+    there is a class token."""
     objective = objective.cpu().eval()
+    if isinstance(objective, PixelObjective):
+        draw_predictions(report, objective, batch)
+    encoder = objective.encoder
+    modality = single_modality(encoder)
+    original = zero_to_one(batch[modality.name])[:_FEW]
+    batch = {modality.name: batch[modality.name][:_FEW]}
+    report.heading("What its features say")
+    tokens = encoder(batch)
+    sizes = original.shape[2:]
+    grid = [side // patch for side, patch in zip(sizes, modality.patch, strict=True)]
+    patches = tokens.x[:, tokens.prefix :].unflatten(1, grid)
+    if original.ndim == 5:  # one picture a slice of tubes: its first frame
+        original = original[:_CLIPS, :, :: modality.patch[0]].transpose(1, 2).flatten(0, 1)
+        patches = patches[:_CLIPS].flatten(0, 1)
+    report.figure(
+        patch_components(original, patches, across=3),
+        "First three principal components of the patch features as red, green, blue: equal colours, similar features.",
+        name="features",
+    )
+    if encoder.config.prefix:
+        weights = class_attention(encoder, batch)
+        report.figure(
+            attention_maps(original, weights.mean(1, keepdim=True), across=3),
+            "Where the class token of the last block looks: the mean over its heads.",
+            name="attention",
+        )
+        with report.folded("Each head's attention"):
+            report.figure(attention_maps(original, weights), "A picture a head.", name="heads")
+
+
+def draw_predictions(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) -> None:
+    """What was hidden, what the model predicts there, what was there."""
+    batch = {key: values[:_SHOWN] for key, values in batch.items()}
     name, media = objective.modality.name, {key: zero_to_one(values) for key, values in batch.items()}
     batch = {**batch, "sample_id": torch.arange(len(batch[name]))}
     out = objective(batch)
@@ -75,23 +113,6 @@ def draw(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) ->
         seen = "what the model sees whole, then the frame to predict: " if beside else ""
         png, caption = reconstructions(*parts, beside=beside), f"Held-out pictures: {seen}{share}."
     report.figure(png, caption, name="reconstructions")
-    report.heading("What its features say")
-    tokens, original = objective.encoder(batch), media[name]
-    patches = tokens.x[:, tokens.prefix :].unflatten(1, objective.tokenizer.grid(batch))
-    if original.ndim == 5:  # one picture a slice of tubes: its first frame
-        original = original[:_CLIPS, :, :: objective.modality.patch[0]].transpose(1, 2).flatten(0, 1)
-        patches = patches[:_CLIPS].flatten(0, 1)
-    report.figure(
-        patch_components(original, patches),
-        "First three principal components of the patch features as red, green, blue: equal colours, similar features.",
-        name="features",
-    )
-    if objective.encoder.config.prefix:
-        report.figure(
-            attention_maps(original, class_attention(objective.encoder, batch)),
-            "Where the class token of the last block looks, a picture a head.",
-            name="attention",
-        )
 
 
 def draw_tracks(report: Report, followed: dict[str, Tensor]) -> None:
@@ -124,6 +145,38 @@ def hidden_pixels(
     return unpatchify(hidden[..., None].expand(-1, -1, math.prod(patch)), patch, grid)
 
 
+def summary(objective: Objective, settings: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What was trained on what, and for how long."""
+    encoder = objective.encoder
+    tokenizer, transformer = encoder.config.tokenizers[0], encoder.config.transformer
+    count = sum(value.numel() for value in encoder.parameters()) / 1e6
+    sides, patch = (" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch))
+    media = str(settings.get("media", "media")).partition(",")[0]
+    where = f" of {as_text(str(settings['recipe.data']))}" if settings.get("recipe.data") else ""
+    told = f"{type(objective).__name__} on {media}{where}."
+    if metrics:
+        last = metrics[-1]
+        rates = [row["samples_per_second"] for row in metrics if row.get("samples_per_second")]
+        seen = last["seen"] + last["skipped"]
+        minutes = seen / (sum(rates) / len(rates)) / 60 if rates else 0
+        told += (
+            f" It trained for {last['step']:,} steps ({last['epoch']:.4g} epochs, about {minutes:.2g} minutes of "
+            f"training alone) and ended at a loss of {last['loss']:.4g}."
+        )
+        if (held_out := next((row for row in reversed(metrics) if row.get("heldout_loss")), None)) is not None:
+            told += f" On held-out media it is {held_out['heldout_loss']:.4g}."
+    return (
+        f"{told} Its encoder has {transformer.depth} blocks of {transformer.dim}, {count:.3g} M parameters, and reads "
+        f"{sides} in patches of {patch}."
+    )
+
+
+def departures(objective: Objective, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not their defaults: the method's paper's, and MAE's of the training."""
+    usual = record(TrainSettings(), {"method": dataclasses.asdict(type(objective.config)())})
+    return {name: value for name, value in settings.items() if name in usual and usual[name] != value}
+
+
 def write_report(run_dir: Path) -> Path:
     """Draw report.html and pictures/ from a run folder; the page's path.
 
@@ -132,9 +185,8 @@ def write_report(run_dir: Path) -> Path:
     """
     if not (run_dir / "settings.json").is_file():
         raise UserError(f"{run_dir}: no run here (no settings.json); give the folder of one")
-    objective = load(model_in(run_dir))
-    if not isinstance(objective, PixelObjective):
-        raise UserError(f"{run_dir}: {type(objective).__name__} predicts no pixels that a report could draw")
+    model = model_in(run_dir)
+    objective = load(model)
     try:
         media = load_file(run_dir / PICTURES)
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
@@ -145,15 +197,31 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(
             f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
         ) from error
-    report = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}")
+    metrics = read_metrics(run_dir)
+    report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
+    report.text(summary(objective, settings, metrics))
+    report.heading("What its features are worth")
     if rows:
-        report.heading("What the features are worth")
         report.accuracies(rows)
+    else:
+        report.text(
+            "Not measured yet. This does it, beside random initialisation and raw pixels, and draws the report again:"
+        )
+        report.command(f"mmssl evaluate --model {place} --data LABELLED_DIR --out {place}\nmmssl report {place}")
+    report.text("To use the encoder elsewhere:")
+    reads = single_modality(objective.encoder).name
+    report.command(f"mmssl export --model {place} --to {'vit' if reads == 'video' else 'timm'} --out DIR")
     draw(report, objective, media)
     if followed:
         draw_tracks(report, followed)
     report.heading("How it learned")
-    report.curves(read_metrics(run_dir))
+    report.curves(metrics)
     report.heading("Settings")
-    report.settings({name: value for name, value in settings.items() if not name.startswith("recipe.")})
+    shown = {name: value for name, value in settings.items() if not name.startswith("recipe.")}
+    other = departures(objective, shown)
+    if other:
+        report.text("What differs from the paper's defaults:")
+        report.settings(other)
+    with report.folded("All settings"):
+        report.settings(shown)
     return report.write(run_dir, pictures=True)
