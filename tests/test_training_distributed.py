@@ -25,12 +25,13 @@ steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train the jobs one after the other; a job's folder says how it ended."""
     folder = tmp_path_factory.mktemp("two")
-    for name in ("plain", "split", "bf16", "poisoned", "signalled", "dropped"):
+    for name in ("plain", "split", "averaged", "bf16", "poisoned", "signalled", "dropped"):
         (folder / name).mkdir()
     (folder / "damaged" / "step-00000003").mkdir(parents=True)
     jobs = [
         job(folder / "plain", **PLAIN),
         job(folder / "split", **PLAIN, settings={"accumulate": 2}),
+        job(folder / "averaged", **PLAIN, settings={"ema": 0.5}),
         job(folder / "bf16", **PLAIN, settings={"precision": "bf16"}),
         job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
         job(folder / "signalled", **PLAIN, loader={"kill_at": 4, "signal": 15}, signalled=1),
@@ -59,6 +60,13 @@ def test_two_ranks_see_the_global_batches_and_the_losses_of_one(runs: Path, tmp_
         for name in ("step", "seen", "skipped", "lr"):
             assert [row[name] for row in together] == [row[name] for row in alone]
         assert (runs / run / "final" / "config.json").exists()
+
+
+def test_the_average_of_two_ranks_weights_is_that_of_one(runs: Path, tmp_path: Path) -> None:
+    train(Toy(dropout=0.0), ToyLoader(), settings(ema=0.5), tmp_path, device=torch.device("cpu"))
+    alone, two = (checkpoints.load(run / "step-00000012").state for run in (tmp_path, runs / "averaged"))
+    assert alone.keys() == two.keys() and "ema" in alone
+    torch.testing.assert_close(two["ema"], alone["ema"], rtol=1e-4, atol=1e-6)
 
 
 def test_two_ranks_in_bf16_give_the_losses_of_one_within_a_unit_of_bf16(runs: Path, tmp_path: Path) -> None:
