@@ -186,6 +186,30 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def pretraining_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of VideoMAEForPreTraining for a VideoMAEConfig's settings; UserError for what it cannot say."""
+    encoder, decoder = settings["encoder"]["transformer"], settings["decoder"]["transformer"]
+    if encoder["norm_eps"] != decoder["norm_eps"]:
+        raise UserError(
+            f"its blocks have one norm eps; encoder {encoder['norm_eps']} and decoder {decoder['norm_eps']} differ"
+        )
+    config = transformers_config(settings["encoder"])
+    if not isinstance(config["patch_size"], int):
+        raise UserError(
+            f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
+            "alone, `encoder.to_transformers`"
+        )
+    fixed_eps("decoder", decoder["final_norm_eps"] or decoder["norm_eps"])
+    return config | {
+        "architectures": ["VideoMAEForPreTraining"],
+        "decoder_hidden_size": decoder["dim"],
+        "decoder_num_hidden_layers": decoder["depth"],
+        "decoder_num_attention_heads": decoder["heads"],
+        "decoder_intermediate_size": decoder["hidden"] or 4 * decoder["dim"],
+        "norm_pix_loss": settings["norm_pix"],
+    }
+
+
 def fixed_eps(norm: str, eps: float) -> None:
     """Warn where transformers will compute a norm with another eps than ours."""
     if eps != TRANSFORMERS_EPS:

@@ -182,26 +182,7 @@ class VideoMAE(PixelObjective):
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `VideoMAEForPreTraining` reads."""
-        encoder, decoder = self.config.encoder.transformer, self.config.decoder.transformer
-        if encoder.norm_eps != decoder.norm_eps:
-            raise UserError(
-                f"its blocks have one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
-            )
-        config = interop.transformers_form(dataclasses.asdict(self.config.encoder))[0]
-        if not isinstance(config["patch_size"], int):
-            raise UserError(
-                f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
-                "alone, `encoder.to_transformers`"
-            )
-        interop.videomae.fixed_eps("decoder", decoder.final_norm_eps or decoder.norm_eps)
-        config |= {
-            "architectures": ["VideoMAEForPreTraining"],
-            "decoder_hidden_size": decoder.dim,
-            "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": decoder.mlp_width,
-            "norm_pix_loss": self.config.norm_pix,
-        }
+        config = interop.videomae.pretraining_config(dataclasses.asdict(self.config))
         state = interop.to_theirs(self.state_dict(), interop.videomae.TRANSFORMERS, self.modality.patch)
         processor = interop.image_processor(dataclasses.asdict(self.config.encoder), "VideoMAEImageProcessor")
         return interop.save_folder(folder, config, state, processor)
