@@ -38,7 +38,7 @@ wheel: .venv/ready
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 	$(PYTHON) -m venv build/trial
-	build/trial/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/mmssl-*.whl)[media,cli,interop]"
+	PYTHONPATH= build/trial/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/mmssl-*.whl)[media,cli,interop]"
 	PYTHONPATH= build/trial/bin/python -P tests/trial.py build/trial-run
 
 .venv/ready: pyproject.toml constraints.txt
