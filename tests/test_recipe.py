@@ -209,6 +209,16 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
     assert all(torch.equal(final[name], value) for name, value in load_file(last / "ema.safetensors").items())
 
 
+@pytest.fixture
+def one_thread():
+    """As the recipes' processes have: sums over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import image_mae
