@@ -50,6 +50,7 @@ from mmssl.evaluation import (
     penalties,
     table,
     untrained,
+    zero_to_one,
 )
 from mmssl.evaluation import evaluate as measure
 from mmssl.evaluation.knn import K
@@ -226,7 +227,7 @@ def neighbours(
 def still(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Pictures in 0-1 for the eye: of clips the frame in the middle."""
     media = batch["image"] if "image" in batch else batch["video"][:, :, batch["video"].shape[2] // 2]
-    return media if media.is_floating_point() else media / 255
+    return zero_to_one(media)
 
 
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baselines: bool = True) -> None:
@@ -247,14 +248,11 @@ def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baseli
     print(f"train: {counted(train_source)}; test: {counted(test_source)}{held_out}")
     where = distributed.init(reading.device)
     train, test = (features_of(encoders, part, reading, where) for part in (train_source, test_source))
-    rows = []
-    for name in encoders:
-        labels = train[name].labels
-        assert labels is not None
-        rows += measure(train[name], test[name], label_budgets(labels), representation=name)
-    labels = next(iter(test.values())).labels
-    assert labels is not None
-    chance, largest = 1 / len(train_source.classes), int(labels.bincount().max()) / len(labels)
+    shown, asked = (next(iter(part.values())).labels for part in (train, test))
+    assert shown is not None and asked is not None
+    budgets = label_budgets(shown)
+    rows = [row for name in encoders for row in measure(train[name], test[name], budgets, representation=name)]
+    chance, largest = 1 / len(train_source.classes), int(asked.bincount().max()) / len(asked)
     print(f"chance: {100 * chance:.1f} %, the largest class alone {100 * largest:.1f} %; kNN: k = {K}")
     print(f"{table(rows)}\n{penalties(rows)}")
     if out is not None:

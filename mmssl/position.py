@@ -47,9 +47,9 @@ class Position(nn.Module):
     A table that learns, or that weights were trained against (`trained`), is interpolated: bicubic over the last two
     axes (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), linear over time before them. There
     a shorter grid takes the first rows instead, as shorter texts do: another resolution shows the same scene, but fewer
-    frames a part of it. A fixed sin-cos table that nothing was trained against yet is
-    computed anew for another grid. recompute decides it whatever was trained: True for models that see many grids in
-    training, or whose grid nobody knows. VideoMAE's fixed table is no parameter and in no checkpoint.
+    frames a part of it. A fixed sin-cos table that nothing was trained against yet is computed anew for another grid.
+    recompute decides it whatever was trained: True for models that see many grids in training, or whose grid nobody
+    knows. VideoMAE's fixed table is no parameter and in no checkpoint.
     """
 
     table: Tensor

@@ -29,11 +29,17 @@ Activations are rounded sample by sample, whatever the batch. A weight's gradien
 rank, by 2**-9 at most, so two runs' updates differ by a unit of bf16, and their losses by less."""
 
 
+@dataclass(frozen=True)
+class ToyConfig:
+    """Nothing to set."""
+
+
 class Toy(Objective):
     """Predict a slow teacher's view of the input: dropout, a token, a teacher that moves after each step."""
 
     def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
         super().__init__()
+        self.config = ToyConfig()
         generator = torch.Generator().manual_seed(0)
         self.first, self.last, self.dropout = nn.Linear(WIDTH, width), nn.Linear(width, WIDTH), nn.Dropout(dropout)
         self.teacher = nn.Linear(WIDTH, WIDTH).requires_grad_(False)

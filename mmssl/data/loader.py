@@ -274,12 +274,14 @@ def _unchanged(reading: Any) -> Any:
 @contextmanager
 def _sigterm_held_back() -> Iterator[None]:
     """SIGTERM waits, here and in the processes that are forked meanwhile, until they are ready for it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if hasattr(signal, "pthread_sigmask") else ()
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
-        if signal.SIGTERM not in before and hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outlive_sigterm(worker: int) -> None:

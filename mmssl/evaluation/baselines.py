@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mmssl.encoder import Encoder
-from mmssl.evaluation.features import FeatureEncoder, FeatureSet
+from mmssl.evaluation.features import FeatureEncoder, FeatureSet, zero_to_one
 
 # Pixels a side, so that a linear probe of large media stays possible.
 _PICTURE, _FRAME = 32, 16
@@ -24,8 +24,7 @@ class RawPixels(nn.Module):
         self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "batch values"]:
         """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floating point 0-1."""
-        media = batch["video" if "video" in batch else "image"]
-        values = media.float() / (1 if media.is_floating_point() else 255)
+        values = zero_to_one(batch["video" if "video" in batch else "image"])
         most = _PICTURE if values.ndim == 4 else _FRAME
         height, width = values.shape[-2:]
         return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)
@@ -34,17 +33,14 @@ class RawPixels(nn.Module):
 class SideBySide(nn.Module):
     """Several encoders on the same media, read once: their features joined, and parted again by `part`."""
 
-    def __init__(self, encoders: Mapping[str, FeatureEncoder]):
+    def __init__(self, encoders: Mapping[str, nn.Module]):
         super().__init__()
-        self.encoders = dict(encoders)
+        self.names, self.encoders = list(encoders), nn.ModuleList(encoders.values())
         self.widths: list[int] = []
-        for number, encoder in enumerate(encoders.values()):
-            if isinstance(encoder, nn.Module):
-                self.add_module(str(number), encoder)
 
     def features(self, batch: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
         """Everything in the order of `encoders`."""
-        found = [encoder.features(batch, pool=pool) for encoder in self.encoders.values()]
+        found = [cast(FeatureEncoder, encoder).features(batch, pool=pool) for encoder in self.encoders]
         self.widths = [each.shape[1] for each in found]
         return torch.cat([each.float() for each in found], dim=1)
 
@@ -53,7 +49,7 @@ class SideBySide(nn.Module):
         parts = joined.features.split(self.widths, dim=1)
         return {
             name: FeatureSet(part.contiguous(), joined.labels, joined.names)
-            for name, part in zip(self.encoders, parts, strict=True)
+            for name, part in zip(self.names, parts, strict=True)
         }
 
 

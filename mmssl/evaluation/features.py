@@ -97,6 +97,11 @@ class PatchEncoder(nn.Module):
         return self.encoder(batch).x[:, self.encoder.config.prefix :].flatten(1)
 
 
+def zero_to_one(media: Tensor) -> Tensor:
+    """Raw media as floating point: uint8 as 0-1, floats as they are; of any shape."""
+    return media.float() / 255 if media.dtype == torch.uint8 else media
+
+
 def pixels(
     batches: Iterable[Batch],
     *,
@@ -108,11 +113,7 @@ def pixels(
     `names`, `progress` and the errors are those of `extract`.
     """
 
-    def flatten(batch: Batch) -> Tensor:
-        image = batch["image"]
-        return image.flatten(1).float() / (1 if image.is_floating_point() else 255)
-
-    return _collect(batches, flatten, names, progress)
+    return _collect(batches, lambda batch: zero_to_one(batch["image"]).flatten(1), names, progress)
 
 
 def effective_rank(features: Float[Tensor, "samples dim"]) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
-from mmssl.evaluation import Row
+from mmssl.evaluation import Row, zero_to_one
 from mmssl.objectives import Objective, PixelObjective, load
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
@@ -131,11 +131,6 @@ def save_tracks(run_dir: Path, sequences: Sequence[tuple[Tensor, Tensor, Tensor]
     """Frames uint8 [T, C, H, W], predicted and true masks uint8 [T, H, W] of some sequences, for the report."""
     parts = {f"{i}.{part}": v.contiguous() for i, all_ in enumerate(sequences) for part, v in zip(TRACK_PARTS, all_)}
     replace_file(run_dir / TRACKS, save(parts))
-
-
-def zero_to_one(media: Tensor) -> Float[Tensor, "batch channels *axes"]:
-    """uint8 as floats in 0-1; floats as they are."""
-    return media.float() / 255 if media.dtype == torch.uint8 else media
 
 
 def hidden_pixels(

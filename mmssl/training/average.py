@@ -32,11 +32,9 @@ class Average:
         for name, value in self.values.items():
             value.copy_(values[name])
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Leave the average in the module, for good."""
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self.values[name])
+        self._put(self.values)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -46,6 +44,9 @@ class Average:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(own[name])
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])

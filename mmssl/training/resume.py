@@ -58,9 +58,8 @@ def save(
     """Save the whole run after `step` steps, from rank 0. Every rank calls this."""
     meta = {"settings": settled, "ledger": ledger_totals(loader)}
     state = {"model": objective.state_dict(), "optimizer": checkpoints.optimizer_state(objective, optimizer)}
-    config = objective.told() if hasattr(objective, "config") else None
     state |= {} if average is None else {"ema": average.values}
-    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep, config))
+    distributed.on_first_rank(lambda: checkpoints.save(run_dir, step, state, meta, keep, objective.told()))
 
 
 def resume(
