@@ -88,7 +88,7 @@ class TrainSettings:
 
     def warmup(self, steps_per_epoch: float) -> float:
         """Steps over which the learning rate grows."""
-        return self.warmup_epochs * steps_per_epoch if self.warmup_steps is None else self.warmup_steps
+        return self.warmup_epochs * steps_per_epoch if self.warmup_steps is None else float(self.warmup_steps)
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """The optimizer steps of the whole run. Raises UserError when the settings leave none after the warm-up."""
