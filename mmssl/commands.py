@@ -50,11 +50,10 @@ from mmssl.evaluation import (
     penalties,
     table,
     untrained,
-    zero_to_one,
 )
 from mmssl.evaluation import evaluate as measure
 from mmssl.evaluation.knn import K
-from mmssl.modality import VIDEO
+from mmssl.modality import VIDEO, zero_to_one
 from mmssl.objectives import MAE, VideoMAE
 from mmssl.reading import Reading
 from mmssl.report.pictures import neighbours as draw_neighbours

@@ -38,7 +38,7 @@ def header(
     processes = f" on each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     precision = "bf16 autocast" if autocast_dtype(settings.precision, device) else "float32"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    parts = ", ".join(f"{name} {_described(part)}" for name, part in objective.named_children())
+    parts = ", ".join(f"{name} {_described(part)}" for name, part in objective.trained_parts())
     lines = {
         kind: f"{len(media)} to train on, {len(held_out)} held out{where}",
         "model": f"{type(objective).__name__}: {parts}",
@@ -89,9 +89,10 @@ def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path) -
     frames = " --frames 8" if on_clips and reads == "image" else ""
     model, where = shlex.quote(as_text(str(run_dir / "final"))), shlex.quote(as_text(str(data)))
     labelled = where if media.labels is not None and len(set(media.labels) - {-1}) > 1 else "LABELLED_DIR"
+    exports = [f"         mmssl export --model {model} --to {form} --out DIR" for form in objective.encoder.forms][-1:]
     return [
         f"encoder: {as_text(str(run_dir / 'final'))}",
         f"next:    mmssl evaluate --model {model} --data {labelled}{frames}",
         f"         mmssl embed --model {model} --data {where}{frames} --out features.parquet",
-        f"         mmssl export --model {model} --to {'vit' if reads == 'video' else 'timm'} --out DIR",
+        *exports,
     ]
