@@ -1,7 +1,11 @@
-"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`."""
+"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`.
+
+With `--import MODULE` any of them knows the methods of a module of yours.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,7 @@ from mmssl.reading import Reading
 @dataclass(frozen=True)
 class Train:
     """Pretrain on a folder of media: `mmssl train METHOD --data DIR`. `mmssl methods` lists the methods, `mmssl train
-    METHOD --help` the flags of one."""
+    METHOD --help` the flags of one; `module:Class` is a method of your own."""
 
     method: tyro.conf.Positional[str]
 
@@ -198,11 +202,14 @@ class Evaluate(ReadMedia):
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model for transformers (`vit_mae`, `videomae`; `vit`: the encoder, of clips too) or for timm."""
+    """Write a model for another library. `--to list` lists what this one can become."""
 
     model: Path
-    out: Path
-    to: Literal["vit_mae", "videomae", "vit", "timm"] = "vit"
+    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's."""
+    to: str = "vit"
+    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder alone, of clips too), timm."""
+    out: Path | None = None
+    """Folder to write."""
 
     def __call__(self) -> None:
         from mmssl.commands import export
@@ -223,7 +230,7 @@ class Report:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    arguments = import_modules(sys.argv[1:])
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         # a method's flags are its recipe's, which are only imported here
         sys.exit(run(lambda: Train(arguments[1])(arguments[2:])))
@@ -231,5 +238,19 @@ def main() -> None:
         Train | Methods | Demo | Data | Embed | Neighbours | Evaluate | Export | Report,
         prog="mmssl",
         description=__doc__,
+        args=arguments,
     )
     sys.exit(run(command))
+
+
+def import_modules(arguments: list[str]) -> list[str]:
+    """The arguments but for every `--import MODULE`, which is done: a user's methods register themselves by it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", action="append", default=[], dest="modules")
+    known, others = parser.parse_known_args(arguments)
+    if known.modules:
+        from mmssl.objectives import imported
+
+        for module in known.modules:
+            imported(module)
+    return others

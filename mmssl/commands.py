@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +54,9 @@ from mmssl.evaluation import (
 )
 from mmssl.evaluation import evaluate as measure
 from mmssl.evaluation.knn import K
+from mmssl.interop import Form
 from mmssl.modality import VIDEO, zero_to_one
-from mmssl.objectives import MAE, VideoMAE
+from mmssl.objectives import Objective, load
 from mmssl.reading import Reading
 from mmssl.report.pictures import neighbours as draw_neighbours
 from mmssl.report.run import ACCURACIES
@@ -300,19 +302,27 @@ def follow(
         )
 
 
-def export(model: Path, out: Path, to: Literal["vit_mae", "videomae", "vit", "timm"]) -> None:
-    """Write a model for another library."""
-    if to == "vit_mae":
-        MAE.from_pretrained(model_in(model)).to_transformers(out)
-    elif to == "videomae":
-        VideoMAE.from_pretrained(model_in(model)).to_transformers(out)
-    elif to == "vit":
-        Encoder.from_pretrained(model_in(model)).to_transformers(out)
-    else:
-        Encoder.from_pretrained(model_in(model)).save_timm(out)
-    folder = as_text(str(out))
-    if to == "timm":
-        print(f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
+def export(model: Path, out: Path | None, to: str) -> None:
+    """Write a model for another library; `to` is one of the forms it has, or "list" for a list of them."""
+    folder = model_in(model)
+    encoder = Encoder.from_pretrained(folder)
+    forms: dict[str, tuple[Form, Encoder | Objective]] = {name: (form, encoder) for name, form in encoder.forms.items()}
+    with suppress(UserError):  # of an encoder alone
+        method = load(folder)
+        forms |= {name: (form, method) for name, form in method.forms.items()}
+    if to == "list":
+        width = max(map(len, forms), default=0)
+        say([f"{name:<{width}}  {form.what}" for name, (form, _) in forms.items()] or ["nothing that mmssl writes"])
+        return
+    if to not in forms:
+        raise UserError(f"{model}: cannot become {to!r}, only {', '.join(forms) or 'nothing that mmssl writes'}")
+    if out is None:
+        raise UserError("give --out DIR, the folder to write")
+    form, whole = forms[to]
+    whole.save_as(form, out)
+    place = as_text(str(out))
+    if form.library == "timm":
+        print(f"import timm\nmodel = timm.create_model({f'local-dir:{place}'!r}, pretrained=True)")
     else:
         name = json.loads((out / "config.json").read_text())["architectures"][0]
-        print(f"import transformers\nmodel = transformers.{name}.from_pretrained({folder!r})")
+        print(f"import transformers\nmodel = transformers.{name}.from_pretrained({place!r})")

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
@@ -26,8 +26,12 @@ from mmssl.workflow import accumulation, open_clips, pretrain
 
 @dataclass(frozen=True)
 class Recipe:
-    """Data, length, optimizer and bookkeeping of a run; the defaults are MAE's."""
+    """Data, length, optimizer and bookkeeping of a run; the defaults are MAE's.
 
+    A recipe names the method it trains, `objective`; `method` gives its settings, and `run` trains it.
+    """
+
+    objective: ClassVar[type[Objective]]
     data: Path
     """The media to train on."""
     out: Path = Path("runs/recipe")
@@ -124,9 +128,19 @@ class Recipe:
         """The learning rate that the paper's cosine ends with."""
         return 0.0
 
+    def method(self) -> Any:
+        """The settings of the method, as its config holds them."""
+        raise NotImplementedError
+
+    def build(self) -> Objective:
+        """The method with fresh weights. Where a user's own has further settings in its config, they keep their
+        defaults."""
+        settings = self.method()
+        known = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        return self.objective(self.objective.config_class(**known))
+
     def train(
         self,
-        method: Callable[[], Objective],
         data: Callable[[], tuple[Source, Source]],
         view: View,
         held_out_view: View,
@@ -135,14 +149,14 @@ class Recipe:
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
     ) -> TrainResult:
-        """Train what `method` builds on the first of `data`'s sources, watching `watch` samples of the second.
+        """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         repeats: views of each sample in a row. `afterwards` runs on rank 0, before the report is drawn.
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
         try:
-            sources, objective = data(), method()
+            sources, objective = data(), self.build()
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
             context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
             if self.init is not None:

@@ -33,6 +33,8 @@ from mmssl.workflow import open_pictures
 class ImageMAE(Recipe):
     """Pretrain a masked autoencoder on a folder of pictures."""
 
+    objective = MAE
+
     out: Path = Path("runs/image_mae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "base"
@@ -72,7 +74,6 @@ class ImageMAE(Recipe):
     def run(self) -> TrainResult:
         """Train on pictures of `data`."""
         return self.train(
-            lambda: MAE(self.method()),
             lambda: open_pictures(self.data, self.channels, self.seed, self.background),
             TrainView(self.size, scale=self.crop_scale),
             EvalView(self.size),

@@ -12,7 +12,7 @@ from mmssl.interop.folder import (
     save_folder,
 )
 from mmssl.interop.forms import Form, Found, Written
-from mmssl.interop.registry import form_read, form_written, forms_of, save_as
+from mmssl.interop.registry import form_of, form_read, forms_of, save_as
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "Rule",
     "Written",
     "config_from_dict",
+    "form_of",
     "form_read",
-    "form_written",
     "forms_of",
     "load",
     "loading",

@@ -35,21 +35,18 @@ def form_read(
     raise UserError(f"{source}: holds {holds}; {methods[0]} reads {', '.join(form.what for form in known)}{remedy}")
 
 
-def form_written(methods: Sequence[str], library: Library, settings: Settings) -> Form:
-    """How one of `methods` is written for this library; UserError where none is."""
-    known = [form for form in _of(methods, [library]) if form.write]
-    if not known:
-        raise UserError(
-            f"{library} has no {methods[0]}: write its encoder alone, `encoder.to_transformers` or `encoder.to_timm`"
-        )
-    media = _media(settings)
-    return next((form for form in known if form.media == media), known[-1])
-
-
 def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
     """What a model of these `methods` can be written as, by the names of `mmssl export --to`."""
     known = [form for form in FORMS if form.method in methods and form.write and form.media == _media(settings)]
     return {form.name: form for form in known}
+
+
+def form_of(forms: Mapping[str, Form], library: Library, what: str) -> Form:
+    """The one of these forms that is this library's; UserError where there is none for `what`."""
+    for form in forms.values():
+        if form.library == library:
+            return form
+    raise UserError(f"{library} has nothing that {what} could be written as; its encoder alone may, `encoder.forms`")
 
 
 def save_as(form: Form, settings: Settings, state: Mapping[str, Tensor], folder: str | Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.decoder import Decoder
 from mmssl.encoder import Encoder, single_modality
+from mmssl.interop import Form
 from mmssl.masking import Positions
 from mmssl.modality import Modality, zero_to_one
 from mmssl.objectives.objective import Figure, Objective, Output
@@ -58,6 +59,11 @@ class PixelObjective(Objective):
     def wanted(self, batch: Batch) -> Shaped[Tensor, "batch channels *axes"]:
         """The raw media whose hidden patches are predicted."""
         return batch[self.modality.name]
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """None where other channels are predicted than read: no library's class does that."""
+        return super().forms if self.target.modality.channels == self.modality.channels else {}
 
     def loss(self, prediction: Float[Tensor, "*hidden values"], batch: Batch, hide: Positions) -> Float[Tensor, ""]:
         """Mean squared error between the prediction and the hidden patches."""
