@@ -273,6 +273,7 @@ def test_a_crop_says_what_it_cannot_colour():
     "settings",
     [
         {"jitter": 1.5},
+        {"jitter": 0.8},
         {"greyscale": -0.1},
         {"strengths": (0.4, 0.4, 0.4, 0.6)},
         {"strengths": (-0.4, 0.4, 0.4, 0.1)},

@@ -2,7 +2,8 @@
 
 `Loader(open_source(path), TrainView(224), batch_size=64).batches(0, 100)` is the whole of it for training,
 `evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
-`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`.
+`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
+`MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`.
 """
 
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation

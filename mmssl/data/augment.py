@@ -50,6 +50,8 @@ class Augmentation:
                 raise UserError(f"{name} must be a probability, not {getattr(self, name)}.")
         if min(self.strengths) < 0 or self.strengths[-1] > 0.5:
             raise UserError(f"strengths must not be negative, and that of hue at most 0.5, unlike {self.strengths}.")
+        if self.jitter and not any(self.strengths):
+            raise UserError(f"A jitter of {self.jitter} needs strengths; those of all four operations are 0.")
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise UserError(f"sigma must be two ascending positive numbers, not {self.sigma}.")
         if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):

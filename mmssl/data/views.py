@@ -1,4 +1,4 @@
-"""Views: raw pictures and clips of any size to a batch of one size, as pure functions of them and the noise's keys.
+"""Views: raw pictures and clips of any size to batches of one size each, pure functions of them and the noise's keys.
 
 A sample holds any spatial media under any names, `image` [C, H, W] or `video` [C, T, H, W], all of one height and
 width. Everything that one sample holds is cut alike, so that frames, pairs of frames and aligned maps stay aligned.
