@@ -2,9 +2,11 @@
 
 `Loader(open_source(path), TrainView(224), batch_size=64).batches(0, 100)` is the whole of it for training,
 `evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
-`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`.
+`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
+`MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`.
 """
 
+from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.data.folders import NoTestPart
@@ -26,13 +28,18 @@ from mmssl.data.source import (
     subset,
 )
 from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
-from mmssl.data.views import EvalView, Keys, MultiScaleView, TrainView, View
+from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View
 
 __all__ = [
+    "BYOL_COLOURS",
+    "DINO_COLOURS",
     "MOTIONS",
+    "SIMCLR_COLOURS",
     "ArraySource",
+    "Augmentation",
     "BrokenSample",
     "Clips",
+    "Crop",
     "DavisFolder",
     "DrawnSource",
     "EvalView",
@@ -44,6 +51,7 @@ __all__ = [
     "MaskSequence",
     "MovingObjects",
     "MultiScaleView",
+    "MultiView",
     "NoTestPart",
     "Pairs",
     "PointSequence",

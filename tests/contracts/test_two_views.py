@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmssl.data import ArraySource, Loader, TrainView
+from mmssl.data import BYOL_COLOURS, ArraySource, Crop, Loader, MultiView
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.modality import image
 from mmssl.objectives import Objective, Output
@@ -43,7 +43,8 @@ class TwoViews(Objective):
 
 def batches(count):
     source = ArraySource(pictures(12, 3, size=24), None, [], "pictures")
-    return list(Loader(source, TrainView(16, views=2), batch_size=6).batches(0, count))
+    views = MultiView(tuple(Crop(16, augmentation=colours) for colours in BYOL_COLOURS))
+    return list(Loader(source, views, batch_size=6).batches(0, count))
 
 
 def test_it_learns_and_its_teacher_follows():
