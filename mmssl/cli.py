@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mmssl.commands.reading import Reading
 from mmssl.errors import run
-from mmssl.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FashionMnist:
     out: Path = Path("runs/data/fashion-mnist")
 
     def __call__(self) -> None:
-        from mmssl.data import fetch_fashion_mnist
+        from mmssl.datasets import fetch_fashion_mnist
 
         print(fetch_fashion_mnist(self.out, self.source))
 
@@ -78,7 +78,7 @@ class Clips:
     out: Path = Path("runs/data/clips")
 
     def __call__(self) -> None:
-        from mmssl.data.real_clips import fetch_clips
+        from mmssl.datasets.real_clips import fetch_clips
 
         print(fetch_clips(self.out))
 
@@ -102,7 +102,7 @@ class MovingObjects:
     seed: int = 0
 
     def __call__(self) -> None:
-        from mmssl.data.moving_objects import write_moving_objects
+        from mmssl.datasets.moving_objects import write_moving_objects
 
         sizes = {"sequences": self.sequences, "size": self.size, "frames": self.frames, "seed": self.seed}
         out = write_moving_objects(self.out, self.source, self.items, train=self.clips, test=self.test_clips, **sizes)
@@ -141,7 +141,7 @@ class Embed(ReadMedia):
     """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
 
     def __call__(self) -> None:
-        from mmssl.commands import embed
+        from mmssl.commands.embed import embed
 
         embed(self.model, self.data, self.out, self, self.patches)
 
@@ -161,7 +161,7 @@ class Neighbours(ReadMedia):
     """Neighbours of each."""
 
     def __call__(self) -> None:
-        from mmssl.commands import neighbours
+        from mmssl.commands.embed import neighbours
 
         neighbours(self.model, self.data, self.out, self, self.queries, self.shown, self.query)
 
@@ -186,7 +186,7 @@ class Evaluate(ReadMedia):
     """JHMDB's lists (`splits/*_test_split1.txt`) of the videos to test; all where none is given."""
 
     def __call__(self) -> None:
-        from mmssl.commands import evaluate, follow
+        from mmssl.commands.evaluate import evaluate, follow
 
         several = len(self.data) > 1
         for data in self.data:
@@ -212,7 +212,7 @@ class Export:
     """Folder to write."""
 
     def __call__(self) -> None:
-        from mmssl.commands import export
+        from mmssl.commands.export import export
 
         export(self.model, self.out, self.to)
 

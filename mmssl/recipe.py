@@ -15,13 +15,14 @@ import tyro
 
 from mmssl.data import Clips, Pairs, Source, View
 from mmssl.errors import UserError
-from mmssl.header import next_steps
-from mmssl.initial import start_from
 from mmssl.interop import config_from_dict
 from mmssl.objectives import Objective
+from mmssl.pretraining.header import next_steps
+from mmssl.pretraining.initial import start_from
+from mmssl.pretraining.media import open_clips
+from mmssl.pretraining.pretrain import accumulation, pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
-from mmssl.workflow import accumulation, open_clips, pretrain
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from typing import Literal
 from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
 from mmssl.objectives import MAE, MAEConfig, mae_config
+from mmssl.pretraining.media import open_pictures
 from mmssl.recipe import Recipe, from_command_line
 from mmssl.training import TrainResult
-from mmssl.workflow import open_pictures
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from mmssl.cli import run
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.initial import start_from
 from mmssl.interop import mae as mae_forms
 from mmssl.interop import to_theirs
 from mmssl.modality import image
 from mmssl.objectives import MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.videomae import videomae_config, videomae_decoder_config
+from mmssl.pretraining.initial import start_from
 from mmssl.training import checkpoints
 from tests.parity import assert_states_equal
 

@@ -170,11 +170,12 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import image_mae
 
-    from mmssl import commands
+    from mmssl.commands.embed import embed
+    from mmssl.commands.export import export
+    from mmssl.commands.reading import Reading
     from mmssl.data import Loader
-    from mmssl.reading import Reading
     from mmssl.report.run import write_report
-    from mmssl.runs import model_in
+    from mmssl.training.run_folder import model_in
 
     out, met = tmp_path / "run", []
 
@@ -186,8 +187,8 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
                 except UserError as error:
                     met.append(str(error))
             if step == 4:
-                commands.embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
-                commands.export(out, tmp_path / "early", "vit")
+                embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
+                export(out, tmp_path / "early", "vit")
                 early.update(load_file(out / "step-00000004" / "ema.safetensors"))
             yield batch
 

@@ -13,7 +13,8 @@ from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import cosine_similarity
 
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE, interop
-from mmssl.commands import embed
+from mmssl.commands.embed import embed
+from mmssl.commands.reading import Reading
 from mmssl.data import Clips, EvalView, TrainView, evaluation_batches, open_source, open_videos
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
@@ -26,12 +27,11 @@ from mmssl.modality import VIDEO, image
 from mmssl.objectives import MAEConfig, SiamMAEConfig, VideoMAEConfig
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
 from mmssl.position import sincos_table
-from mmssl.reading import Reading
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import write_report
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings
 from mmssl.transformer import TransformerConfig
-from mmssl.workflow import pretrain
 from tests.films import film, noise_picture
 from tests.parity import assert_states_equal, cropmae_decoder_config, normalised, randomize, relative
 

@@ -16,9 +16,9 @@ from mmssl.data import ArraySource
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.header import header, next_steps
 from mmssl.modality import image
 from mmssl.objectives import MAEConfig
+from mmssl.pretraining.header import header, next_steps
 from mmssl.training import TrainSettings, train
 from mmssl.training.journal import duration
 from tests.training_toy import Toy, ToyLoader, settings

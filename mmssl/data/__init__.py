@@ -8,11 +8,8 @@
 
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
-from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
-from mmssl.data.real_clips import fetch_clips
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.source import (
     ArraySource,
@@ -33,7 +30,6 @@ from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, Tr
 __all__ = [
     "BYOL_COLOURS",
     "DINO_COLOURS",
-    "MOTIONS",
     "SIMCLR_COLOURS",
     "ArraySource",
     "Augmentation",
@@ -49,7 +45,6 @@ __all__ = [
     "Ledger",
     "Loader",
     "MaskSequence",
-    "MovingObjects",
     "MultiScaleView",
     "MultiView",
     "NoTestPart",
@@ -61,19 +56,13 @@ __all__ = [
     "TrainView",
     "VideoSource",
     "View",
-    "background_clips",
     "blending_told",
     "decode",
-    "digits_source",
     "evaluation_batches",
-    "fetch_clips",
-    "fetch_fashion_mnist",
     "hold_out",
     "notes",
     "open_source",
     "open_videos",
-    "part_clips",
     "read_slots",
     "subset",
-    "write_moving_objects",
 ]

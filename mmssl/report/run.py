@@ -21,9 +21,9 @@ from mmssl.modality import zero_to_one
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
-from mmssl.runs import model_in
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
+from mmssl.training.run_folder import model_in
 from mmssl.training.settings import record
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"

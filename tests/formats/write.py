@@ -20,10 +20,10 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking.noise import random_bits
 from mmssl.modality import VIDEO, image
 from mmssl.objectives import MAE, MAEConfig, Objective, SiamMAE, SiamMAEConfig, VideoMAE, VideoMAEConfig
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.transformer import TransformerConfig
-from mmssl.workflow import pretrain
 
 HERE = Path(__file__).parent
 SIZE, PATCH, STEPS = 16, 4, 6
