@@ -86,7 +86,7 @@ def find(name: str) -> Method:
         return _own(name)
     files = _files()
     if name not in files:
-        raise UserError(f"unknown method {name!r}: {nearest(name, list(files))}, or module:Class for your own")
+        raise UserError(f"unknown method {name!r}: {nearest(name, list(files))}")
     path = files[name]
     full_name = f"mmssl.recipes.{path.stem}"
     if full_name not in sys.modules:

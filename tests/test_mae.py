@@ -246,7 +246,7 @@ def test_the_same_file_takes_clips_and_spectrograms(modality, size):
     mae = MAE(MAEConfig(vit_config("tiny", modality=modality, input_size=size), mae_decoder_config(32, 1, 2)))
     out = mae({modality.name: torch.rand(2, modality.channels, *size)})
     out.loss.backward()
-    assert out.prediction.shape == (2, *out.mask.hide.index.shape[1:], mae.tokenizer.values)
+    assert out.prediction.shape == (2, *out.mask.hide.index.shape[1:], mae.target.values)
 
 
 def test_reconstruction_keeps_the_visible_and_inverts_the_target():
