@@ -11,7 +11,7 @@ import torch
 
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed, read_metrics, train
-from tests.training_toy import BF16, Toy, ToyLoader, job, run_ranks, settings
+from tests.training_toy import BF16, Pairs, Toy, ToyLoader, job, run_ranks, settings
 
 PLAIN = {"toy": {"dropout": 0.0}}
 
@@ -25,12 +25,14 @@ steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train the jobs one after the other; a job's folder says how it ended."""
     folder = tmp_path_factory.mktemp("two")
-    for name in ("plain", "split", "averaged", "bf16", "poisoned", "signalled", "dropped"):
+    for name in ("plain", "split", "pairs", "pairs split", "averaged", "bf16", "poisoned", "signalled", "dropped"):
         (folder / name).mkdir()
     (folder / "damaged" / "step-00000003").mkdir(parents=True)
     jobs = [
         job(folder / "plain", **PLAIN),
         job(folder / "split", **PLAIN, settings={"accumulate": 2}),
+        job(folder / "pairs", **PLAIN, method="Pairs"),
+        job(folder / "pairs split", **PLAIN, method="Pairs", settings={"accumulate": 2}),
         job(folder / "averaged", **PLAIN, settings={"ema": 0.5}),
         job(folder / "bf16", **PLAIN, settings={"precision": "bf16"}),
         job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
@@ -67,6 +69,18 @@ def test_the_average_of_two_ranks_weights_is_that_of_one(runs: Path, tmp_path: P
     alone, two = (checkpoints.load(run / "step-00000012").state for run in (tmp_path, runs / "averaged"))
     assert alone.keys() == two.keys() and "ema" in alone
     torch.testing.assert_close(two["ema"], alone["ema"], rtol=1e-4, atol=1e-6)
+
+
+def test_samples_are_compared_across_ranks_and_chunks_as_in_one_batch(runs: Path, tmp_path: Path) -> None:
+    train(Pairs(dropout=0.0), ToyLoader(), settings(), tmp_path, device=torch.device("cpu"))
+    alone, weights = read_metrics(tmp_path), checkpoints.load(tmp_path / "step-00000012").state["model"]
+    del weights["passes"]  # counts chunks
+    for run in ("pairs", "pairs split"):
+        together = read_metrics(runs / run)
+        for name in ("loss", "grad_norm"):
+            assert [row[name] for row in together] == pytest.approx([row[name] for row in alone], rel=TOLERANCE)
+        state = checkpoints.load(runs / run / "step-00000012").state["model"]
+        torch.testing.assert_close({name: state[name] for name in weights}, weights, rtol=1e-4, atol=1e-6)
 
 
 def test_two_ranks_in_bf16_give_the_losses_of_one_within_a_unit_of_bf16(runs: Path, tmp_path: Path) -> None:

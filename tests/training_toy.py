@@ -13,12 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from mmssl_kernels import info_nce
 from torch import Tensor, nn
 from torch.distributed import TCPStore
+from torch.nn import functional as F
 
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation, uniform
 from mmssl.objectives.objective import Objective, Output
+from mmssl.ranks import everywhere
 from mmssl.training import Interrupted, TrainSettings, distributed, train
 
 SAMPLES, WIDTH, BATCH = 22, 8, 4
@@ -64,6 +67,28 @@ class Toy(Objective):
         Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "config.json").write_text("{}")
         return Path(folder)
+
+
+class Pairs(Toy):
+    """Find a sample's view by the teacher among those of all samples, which are kept apart from each other."""
+
+    def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
+        super().__init__(dropout, width)
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def features(self, batch: dict[str, Tensor], mask: None = None) -> dict[str, Tensor]:
+        self.passes += 1
+        hidden = self.dropout(self.first(batch["image"] + self.mask_token).relu())
+        rows = {"predicted": self.last(hidden), "wanted": self.teacher(batch["image"])}
+        return {name: F.normalize(value.float(), dim=1) for name, value in rows.items()}
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        nce = info_nce(features["predicted"], features["wanted"], self.log_scale.exp(), group=self.group)
+        spread = everywhere(features["predicted"], self.group).var(0).mean()
+        return Output(nce - spread, {"nce": nce, "spread": spread})
+
+    forward = Objective.forward
 
 
 @dataclass
@@ -157,7 +182,10 @@ def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
         if rank != options.get("signalled", rank):
             loader.kill_at = None
         try:
-            train(Toy(**options.get("toy", {})), loader, settings(**options.get("settings", {})), folder, device=device)
+            kind = {"Toy": Toy, "Pairs": Pairs}[options.get("method", "Toy")]
+            train(
+                kind(**options.get("toy", {})), loader, settings(**options.get("settings", {})), folder, device=device
+            )
             outcome = ""
         except UserError as error:
             outcome = str(error)

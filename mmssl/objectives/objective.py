@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from mmssl import interop
+from mmssl import interop, ranks
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
 from mmssl.masking import Mask
@@ -33,6 +34,10 @@ class Objective(nn.Module):
 
     A method is made from one config dataclass, kept as `self.config`; `config_class` names its type. undecayed: names
     of parameters that get no weight decay beyond the usual rule (see `parameter_groups`).
+
+    A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
+    SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
+    it is split into (see `mmssl.training.gradients`).
     """
 
     config_class: ClassVar[type]
@@ -48,6 +53,32 @@ class Objective(nn.Module):
             brief = type(part).__name__ if type(part).__repr__ is nn.Module.__repr__ else repr(part)
             parts.append(f"  {name}: {brief}")
         return "\n".join([f"{type(self).__name__}({', '.join(plain)})", *parts])
+
+    def features(self, batch: dict[str, Tensor], mask: Mask | None = None) -> dict[str, Tensor]:
+        """What is compared: tensors `[B, D]`, floating point, a row for each sample of the batch, in its order."""
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        """The loss of these features, beside those of the other ranks of `self.group`.
+
+        Averaged over the ranks, its gradient is that of one process that holds all rows: hand `group=self.group` to the
+        losses of `mmssl_kernels`, or read the others' rows by `ranks.everywhere(rows, self.group)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def forward(self, batch: dict[str, Tensor], mask: Mask | None = None) -> Output:
+        """The loss of a batch; of a method that compares samples, that of their features."""
+        return dataclasses.replace(self.compare(self.features(batch, mask)), mask=mask)
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the loss is one of the whole batch, and no mean over its samples."""
+        return type(self).compare is not Objective.compare
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
+        return ranks.training_ranks() if self.training else None
 
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
