@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -33,7 +34,8 @@ class Objective(nn.Module):
     """A pretraining method: `objective(batch, mask=None)` gives an `Output`; `objective.encoder` is what users keep.
 
     A method is made from one config dataclass, kept as `self.config`; `config_class` names its type. undecayed: names
-    of parameters that get no weight decay beyond the usual rule (see `parameter_groups`).
+    of parameters that get no weight decay beyond the usual rule, lr_scales: multiples of the learning rate by prefixes
+    of names (see `parameter_groups`). optimizer: the paper's, by its name in `TrainSettings`.
 
     A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
     SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
@@ -42,6 +44,8 @@ class Objective(nn.Module):
 
     config_class: ClassVar[type]
     undecayed: ClassVar[tuple[str, ...]] = ()
+    lr_scales: ClassVar[Mapping[str, float]] = {}
+    optimizer: ClassVar[str] = "adamw"
     config: Any
     encoder: Encoder
 

@@ -22,7 +22,7 @@ from mmssl.training import checkpoints, distributed
 from mmssl.training.average import Average
 from mmssl.training.gradients import Gradients
 from mmssl.training.journal import Journal
-from mmssl.training.optim import adamw, parameter_groups, schedule, set_learning_rate
+from mmssl.training.optim import optimizer_for, schedule, set_learning_rate, set_weight_decay
 from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
 from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record, slow_average
 from mmssl.training.stopping import Interrupted, stop_request
@@ -82,9 +82,8 @@ def train(
     settled = record(settings, {**(context or {}), **where})
 
     objective.to(device).train()
-    groups = parameter_groups(objective, settings.weight_decay, objective.undecayed)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = adamw(groups, settings.betas, device)
+    optimizer = optimizer_for(objective, settings, device)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average = None if settings.ema is None else Average(objective, settings.ema)
     start, notes = resume(run_dir, objective, optimizer, loader, settled, average)
     notes += large_batch(settings.batch_size, loader.steps_per_epoch, total) + slow_average(settings.ema, total)
@@ -110,6 +109,7 @@ def train(
             progress = step / total
             rate = rates(step)
             set_learning_rate(optimizer, rate)
+            set_weight_decay(optimizer, settings, progress)
             optimizer.zero_grad()
             # a step of several chunks may be dropped in its middle, and forward passes may move statistics
             buffers = [buffer.clone() for buffer in objective.buffers()] if settings.accumulate > 1 else []
