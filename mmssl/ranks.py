@@ -24,9 +24,16 @@ def training_ranks() -> ProcessGroup | None:
 
 
 @torch.compiler.disable
-def total(values: Float[Tensor, "*shape"], group: ProcessGroup | None) -> Float[Tensor, "*shape"]:
+def total(values: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
     """The sum of every rank's `values`, which have one shape."""
-    return values if group is None else _Total.apply(values, group)
+    return _Total.apply(values, group)
+
+
+def stacked(values: Float[Tensor, "*shape"], group: ProcessGroup) -> Tensor:
+    """Every rank's `values`, which have one shape, as `[ranks, *shape]`."""
+    rank = dist.get_rank(group)
+    beside = (rank, dist.get_world_size(group) - rank - 1)
+    return total(F.pad(values[None], (*2 * values.ndim * [0], *beside)), group)
 
 
 @torch.compiler.disable
