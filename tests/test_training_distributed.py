@@ -21,21 +21,23 @@ TOLERANCE = 1e-5
 steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
 
 
-PARTS = [7, 2]
+UNEVEN = {"uneven": [7, 2], "idle": [9, 0]}
+"""Samples of each rank."""
 
 
 def uneven_rows() -> torch.Tensor:
-    return torch.randn(sum(PARTS), WIDTH, generator=torch.Generator().manual_seed(0))
+    return torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train the jobs one after the other; a job's folder says how it ended."""
     folder = tmp_path_factory.mktemp("two")
-    names = ("plain", "split", "pairs", "pairs split", "views", "uneven", "averaged", "bf16")
+    names = ("plain", "split", "pairs", "pairs split", "views", *UNEVEN, "averaged", "bf16")
     for name in (*names, "poisoned", "signalled", "dropped"):
         (folder / name).mkdir()
-    torch.save(uneven_rows(), folder / "uneven" / "rows.pt")
+    for name in UNEVEN:
+        torch.save(uneven_rows(), folder / name / "rows.pt")
     (folder / "damaged" / "step-00000003").mkdir(parents=True)
     jobs = [
         job(folder / "plain", **PLAIN),
@@ -43,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(folder / "pairs", **PLAIN, method="Pairs"),
         job(folder / "pairs split", **PLAIN, method="Pairs", settings={"accumulate": 2}),
         job(folder / "views", method="Views"),
-        job(folder / "uneven", parts=PARTS),
+        *(job(folder / name, parts=parts) for name, parts in UNEVEN.items()),
         job(folder / "averaged", **PLAIN, settings={"ema": 0.5}),
         job(folder / "bf16", **PLAIN, settings={"precision": "bf16"}),
         job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
@@ -103,8 +105,9 @@ def test_a_teacher_and_batch_norms_of_two_ranks_are_those_of_one(runs: Path, tmp
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 
 
-def test_uneven_ranks_are_normed_by_the_statistics_of_all_and_learn_as_one_process(runs: Path) -> None:
-    first, second = (torch.load(runs / "uneven" / f"normed-{rank}.pt") for rank in (0, 1))
+@pytest.mark.parametrize("parts", UNEVEN)
+def test_uneven_ranks_are_normed_by_the_statistics_of_all_and_learn_as_one_process(runs: Path, parts: str) -> None:
+    first, second = (torch.load(runs / parts / f"normed-{rank}.pt") for rank in (0, 1))
     alone = normed(uneven_rows())
     together = {name: torch.cat([first.pop(name), second.pop(name)]) for name in ("out", "of rows", "far")}
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -201,9 +201,8 @@ def normed(rows: Tensor) -> dict[str, Tensor]:
     model = DistributedDataParallel(head) if dist.is_initialized() else head
     learning = rows.double().requires_grad_()
     out = model(learning)
-    share = distributed.world_size() * len(rows) / len(everywhere(learning, training_ranks()))
-    spread = everywhere(out, training_ranks()).std(0).sum()
-    (share * (out**3).sum(1).mean() + spread).backward()
+    everybody = everywhere(out, training_ranks())
+    ((out**3).sum() * distributed.world_size() / len(everybody) + everybody.std(0).sum()).backward()
     gradients = {f"gradient of {name}": value.grad for name, value in head.named_parameters()}
     of_rows = {"out": out.detach(), "of rows": learning.grad / distributed.world_size()}
     return {**of_rows, "far": GlobalBatchNorm(WIDTH)(rows + 1000).detach(), **gradients, **dict(head.named_buffers())}
