@@ -63,10 +63,14 @@ class Recipe:
     """Peak learning rate for 256 samples a step; scaled with the batch."""
     min_lr: float | None = None
     """Learning rate that the cosine ends with, not scaled; the paper's where not given."""
+    optimizer: Literal["auto", "adamw", "lars", "sgd", "adam_uncorrected"] = "auto"
+    """auto: the paper's. adam_uncorrected: BERT's AdamW, whose moments are not corrected for starting at 0."""
     weight_decay: float = 0.05
-    """AdamW's, a step and unit of learning rate, of matrices alone."""
+    """A step and unit of learning rate, of matrices alone."""
+    weight_decay_end: float | None = None
+    """Weight decay that a cosine ends with; constant where unset."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Shares of the past, a step, in AdamW's two moving moments of the gradient."""
+    """Shares of the past, a step, in AdamW's two moving moments of the gradient; the first is LARS's and SGD's."""
     clip_norm: float | None = None
     """Longest gradient, as the norm over all parameters: longer ones are scaled down to it. Not clipped where unset."""
     ema: float | None = None
@@ -109,7 +113,9 @@ class Recipe:
             batch_size=self.batch_size,
             accumulate=accumulation(self.batch_size, world_size, at_once),
             base_lr=self.base_lr,
+            optimizer=self.optimizer,
             weight_decay=self.weight_decay,
+            weight_decay_end=self.weight_decay_end,
             betas=self.betas,
             min_lr=self.paper_min_lr if self.min_lr is None else self.min_lr,
             clip_norm=self.clip_norm,

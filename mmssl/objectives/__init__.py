@@ -1,8 +1,9 @@
 """One file a method."""
 
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
-from mmssl.objectives.objective import METHODS, Figure, Objective, Output, imported, load
+from mmssl.objectives.objective import Figure, Objective, Output
 from mmssl.objectives.pixels import PixelObjective
+from mmssl.objectives.registry import METHODS, imported, load
 from mmssl.objectives.siammae import SiamMAE, SiamMAEConfig, siammae_config
 from mmssl.objectives.videomae import VideoMAE, VideoMAEConfig, videomae_config
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from mmssl import interop, version
+from mmssl import interop, ranks, version
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask
+from mmssl.objectives.registry import importable, register
 from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch
 
 O = TypeVar("O", bound="Objective")  # noqa: E741
-
-METHODS: dict[str, type[Objective]] = {}
-"""Every method by its name: a class that derives from `Objective` and has a `config_class`, a user's own too."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,27 @@ class Objective(nn.Module):
 
     A method is made from one config dataclass, kept as `self.config`; `config_class` names its type, and `named` is the
     function that makes one for the name of a model and further keywords, which the class takes as well (see
-    `configured`). undecayed: names of parameters that get no weight decay beyond the usual rule (see
-    `parameter_groups`).
+    `configured`). undecayed: names of parameters that get no weight decay beyond the usual rule, lr_scales: multiples
+    of the learning rate by prefixes of names (see `parameter_groups`). optimizer: the paper's, by its name in
+    `TrainSettings`.
+
+    A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
+    SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
+    it is split into (see `mmssl.training.gradients`).
     """
 
     config_class: ClassVar[type]
     named: ClassVar[Callable[..., Any]]
     undecayed: ClassVar[tuple[str, ...]] = ()
+    lr_scales: ClassVar[Mapping[str, float]] = {}
+    optimizer: ClassVar[str] = "adamw"
     config: Any
     encoder: Encoder
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not hasattr(cls, "config_class"):
-            return
-        known = METHODS.get(cls.__name__)
-        if known is not None and known.__module__ != cls.__module__ and known.__module__.startswith("mmssl."):
-            raise UserError(f"{cls.__module__}: a method of the name {cls.__name__} is in mmssl: choose another")
-        METHODS[cls.__name__] = cls
+        if hasattr(cls, "config_class"):  # not what methods merely share
+            register(cls)
 
     @classmethod
     def configured(cls, config: Any, settings: Mapping[str, Any]) -> Any:
@@ -102,6 +101,32 @@ class Objective(nn.Module):
         """Its modules that have parameters, by name."""
         return [(name, part) for name, part in self.named_children() if any(True for _ in part.parameters())]
 
+    def features(self, batch: Batch, mask: Mask | None = None) -> dict[str, Tensor]:
+        """What is compared: tensors `[B, D]`, floating point, a row for each sample of the batch, in its order."""
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        """The loss of these features, beside those of the other ranks of `self.group`.
+
+        Averaged over the ranks, its gradient is that of one process that holds all rows: hand `group=self.group` to the
+        losses of `mmssl_kernels`, or read the others' rows by `ranks.everywhere(rows, self.group)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        """The loss of a batch; of a method that compares samples, that of their features."""
+        return dataclasses.replace(self.compare(self.features(batch, mask)), mask=mask)
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the loss is one of the whole batch, and no mean over its samples."""
+        return type(self).compare is not Objective.compare
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
+        return ranks.training_ranks() if self.training else None
+
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
 
@@ -126,7 +151,7 @@ class Objective(nn.Module):
     def told(self) -> dict[str, Any]:
         """The method and its settings, as config.json holds them; with the module, where it is not mmssl's."""
         kind, own = type(self), type(self).__module__
-        where = {} if own.startswith("mmssl.") else {"module": _importable(own)}
+        where = {} if own.startswith("mmssl.") else {"module": importable(own)}
         return {"mmssl": kind.__name__, **where, **version.stamp(), "config": self._settings}
 
     @property
@@ -197,51 +222,3 @@ class Objective(nn.Module):
         """Write a folder that transformers' class of the same method reads, decoder included. Raises UserError where
         transformers has none, or it cannot express this model."""
         return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__), folder)
-
-
-def load(folder: str | Path) -> Objective:
-    """The method that a folder holds, whichever it is: one of ours, or one of transformers that mmssl reads.
-
-    A method that is not mmssl's is found in the module that config.json names, which is imported. Raises UserError
-    where the folder holds none.
-    """
-    config = interop.read_config(Path(folder))
-    kind = config.get("mmssl")
-    if kind is None:
-        state = interop.read_weights(Path(folder))
-        kind = interop.form_read(list(METHODS), ["transformers"], config, state, str(folder)).method
-    if kind not in METHODS and config.get("module"):
-        try:
-            imported(config["module"])
-        except UserError as error:
-            raise UserError(f"{folder}: holds {kind}: {error}") from error
-    if kind not in METHODS:
-        raise UserError(
-            f"{folder}: holds {kind or 'no method'}; methods are {', '.join(METHODS)}, and --import MODULE adds others"
-        )
-    return METHODS[kind].from_pretrained(folder)
-
-
-def imported(name: str) -> ModuleType:
-    """A user's module, from the working folder too. UserError where it cannot be imported."""
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"{name!r} is no module's name, such as my_package.my_methods")
-    if "" not in sys.path and (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"the module {name} cannot be imported ({error}): work in the folder it lies in, or set PYTHONPATH"
-        ) from error
-
-
-def _importable(module: str) -> str | None:
-    """The name by which others import a module; None for what is typed into an interpreter."""
-    if module != "__main__":
-        return module
-    main = sys.modules["__main__"]
-    if (spec := getattr(main, "__spec__", None)) is not None:
-        return spec.name
-    file = getattr(main, "__file__", None)
-    return Path(file).stem if file else None

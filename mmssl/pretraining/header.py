@@ -16,6 +16,7 @@ from mmssl.encoder import SIZES
 from mmssl.errors import as_text
 from mmssl.objectives import Objective
 from mmssl.training import TrainSettings, autocast_dtype, distributed
+from mmssl.training.optim import MOMENTS, optimizer_name
 from mmssl.transformer import Transformer
 
 
@@ -63,10 +64,11 @@ def _described(part: nn.Module) -> str:
 
 
 def _expected(objective: Objective, settings: TrainSettings, total: int) -> str:
-    """What the folder will weigh: checkpoints hold the weights, AdamW's two moments, and the average where kept."""
+    """What the folder will weigh: checkpoints hold the weights, the optimizer's moments, and the average where kept."""
     weights = _bytes(objective.state_dict())
     trained = sum(value.nbytes for value in objective.parameters() if value.requires_grad)
-    checkpoint = weights + trained * (2 if settings.ema is None else 3)
+    copies = MOMENTS[optimizer_name(settings, objective)] + (settings.ema is not None)
+    checkpoint = weights + trained * copies
     saved = math.ceil(total / settings.save_every) if settings.save_every else 1
     kept = min(saved, settings.keep) if settings.keep else saved
     whole = kept * checkpoint + weights
