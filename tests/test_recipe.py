@@ -119,11 +119,14 @@ def test_every_setting_of_the_loop_is_a_flag_with_a_help_text(monkeypatch, capsy
         min_lr=1e-6,
         clip_norm=1.0,
         ema=0.99,
+        optimizer="lars",
+        weight_decay_end=0.4,
         keep=5,
         tracker="none",
     ).training(1, torch.device("cpu"))
     assert (told.epochs, told.steps, told.warmup_steps, told.betas) == (None, 200, 10, (0.8, 0.99))
     assert (told.min_lr, told.clip_norm, told.ema, told.keep, told.tracker) == (1e-6, 1.0, 0.99, 5, "none")
+    assert (told.optimizer, told.weight_decay, told.weight_decay_end) == ("lars", 0.05, 0.4)
 
 
 @pytest.mark.parametrize("name", ["image_mae", "video_siammae", "video_videomae"])

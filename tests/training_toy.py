@@ -193,6 +193,11 @@ def job(folder: Path, **options: Any) -> str:
     return json.dumps({"folder": str(folder), **options})
 
 
+def held_out(objective: Objective, step: int) -> dict[str, float]:
+    """What the first rank watches, alone."""
+    return {"heldout_loss": objective(next(ToyLoader().batches(0, 1))).loss.item()}
+
+
 def normed(rows: Tensor) -> dict[str, Tensor]:
     """What batch norms over all ranks make of this rank's `rows`, and what a loss of all of them teaches."""
     with torch.random.fork_rng():
@@ -239,7 +244,8 @@ def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
             loader.kill_at = None
         try:
             method = METHODS[options.get("method", "Toy")](**options.get("toy", {}))
-            train(method, loader, settings(**options.get("settings", {})), folder, device=device)
+            chosen = settings(**options.get("settings", {}))
+            train(method, loader, chosen, folder, device=device, validate=held_out)
             outcome = ""
         except UserError as error:
             outcome = str(error)
