@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,12 +131,23 @@ def job(folder: Path, **options: Any) -> str:
     return json.dumps({"folder": str(folder), **options})
 
 
-def run_ranks(count: int, jobs: list[str]) -> list[int | None]:
+Prepared = tuple[Objective, Any, TrainSettings]
+
+
+def toy(options: dict[str, Any], rank: int, count: int) -> Prepared:
+    """What a job of the toy trains on one rank."""
+    loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
+    return Toy(**options.get("toy", {})), loader, settings(**options.get("settings", {}))
+
+
+def run_ranks(
+    count: int, jobs: list[str], prepare: Callable[[dict[str, Any], int, int], Prepared] = toy
+) -> list[int | None]:
     """Train each job in turn in `count` processes of their own, as torchrun would: their exit codes."""
     server = multiprocessing.get_context("forkserver")  # imports torch once, then forks: many real kills in a moment
     server.set_forkserver_preload(["torch.utils.tensorboard", "torch._dynamo"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs)) for rank in range(count)]
+    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs, prepare)) for rank in range(count)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -144,7 +155,9 @@ def run_ranks(count: int, jobs: list[str]) -> list[int | None]:
     return [process.exitcode for process in ranks]
 
 
-def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
+def run_rank(
+    rank: int, count: int, port: int, jobs: list[str], prepare: Callable[[dict[str, Any], int, int], Prepared]
+) -> None:
     """One process of `run_ranks`; how a job ended on this rank is left in the job's folder."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -153,11 +166,11 @@ def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
     outcome: str | BaseException = ""
     for options in map(json.loads, jobs):
         folder = Path(options["folder"])
-        loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
+        objective, loader, chosen = prepare(options, rank, count)
         if rank != options.get("signalled", rank):
             loader.kill_at = None
         try:
-            train(Toy(**options.get("toy", {})), loader, settings(**options.get("settings", {})), folder, device=device)
+            train(objective, loader, chosen, folder, device=device)
             outcome = ""
         except UserError as error:
             outcome = str(error)
