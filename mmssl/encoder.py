@@ -93,9 +93,11 @@ class Encoder(nn.Module):
         self.tokenizers = nn.ModuleDict(
             {tokenizer.modality.name: build_tokenizer(tokenizer, self.dim) for tokenizer in config.tokenizers}
         )
-        self.prefix_tokens = nn.Parameter(torch.empty(config.prefix, self.dim).normal_(std=0.02))
+        # Without a prefix they are empty and never get a gradient, for which DistributedDataParallel would wait.
+        some = config.prefix > 0
+        self.prefix_tokens = nn.Parameter(torch.empty(config.prefix, self.dim).normal_(std=0.02), requires_grad=some)
         # MAE's table has a row of zeros for the class token; models with learned positions learn this one too.
-        learned = any(self.tokenizer(name).position.trainable for name in self.tokenizers)
+        learned = some and any(self.tokenizer(name).position.trainable for name in self.tokenizers)
         self.prefix_position = nn.Parameter(torch.zeros(config.prefix, self.dim), requires_grad=learned)
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps

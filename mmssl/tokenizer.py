@@ -77,8 +77,9 @@ class PatchTokenizer(nn.Module):
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)
 
     def grid(self, batch: Batch) -> tuple[int, ...]:
-        """Patches along each axis of this batch. Raises UserError naming the modality, both shapes and the remedy."""
-        pixels, modality = batch[self.modality.name], self.modality
+        """Patches along each axis of this batch. Raises UserError naming the modality, both shapes and the remedy, and
+        for a batch without samples."""
+        pixels, modality = _values(batch, self.modality.name), self.modality
         channels = () if self.classes is not None else (modality.channels,)
         fits = (
             pixels.ndim == 1 + len(channels) + len(self.patch) and tuple(pixels.shape[1:][: len(channels)]) == channels
@@ -134,6 +135,15 @@ class PatchTokenizer(nn.Module):
         return F.linear(self.classes(ids).flatten(-2), self.weight, self.bias) + F.embedding(positions.index, table)
 
 
+def _values(batch: Batch, name: str) -> Tensor:
+    """The modality's values in the batch."""
+    if name not in batch:
+        raise UserError(f"the batch holds {sorted(batch)}, but {name!r} is read")
+    if not len(batch[name]):
+        raise UserError(f"{name}: got shape {tuple(batch[name].shape)}, which holds no sample; give at least one")
+    return batch[name]
+
+
 def _are_zero_to_one(values: Tensor) -> bool:
     """Whether all are within 0-1 and what resampling adds; False where one is not a number."""
     if not values.numel():
@@ -160,7 +170,8 @@ class TextTokenizer(nn.Module):
                 nn.init.trunc_normal_(table.weight, std=0.02)
 
     def grid(self, batch: Batch) -> tuple[int, ...]:
-        ids, name = batch[self.modality.name], self.modality.name
+        name = self.modality.name
+        ids = _values(batch, name)
         if ids.ndim != 2 or ids.shape[1] > self.config.size[0]:
             raise UserError(
                 f"{name}: got ids of shape {tuple(ids.shape)}, expected (B, at most {self.config.size[0]}); "

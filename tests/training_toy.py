@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,12 +213,24 @@ def normed(rows: Tensor) -> dict[str, Tensor]:
     return {**of_rows, "far": GlobalBatchNorm(WIDTH)(rows + 1000).detach(), **gradients, **dict(head.named_buffers())}
 
 
-def run_ranks(count: int, jobs: list[str]) -> list[int | None]:
+Prepared = tuple[Objective, Any, TrainSettings]
+
+
+def toy(options: dict[str, Any], rank: int, count: int) -> Prepared:
+    """What a job of the toy trains on one rank."""
+    loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
+    method = METHODS[options.get("method", "Toy")](**options.get("toy", {}))
+    return method, loader, settings(**options.get("settings", {}))
+
+
+def run_ranks(
+    count: int, jobs: list[str], prepare: Callable[[dict[str, Any], int, int], Prepared] = toy
+) -> list[int | None]:
     """Train each job in turn in `count` processes of their own, as torchrun would: their exit codes."""
     server = multiprocessing.get_context("forkserver")  # imports torch once, then forks: many real kills in a moment
     server.set_forkserver_preload(["torch.utils.tensorboard", "torch._dynamo"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs)) for rank in range(count)]
+    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs, prepare)) for rank in range(count)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -226,7 +238,9 @@ def run_ranks(count: int, jobs: list[str]) -> list[int | None]:
     return [process.exitcode for process in ranks]
 
 
-def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
+def run_rank(
+    rank: int, count: int, port: int, jobs: list[str], prepare: Callable[[dict[str, Any], int, int], Prepared]
+) -> None:
     """One process of `run_ranks`; how a job ended on this rank is left in the job's folder."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -239,13 +253,12 @@ def run_rank(rank: int, count: int, port: int, jobs: list[str]) -> None:
             rows = torch.load(folder / "rows.pt").split(options["parts"])[rank]
             torch.save(normed(rows), folder / f"normed-{rank}.pt")
             continue
-        loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
+        objective, loader, chosen = prepare(options, rank, count)
         if rank != options.get("signalled", rank):
             loader.kill_at = None
+        validate = held_out if prepare is toy else None
         try:
-            method = METHODS[options.get("method", "Toy")](**options.get("toy", {}))
-            chosen = settings(**options.get("settings", {}))
-            train(method, loader, chosen, folder, device=device, validate=held_out)
+            train(objective, loader, chosen, folder, device=device, validate=validate)
             outcome = ""
         except UserError as error:
             outcome = str(error)

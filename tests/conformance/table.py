@@ -1,0 +1,170 @@
+"""The table: one entry a method, at a size at which a step takes milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmssl import MAE, SiamMAE, VideoMAE
+from mmssl.decoder import mae_decoder_config
+from mmssl.encoder import EncoderConfig
+from mmssl.modality import VIDEO, image
+from mmssl.objectives import MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
+from mmssl.objectives.siammae import siammae_decoder_config
+from mmssl.objectives.videomae import POSITION, videomae_decoder_config
+from mmssl.tokenizer import TokenizerConfig
+from mmssl.transformer import TransformerConfig
+from tests.contracts import (
+    keys,
+    pictures,
+    test_block_targets,
+    test_masked_language,
+    test_text_image_pair,
+    test_two_modalities,
+    test_two_views,
+)
+from tests.training_toy import ToyConfig
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method, and what there is to know of it here.
+
+    make: a fresh objective. batch: what a loader gives at a step, raw values with `sample_id`, `epoch`, `draw`, `step`.
+    hides: the keys of the batch whose values are hidden where the mask says so. total: the loss, from its named parts.
+    rate: a learning rate at which the loss falls in a few steps. graph_breaks: of the compiled method, its mask given.
+    exports: the libraries that can take its encoder. exceptions: the properties that do not hold, by the name of their
+    test, and why; they are tested all the same, and must fail.
+    """
+
+    name: str
+    make: Callable[[], Objective]
+    batch: Callable[[int], Batch]
+    hides: tuple[str, ...] = ()
+    total: Callable[[Mapping[str, Tensor]], Tensor] = lambda parts: sum(parts.values(), torch.zeros(()))
+    rate: float = 3e-3
+    graph_breaks: int = 0
+    exports: tuple[str, ...] = ()
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+
+def vit(modality=image(3, (8, 8)), size=(16, 16), position="sincos", prefix=1, **transformer) -> EncoderConfig:
+    """One block of an encoder on four patches a frame."""
+    tokenizer = TokenizerConfig(modality, size, position)
+    return EncoderConfig((tokenizer,), TransformerConfig(32, 1, 2, **transformer), prefix)
+
+
+def mae() -> MAE:
+    return MAE(MAEConfig(vit(image(3, (4, 4))), mae_decoder_config(16, 1, 2)))
+
+
+def siammae() -> SiamMAE:
+    return SiamMAE(SiamMAEConfig(vit(image(3, (4, 4))), siammae_decoder_config(16, 1, 2), 0.75))
+
+
+def videomae() -> VideoMAE:
+    tubes = dataclasses.replace(VIDEO, patch=(2, 4, 4))
+    encoder = vit(tubes, (4, 16, 16), POSITION, 0, qkv_bias="query_value")
+    return VideoMAE(VideoMAEConfig(encoder, videomae_decoder_config(16, 1, 2), 0.75))
+
+
+def toy(method: Callable[[], Objective]) -> Objective:
+    """A contract method, with the settings that it lacks: a run writes them down."""
+    objective = method()
+    objective.config = ToyConfig()
+    return objective
+
+
+def one_picture(step: int) -> Batch:
+    return {"image": pictures(6, 3, seed=step), **keys(6, step)}
+
+
+def two_frames(step: int) -> Batch:
+    return {"image": pictures(6, 3, seed=step), "image.1": pictures(6, 3, seed=step + 9), **keys(6, step)}
+
+
+def clip(step: int) -> Batch:
+    frames = [pictures(6, 3, seed=4 * step + frame) for frame in range(4)]
+    return {"video": torch.stack(frames, dim=2), **keys(6, step)}
+
+
+def two_views(step: int) -> Batch:
+    return test_two_views.batches(step + 1)[step]
+
+
+def without(reason: str, *properties: str) -> dict[str, str]:
+    """Exceptions of one reason."""
+    return dict.fromkeys(properties, reason)
+
+
+TOY = without("its class takes no config", "a_folder_holds_the_method_exactly", "a_run_is_reported")
+WHOLE = without("it hides nothing", "a_mask_depends_on_its_sample_alone", "hidden_values_are_unread")
+BATCH_MEAN = (
+    "the_loss_is_the_mean_over_samples",
+    "chunks_train_as_the_whole_batch_does",
+    "two_ranks_train_as_one_does",
+)
+
+TABLE = (
+    Entry("MAE", mae, one_picture, ("image",), exports=("timm", "transformers")),
+    Entry("SiamMAE", siammae, two_frames, ("image.1",), exports=("timm", "transformers")),
+    Entry("VideoMAE", videomae, clip, ("video",), exports=("transformers",)),
+    Entry(
+        "BlockTargets",
+        partial(toy, test_block_targets.BlockTargets),
+        test_block_targets.make_batch,
+        hides=("image",),
+        exceptions=TOY | without("it draws blocks before it reads the batch", "an_empty_batch_is_named"),
+    ),
+    Entry(
+        "MaskedLanguage",
+        partial(toy, test_masked_language.MaskedLanguage),
+        test_masked_language.make_batch,
+        hides=("text",),
+        exceptions=TOY
+        | without("a mean over the words of a batch, and sentences hide few or many", *BATCH_MEAN)
+        | without("it counts the words before it reads the batch", "another_modality_is_named")
+        | without("words are whole numbers", "values_that_are_not_finite_stop_the_run_and_name_its_samples"),
+    ),
+    Entry(
+        "TwoModalities",
+        partial(toy, test_two_modalities.TwoModalities),
+        test_two_modalities.make_batch,
+        hides=("image", "depth"),
+        exceptions=TOY | without("a mean over the patches of a batch, and samples hide few or many", *BATCH_MEAN),
+    ),
+    Entry(
+        "TwoViews",
+        partial(toy, test_two_views.TwoViews),
+        two_views,
+        total=lambda parts: 2 - 2 * parts["similarity"],
+        exports=("timm", "transformers"),
+        exceptions=TOY
+        | WHOLE
+        | without("its batch norms normalise chunk by chunk", "chunks_train_as_the_whole_batch_does"),
+    ),
+    Entry(
+        "Pair",
+        partial(toy, test_text_image_pair.Pair),
+        test_text_image_pair.make_batch,
+        exports=("timm", "transformers"),
+        exceptions=TOY
+        | WHOLE
+        | without("its part is the temperature, no term", "parts_are_scalars_and_make_up_the_loss")
+        | without("each sample is told from the rest of the batch", "the_loss_is_the_mean_over_samples"),
+    ),
+)
+ENTRIES = {entry.name: entry for entry in TABLE}
+
+
+def rows(batch: Batch, chosen: Tensor | slice) -> Batch:
+    """Some samples of a batch, as the loop cuts it: what is no row a sample stays."""
+    count = len(batch["sample_id"])
+    return {name: value[chosen] if value.shape[:1] == (count,) else value for name, value in batch.items()}
