@@ -22,7 +22,7 @@ STEPS, SAVED = 6, 3
 
 @dataclass
 class TwoBatches:
-    """The contract of mmssl.data.Loader over an entry's first two batches, in turn; `poison` puts NaN into all media."""
+    """The contract of mmssl.data.Loader over an entry's first two batches in turn; `poison` makes all media NaN."""
 
     entry: Entry
     rank: int = 0
