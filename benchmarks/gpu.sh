@@ -115,8 +115,9 @@ from benchmarks.pipeline import write_pictures
 from mmssl.data import EvalView, TrainView
 from mmssl.encoder import vit_config
 from mmssl.objectives import MAE, MAEConfig
+from mmssl.pretraining.media import open_pictures
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.training import TrainSettings, read_metrics
-from mmssl.workflow import open_pictures, pretrain
 
 device, (steps, batch) = torch.device(os.environ["MMSSL_DEVICE"]), map(int, sys.argv[1:])
 settings = TrainSettings(

@@ -30,7 +30,6 @@ import torch
 from benchmarks.machine import RESULTS, device_name, markdown, write
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE
 from mmssl.data import (
-    MOTIONS,
     Clips,
     DavisFolder,
     EvalView,
@@ -40,10 +39,8 @@ from mmssl.data import (
     VideoSource,
     View,
     evaluation_batches,
-    fetch_clips,
-    part_clips,
-    write_moving_objects,
 )
+from mmssl.datasets import MOTIONS, fetch_clips, part_clips, write_moving_objects
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.evaluation import (
@@ -61,9 +58,9 @@ from mmssl.modality import VIDEO, image
 from mmssl.objectives import MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.videomae import videomae_decoder_config, videomae_encoder_config
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import save_tracks, write_report
 from mmssl.training import TrainSettings, read_metrics
-from mmssl.workflow import pretrain
 
 SIZE, PATCH, FRAMES, STRIDE, DEPTH = 64, 8, 8, 2, 6
 REPEATS = 4

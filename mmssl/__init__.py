@@ -5,6 +5,7 @@ from mmssl.errors import UserError
 from mmssl.masking import Mask
 from mmssl.methods import train
 from mmssl.objectives import MAE, MAEConfig, SiamMAE, SiamMAEConfig, VideoMAE, VideoMAEConfig
+from mmssl.version import __version__
 
 __all__ = [
     "MAE",
@@ -16,6 +17,6 @@ __all__ = [
     "UserError",
     "VideoMAE",
     "VideoMAEConfig",
+    "__version__",
     "train",
 ]
-__version__ = "0.1.0"

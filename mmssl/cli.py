@@ -1,7 +1,11 @@
-"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`."""
+"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`.
+
+With `--import MODULE` any of them knows the methods of a module of yours.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +13,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mmssl.commands.reading import Reading
 from mmssl.errors import run
-from mmssl.reading import Reading
 
 
 @dataclass(frozen=True)
 class Train:
     """Pretrain on a folder of media: `mmssl train METHOD --data DIR`. `mmssl methods` lists the methods, `mmssl train
-    METHOD --help` the flags of one."""
+    METHOD --help` the flags of one; `module:Class` is a method of your own."""
 
     method: tyro.conf.Positional[str]
 
@@ -62,7 +66,7 @@ class FashionMnist:
     out: Path = Path("runs/data/fashion-mnist")
 
     def __call__(self) -> None:
-        from mmssl.data import fetch_fashion_mnist
+        from mmssl.datasets import fetch_fashion_mnist
 
         print(fetch_fashion_mnist(self.out, self.source))
 
@@ -74,7 +78,7 @@ class Clips:
     out: Path = Path("runs/data/clips")
 
     def __call__(self) -> None:
-        from mmssl.data.real_clips import fetch_clips
+        from mmssl.datasets.real_clips import fetch_clips
 
         print(fetch_clips(self.out))
 
@@ -98,7 +102,7 @@ class MovingObjects:
     seed: int = 0
 
     def __call__(self) -> None:
-        from mmssl.data.moving_objects import write_moving_objects
+        from mmssl.datasets.moving_objects import write_moving_objects
 
         sizes = {"sequences": self.sequences, "size": self.size, "frames": self.frames, "seed": self.seed}
         out = write_moving_objects(self.out, self.source, self.items, train=self.clips, test=self.test_clips, **sizes)
@@ -137,7 +141,7 @@ class Embed(ReadMedia):
     """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
 
     def __call__(self) -> None:
-        from mmssl.commands import embed
+        from mmssl.commands.embed import embed
 
         embed(self.model, self.data, self.out, self, self.patches)
 
@@ -157,7 +161,7 @@ class Neighbours(ReadMedia):
     """Neighbours of each."""
 
     def __call__(self) -> None:
-        from mmssl.commands import neighbours
+        from mmssl.commands.embed import neighbours
 
         neighbours(self.model, self.data, self.out, self, self.queries, self.shown, self.query)
 
@@ -182,7 +186,7 @@ class Evaluate(ReadMedia):
     """JHMDB's lists (`splits/*_test_split1.txt`) of the videos to test; all where none is given."""
 
     def __call__(self) -> None:
-        from mmssl.commands import evaluate, follow
+        from mmssl.commands.evaluate import evaluate, follow
 
         several = len(self.data) > 1
         for data in self.data:
@@ -198,14 +202,17 @@ class Evaluate(ReadMedia):
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model for transformers (`vit_mae`, `videomae`; `vit`: the encoder, of clips too) or for timm."""
+    """Write a model for another library. `--to list` lists what this one can become."""
 
     model: Path
-    out: Path
-    to: Literal["vit_mae", "videomae", "vit", "timm"] = "vit"
+    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's."""
+    to: str = "vit"
+    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder alone, of clips too), timm."""
+    out: Path | None = None
+    """Folder to write."""
 
     def __call__(self) -> None:
-        from mmssl.commands import export
+        from mmssl.commands.export import export
 
         export(self.model, self.out, self.to)
 
@@ -223,7 +230,7 @@ class Report:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    arguments = import_modules(sys.argv[1:])
     if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         # a method's flags are its recipe's, which are only imported here
         sys.exit(run(lambda: Train(arguments[1])(arguments[2:])))
@@ -231,5 +238,19 @@ def main() -> None:
         Train | Methods | Demo | Data | Embed | Neighbours | Evaluate | Export | Report,
         prog="mmssl",
         description=__doc__,
+        args=arguments,
     )
     sys.exit(run(command))
+
+
+def import_modules(arguments: list[str]) -> list[str]:
+    """The arguments but for every `--import MODULE`, which is done: a user's methods register themselves by it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", action="append", default=[], dest="modules")
+    known, others = parser.parse_known_args(arguments)
+    if known.modules:
+        from mmssl.objectives import imported
+
+        for module in known.modules:
+            imported(module)
+    return others

@@ -13,18 +13,19 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from mmssl.data import EvalView, Source, TrainView, digits_source, evaluation_batches, fetch_fashion_mnist, open_source
+from mmssl.data import EvalView, Source, TrainView, evaluation_batches, open_source
+from mmssl.datasets import digits_source, fetch_fashion_mnist
 from mmssl.decoder import DecoderConfig
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.evaluation import FeatureSet, Row, evaluate, extract, label_budgets, penalties, pivot, pixels
 from mmssl.modality import Modality
 from mmssl.objectives import MAE, MAEConfig
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import ACCURACIES, write_report
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings
 from mmssl.transformer import TransformerConfig
-from mmssl.workflow import pretrain
 
 # Mean and deviation of Fashion-MNIST's training pixels.
 _MEAN, _STD = (0.286,), (0.353,)

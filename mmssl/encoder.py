@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mmssl import interop
+from mmssl import interop, version
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality
@@ -212,6 +211,18 @@ class Encoder(nn.Module):
             raise ValueError("this encoder has no classification head; use features() and train one")
         return self.head(self.features(batch, pool))
 
+    def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
+        """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.
+
+        Raises ValueError for an encoder without a class token.
+        """
+        if not self.config.prefix:
+            raise ValueError("this encoder has no class token whose attention could be drawn")
+        (name,) = self.sizes(batch)
+        x, *_ = self.sequence(batch)
+        weights = self.transformer.last_attention(x, 1)[:, :, 0, self.config.prefix :]
+        return weights.unflatten(-1, self.tokenizer(name).grid(batch))
+
     # Checkpoints
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -221,17 +232,21 @@ class Encoder(nn.Module):
         the same tables.
         """
         mark_trained(self)
-        config = {"mmssl": "Encoder", "config": dataclasses.asdict(self.config)}
+        config = {"mmssl": "Encoder", **version.stamp(), "config": self._settings}
         return interop.save_folder(folder, config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or an objective's) or a transformers ViT, ViTMAE or VideoMAE folder."""
+        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE or VideoMAE, or timm's.
+
+        Raises UserError for any other.
+        """
         folder = interop.resolve(path_or_hub_id)
         config, state = interop.read_config(folder), interop.read_weights(folder)
         with interop.loading(folder):
             if (kind := config.get("mmssl")) is None:
-                return cls._found(interop.transformers_encoder(config, state, str(folder)), str(folder))
+                form = interop.form_read(["Encoder"], ["transformers", "timm"], config, state, str(folder))
+                return cls._of(form.read(config, state, str(folder)), str(folder))
             own = kind == "Encoder"
             encoder = cls(
                 interop.config_from_dict(EncoderConfig, config["config"] if own else config["config"]["encoder"])
@@ -240,14 +255,6 @@ class Encoder(nn.Module):
             encoder.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
             mark_trained(encoder)
             return encoder
-
-    @classmethod
-    def _found(cls, found: interop.Found, source: str) -> Encoder:
-        settings, rules, tensors = found
-        encoder = cls(interop.config_from_dict(EncoderConfig, settings))
-        encoder.load_state_dict(interop.to_ours(tensors, rules, encoder.state_dict(), source))
-        mark_trained(encoder)
-        return encoder
 
     @classmethod
     def from_official(
@@ -268,58 +275,46 @@ class Encoder(nn.Module):
         positions are computed for the grid of each input, as at 16 x 224 x 224; with it, interpolated for all others.
         """
         state, name = interop.official_state(source)
-        return cls._found(interop.official_encoder(state, name, heads=heads, eps=eps, size=size), name)
+        form = interop.form_read(["Encoder"], ["official"], {}, state, name)
+        return cls._of(form.read({}, state, name, heads=heads, eps=eps, size=size), name)
+
+    @classmethod
+    def _of(cls, found: interop.Found, source: str) -> Encoder:
+        encoder = cls(interop.config_from_dict(EncoderConfig, found.settings))
+        interop.load(encoder, found, source)
+        mark_trained(encoder)
+        return encoder
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)
+
+    def save_as(self, form: interop.Form, folder: str | Path) -> Path:
+        """Write a folder of one of the forms in `forms`."""
+        return interop.save_as(form, self._settings, self.state_dict(), folder)
+
+    @property
+    def forms(self) -> dict[str, interop.Form]:
+        """What this encoder can be written as, by the names of `mmssl export --to`."""
+        return interop.forms_of(["Encoder"], self._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
         `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
-        settings = dataclasses.asdict(self.config)
-        config, rules = interop.transformers_form(settings)
-        kind = "VideoMAEImageProcessor" if config["model_type"] == "videomae" else "ViTImageProcessor"
-        state = interop.to_theirs(self.state_dict(), rules, self._patch)
-        if config["model_type"] == "vit":  # ViTModel makes a random pooler where there is none: tanh of the class
-            state |= {"pooler.dense.weight": torch.eye(self.dim), "pooler.dense.bias": torch.zeros(self.dim)}
-        return interop.save_folder(folder, config, state, interop.image_processor(settings, kind))
+        return self.save_as(interop.form_of(self.forms, "transformers", "this encoder"), folder)
 
     def save_timm(self, folder: str | Path) -> Path:
-        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads."""
-        return interop.save_folder(
-            folder, interop.timm_config(dataclasses.asdict(self.config)), self.to_timm().state_dict()
-        )
+        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads. Raises UserError for an
+        encoder that timm's ViT cannot express."""
+        return self.save_as(interop.form_of(self.forms, "timm", "this encoder"), folder)
 
     def to_timm(self) -> nn.Module:
-        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head."""
-        from timm.models.vision_transformer import VisionTransformer
-
-        if not self._is_plain_vit:
-            raise UserError(f"timm's ViT is a plain encoder of pictures; this one is {self.config}")
-        t, tokenizer = self.config.transformer, self.config.tokenizers[0]
-        model = VisionTransformer(
-            img_size=(tokenizer.size[0], tokenizer.size[1]),
-            patch_size=(tokenizer.modality.patch[0], tokenizer.modality.patch[1]),
-            in_chans=tokenizer.modality.channels,
-            num_classes=self.config.classes,
-            global_pool="avg",
-            fc_norm=self.config.pool_norm,
-            embed_dim=t.dim,
-            depth=t.depth,
-            num_heads=t.heads,
-            mlp_ratio=t.mlp_width / t.dim,
-            norm_layer=partial(nn.LayerNorm, eps=t.norm_eps),
-        )
-        model.load_state_dict(interop.to_theirs(self.state_dict(), interop.timm_vit(), self._patch))
+        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises
+        UserError for an encoder that it cannot express."""
+        model = interop.vit.timm_model(self._settings)
+        patch = self.config.tokenizers[0].modality.patch
+        model.load_state_dict(interop.to_theirs(self.state_dict(), interop.vit.timm_vit(), patch))
         return model
-
-    @property
-    def _is_plain_vit(self) -> bool:
-        """One modality of pictures, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
-        t, tokenizers = self.config.transformer, self.config.tokenizers
-        plain = interop.is_plain(dataclasses.asdict(t), "all") and t.final_norm != self.config.pool_norm
-        return plain and self.config.prefix == 1 and [c.modality.name for c in tokenizers] == ["image"]
-
-    @property
-    def _patch(self) -> tuple[int, ...]:
-        return self.config.tokenizers[0].modality.patch
 
 
 def single_modality(encoder: Encoder) -> Modality:

@@ -1,4 +1,7 @@
-"""The recipes by name: each file `MEDIA_METHOD.py` among them is a method of `mmssl train` and `mmssl methods`."""
+"""The recipes by name: each file `MEDIA_METHOD.py` among them is a method of `mmssl train` and `mmssl methods`.
+
+A user's own class is one too, as `module:Class`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -77,7 +80,10 @@ def train(method: str, *, data: str | Path, out: str | Path | None = None, **set
 
 
 def find(name: str) -> Method:
-    """The method of this name; UserError with the nearest name where there is none."""
+    """The method of this name, or a user's own: `module:Class`, a recipe, or an objective that derives from a method
+    with a recipe, whose media, flags and defaults it takes. UserError, with the nearest name, where there is none."""
+    if ":" in name:
+        return _own(name)
     files = _files()
     if name not in files:
         raise UserError(f"unknown method {name!r}: {nearest(name, list(files))}")
@@ -98,6 +104,32 @@ def find(name: str) -> Method:
     return Method(name, path.stem.partition("_")[0], module, config)
 
 
+def _own(name: str) -> Method:
+    from mmssl.objectives import Objective, imported
+
+    where, _, kind = name.partition(":")
+    module = imported(where)
+    own = getattr(module, kind, None)
+    if not inspect.isclass(own):
+        classes = [each for each, value in vars(module).items() if inspect.isclass(value)]
+        raise UserError(
+            f"the module {where} has no class {kind!r}: {nearest(kind, classes) if classes else 'nor others'}"
+        )
+    if hasattr(own, "run"):
+        return Method(kind, "", module, own)
+    recipes = {method.config.objective: method for method in map(find, _files())}
+    base = next((recipes[each] for each in own.__mro__ if each in recipes), None)
+    if base is None or not issubclass(own, Objective):
+        known = ", ".join(each.__name__ for each in recipes)
+        raise UserError(
+            f"{name} is neither a recipe nor an objective that derives from one of {known}: write a recipe beside it, "
+            "as those in recipes/, and name that"
+        )
+    out = ("out", Path, field(default=Path("runs") / kind))
+    config = make_dataclass(kind, [out], bases=(base.config,), frozen=True, namespace={"objective": own})
+    return Method(kind, base.media, module, config)
+
+
 def _files() -> dict[str, Path]:
     """The recipes by name: those inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
@@ -107,20 +139,17 @@ def _files() -> dict[str, Path]:
 
 def listing() -> str:
     """A table of the methods, read off their recipes and classes."""
-    from mmssl.objectives import METHODS
-
     rows = [("name", "media", "paper", "defaults", "what it does")]
     for method in map(find, _files()):
         config = method.config(data=Path())
         settings = config.method()
-        objective = next(each for each in METHODS.values() if each.config_class is type(settings))
         tokenizer = settings.encoder.tokenizers[0]
         paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")
         sizes = [" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch)]
         defaults = (
             f"{config.model}, {sizes[0]} in {sizes[1]}, {settings.mask_ratio:.0%} hidden, {config.epochs:g} epochs"
         )
-        does = (inspect.getdoc(objective) or "").partition("\n")[0]
+        does = (inspect.getdoc(method.config.objective) or "").partition("\n")[0]
         rows.append((method.name, method.media, paper[1] if paper else "", defaults, does))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from mmssl.errors import UserError
 
 # What a batch holds by these names is uint8 0-255 or floating point 0-1; log-mel, depth and others are as they are.
@@ -45,6 +48,11 @@ class Modality:
                 f"{len(self.std)} standard deviations: give one of each a channel"
             )
 
+    @property
+    def plain(self) -> Modality:
+        """The same without statistics: values stay as they are, 0-1."""
+        return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
+
 
 IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 VIDEO = Modality("video", ("time", "height", "width"), 3, (2, 16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -63,3 +71,8 @@ def image(channels: int = 3, patch: tuple[int, int] = (16, 16)) -> Modality:
         raise UserError(f"pictures of {channels} channels do not exist")
     half = (0.5,) * channels
     return replace(IMAGE, channels=channels, patch=patch, mean=half, std=half)
+
+
+def zero_to_one(media: Tensor) -> Tensor:
+    """Raw media as floating point: uint8 as 0-1, floats as they are; of any shape."""
+    return media.float() / 255 if media.dtype == torch.uint8 else media

@@ -6,28 +6,33 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
 
 from mmssl.data import Clips, Pairs, Source, View
 from mmssl.errors import UserError
-from mmssl.header import next_steps
-from mmssl.initial import start_from
 from mmssl.interop import config_from_dict
 from mmssl.objectives import Objective
+from mmssl.pretraining.header import next_steps
+from mmssl.pretraining.initial import start_from
+from mmssl.pretraining.media import open_clips
+from mmssl.pretraining.pretrain import accumulation, pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
-from mmssl.workflow import accumulation, open_clips, pretrain
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Data, length, optimizer and bookkeeping of a run; the defaults are MAE's."""
+    """Data, length, optimizer and bookkeeping of a run; the defaults are MAE's.
 
+    A recipe names the method it trains, `objective`; `method` gives its settings, and `run` trains it.
+    """
+
+    objective: ClassVar[type[Objective]]
     data: Path
     """The media to train on."""
     out: Path = Path("runs/recipe")
@@ -58,10 +63,14 @@ class Recipe:
     """Peak learning rate for 256 samples a step; scaled with the batch."""
     min_lr: float | None = None
     """Learning rate that the cosine ends with, not scaled; the paper's where not given."""
+    optimizer: Literal["auto", "adamw", "lars", "sgd", "adam_uncorrected"] = "auto"
+    """auto: the paper's. adam_uncorrected: BERT's AdamW, whose moments are not corrected for starting at 0."""
     weight_decay: float = 0.05
-    """AdamW's, a step and unit of learning rate, of matrices alone."""
+    """A step and unit of learning rate, of matrices alone."""
+    weight_decay_end: float | None = None
+    """Weight decay that a cosine ends with; constant where unset."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Shares of the past, a step, in AdamW's two moving moments of the gradient."""
+    """Shares of the past, a step, in AdamW's two moving moments of the gradient; the first is LARS's and SGD's."""
     clip_norm: float | None = None
     """Longest gradient, as the norm over all parameters: longer ones are scaled down to it. Not clipped where unset."""
     ema: float | None = None
@@ -104,7 +113,9 @@ class Recipe:
             batch_size=self.batch_size,
             accumulate=accumulation(self.batch_size, world_size, at_once),
             base_lr=self.base_lr,
+            optimizer=self.optimizer,
             weight_decay=self.weight_decay,
+            weight_decay_end=self.weight_decay_end,
             betas=self.betas,
             min_lr=self.paper_min_lr if self.min_lr is None else self.min_lr,
             clip_norm=self.clip_norm,
@@ -124,9 +135,19 @@ class Recipe:
         """The learning rate that the paper's cosine ends with."""
         return 0.0
 
+    def method(self) -> Any:
+        """The settings of the method, as its config holds them."""
+        raise NotImplementedError
+
+    def build(self) -> Objective:
+        """The method with fresh weights. Where a user's own has further settings in its config, they keep their
+        defaults."""
+        settings = self.method()
+        known = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        return self.objective(self.objective.config_class(**known))
+
     def train(
         self,
-        method: Callable[[], Objective],
         data: Callable[[], tuple[Source, Source]],
         view: View,
         held_out_view: View,
@@ -135,14 +156,14 @@ class Recipe:
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
     ) -> TrainResult:
-        """Train what `method` builds on the first of `data`'s sources, watching `watch` samples of the second.
+        """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         repeats: views of each sample in a row. `afterwards` runs on rank 0, before the report is drawn.
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
         try:
-            sources, objective = data(), method()
+            sources, objective = data(), self.build()
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
             context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
             if self.init is not None:

@@ -76,11 +76,6 @@ class PatchTokenizer(nn.Module):
         self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)
 
-    @property
-    def values(self) -> int:
-        """Numbers in one patch of the target: channels, or classes, times places."""
-        return math.prod(self.patch) * self.modality.channels
-
     def grid(self, batch: Batch) -> tuple[int, ...]:
         """Patches along each axis of this batch. Raises UserError naming the modality, both shapes and the remedy, and
         for a batch without samples."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from mmssl_kernels import attention, attention_qkvpacked
+from mmssl_kernels import attention, attention_qkvpacked, attention_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,6 +84,13 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch tokens dim"], padding: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, key_padding=padding).flatten(2))
+
+    def weights(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int
+    ) -> Float[Tensor, "batch heads {queries} tokens"]:
+        """What the first `queries` tokens attend to, to look at: padding is not left out."""
+        q, k, _ = self.packed(x).unbind(2)
+        return attention_weights(q[:, :queries], k)
 
 
 class CrossAttention(nn.Module):
@@ -209,6 +216,17 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, padding, context, context_padding)
         return self.final_norm(x)
+
+    @torch.no_grad()
+    def last_attention(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int
+    ) -> Float[Tensor, "batch heads {queries} tokens"]:
+        """The weights of the last block's self-attention, those of the first `queries` tokens."""
+        *before, last = cast(list[Block], list(self.blocks))
+        x = self.input_norm(x)
+        for block in before:
+            x = block(x)
+        return cast(Attention, last.attn.layer).weights(x if last.attn.post_norm else last.attn.norm(x), queries)
 
 
 def told(config: TransformerConfig, module: nn.Module) -> str:

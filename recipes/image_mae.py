@@ -24,14 +24,16 @@ from typing import Literal
 from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
 from mmssl.objectives import MAE, MAEConfig, mae_config
+from mmssl.pretraining.media import open_pictures
 from mmssl.recipe import Recipe, from_command_line
 from mmssl.training import TrainResult
-from mmssl.workflow import open_pictures
 
 
 @dataclass(frozen=True)
 class ImageMAE(Recipe):
     """Pretrain a masked autoencoder on a folder of pictures."""
+
+    objective = MAE
 
     out: Path = Path("runs/image_mae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
@@ -72,7 +74,6 @@ class ImageMAE(Recipe):
     def run(self) -> TrainResult:
         """Train on pictures of `data`."""
         return self.train(
-            lambda: MAE(self.method()),
             lambda: open_pictures(self.data, self.channels, self.seed, self.background),
             TrainView(self.size, scale=self.crop_scale),
             EvalView(self.size),

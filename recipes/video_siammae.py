@@ -44,6 +44,8 @@ from mmssl.training import TrainResult
 class VideoSiamMAE(VideoRecipe):
     """Pretrain SiamMAE on a folder of videos."""
 
+    objective = SiamMAE
+
     out: Path = Path("runs/video_siammae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "small"
@@ -94,7 +96,6 @@ class VideoSiamMAE(VideoRecipe):
         """Train on pairs of frames of `data`."""
         folder = None if self.tracks is None else DavisFolder(self.tracks, short_side=None)
         return self.train(
-            lambda: SiamMAE(self.method()),
             lambda: self.media(Pairs(self.gap)),
             TrainView(self.size, scale=self.crop_scale),
             EvalView(self.size),

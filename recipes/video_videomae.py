@@ -35,6 +35,8 @@ from mmssl.training import TrainResult
 class VideoVideoMAE(VideoRecipe):
     """Pretrain VideoMAE on a folder of videos."""
 
+    objective = VideoMAE
+
     out: Path = Path("runs/video_videomae")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     model: Literal["tiny", "small", "base", "large", "huge"] = "base"
@@ -72,7 +74,6 @@ class VideoVideoMAE(VideoRecipe):
     def run(self) -> TrainResult:
         """Train on clips of `data`."""
         return self.train(
-            lambda: VideoMAE(self.method()),
             lambda: self.media(Clips(self.frames, self.stride)),
             MultiScaleView(self.size),
             EvalView(self.size),

@@ -2,6 +2,9 @@
 
 import torch
 
+from mmssl.decoder import DecoderConfig
+from mmssl.interop import config_from_dict, siammae
+
 
 def randomize(module):
     """Biases and tokens that start at zero would hide a wrong key map."""
@@ -45,3 +48,8 @@ def assert_gradients_equal(ours, expected, tolerance=1e-5):
     assert total > 0
     for name, gradient in gradients.items():
         assert (gradient - wanted[name]).norm() < tolerance * total, name
+
+
+def cropmae_decoder_config(*sizes: int) -> DecoderConfig:
+    """The decoder of the public CropMAE files, or one like it: width, depth, heads."""
+    return config_from_dict(DecoderConfig, siammae.decoder_settings(*sizes))

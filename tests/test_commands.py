@@ -13,11 +13,12 @@ from pyarrow import parquet
 
 from mmssl import Encoder
 from mmssl.cli import run
-from mmssl.commands import embed, evaluate, neighbours
+from mmssl.commands.embed import embed, neighbours
+from mmssl.commands.evaluate import evaluate
+from mmssl.commands.reading import Reading
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
 from mmssl.modality import image
-from mmssl.reading import Reading
 
 HERE = Reading(workers=0, device="cpu")
 ODD = os.fsdecode(b"caf\xe9")

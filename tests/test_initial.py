@@ -16,12 +16,13 @@ from mmssl.cli import run
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.initial import start_from
-from mmssl.interop import AUTHORS_MAE, to_theirs
+from mmssl.interop import mae as mae_forms
+from mmssl.interop import to_theirs
 from mmssl.modality import image
 from mmssl.objectives import MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.videomae import videomae_config, videomae_decoder_config
+from mmssl.pretraining.initial import start_from
 from mmssl.training import checkpoints
 from tests.parity import assert_states_equal
 
@@ -77,7 +78,7 @@ def test_another_method_or_an_encoder_alone_brings_the_encoder(tmp_path):
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_authors_file(tmp_path, whole):
     given = mae(decoder=(32, 2, 16))
-    state = to_theirs(given.state_dict(), AUTHORS_MAE, (8, 8))
+    state = to_theirs(given.state_dict(), mae_forms.AUTHORS, (8, 8))
     if not whole:
         state = {name: value for name, value in state.items() if not name.startswith(("decoder", "mask_token"))}
     torch.save({"model": state}, tmp_path / "authors.pth")

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from mmssl import Encoder
-from mmssl.commands import export
+from mmssl.commands.export import export
 from mmssl.encoder import vit_config
 from mmssl.modality import image
 

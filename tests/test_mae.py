@@ -12,7 +12,8 @@ from mmssl import MAE, Encoder
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.interop import AUTHORS_MAE, to_theirs
+from mmssl.interop import mae as mae_forms
+from mmssl.interop import to_theirs
 from mmssl.masking import random_mask
 from mmssl.modality import AUDIO, VIDEO, image
 from mmssl.objectives import MAEConfig
@@ -139,7 +140,7 @@ def test_transformers_vit_folders_are_read(tmp_path):
 
 
 def authors_file(mae: MAE) -> dict:
-    return to_theirs(mae.state_dict(), AUTHORS_MAE, mae.modality.patch)
+    return to_theirs(mae.state_dict(), mae_forms.AUTHORS, mae.modality.patch)
 
 
 def test_the_authors_full_files_are_read(tmp_path):
@@ -245,7 +246,7 @@ def test_the_same_file_takes_clips_and_spectrograms(modality, size):
     mae = MAE(MAEConfig(vit_config("tiny", modality=modality, input_size=size), mae_decoder_config(32, 1, 2)))
     out = mae({modality.name: torch.rand(2, modality.channels, *size)})
     out.loss.backward()
-    assert out.prediction.shape == (2, *out.mask.hide.index.shape[1:], mae.tokenizer.values)
+    assert out.prediction.shape == (2, *out.mask.hide.index.shape[1:], mae.target.values)
 
 
 def test_reconstruction_keeps_the_visible_and_inverts_the_target():

@@ -119,11 +119,14 @@ def test_every_setting_of_the_loop_is_a_flag_with_a_help_text(monkeypatch, capsy
         min_lr=1e-6,
         clip_norm=1.0,
         ema=0.99,
+        optimizer="lars",
+        weight_decay_end=0.4,
         keep=5,
         tracker="none",
     ).training(1, torch.device("cpu"))
     assert (told.epochs, told.steps, told.warmup_steps, told.betas) == (None, 200, 10, (0.8, 0.99))
     assert (told.min_lr, told.clip_norm, told.ema, told.keep, told.tracker) == (1e-6, 1.0, 0.99, 5, "none")
+    assert (told.optimizer, told.weight_decay, told.weight_decay_end) == ("lars", 0.05, 0.4)
 
 
 @pytest.mark.parametrize("name", ["image_mae", "video_siammae", "video_videomae"])
@@ -170,11 +173,12 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import image_mae
 
-    from mmssl import commands
+    from mmssl.commands.embed import embed
+    from mmssl.commands.export import export
+    from mmssl.commands.reading import Reading
     from mmssl.data import Loader
-    from mmssl.reading import Reading
     from mmssl.report.run import write_report
-    from mmssl.runs import model_in
+    from mmssl.training.run_folder import model_in
 
     out, met = tmp_path / "run", []
 
@@ -186,8 +190,8 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
                 except UserError as error:
                     met.append(str(error))
             if step == 4:
-                commands.embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
-                commands.export(out, tmp_path / "early", "vit")
+                embed(out, pictures, tmp_path / "early.npz", Reading(workers=0))
+                export(out, tmp_path / "early", "vit")
                 early.update(load_file(out / "step-00000004" / "ema.safetensors"))
             yield batch
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.report import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
+from mmssl.report import attention_maps, patch_components, side_by_side, strips, tracks
 
 GAP = 6
 
@@ -21,32 +21,24 @@ def pictures(n: int = 4, channels: int = 1, side: int = 28) -> torch.Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def hidden_patches(n: int, side: int = 28) -> torch.Tensor:
-    mask = torch.rand(n, 1, 7, 7, generator=torch.Generator().manual_seed(1)) < 0.75
-    return mask.repeat_interleave(side // 7, 2).repeat_interleave(side // 7, 3)
-
-
-def test_triples_show_grey_then_the_prediction_where_hidden_and_the_original_elsewhere():
-    original, hidden = pictures(1), hidden_patches(1)
-    prediction = 1 - original
-    shown = opened(reconstructions(original, hidden, prediction))
+def test_columns_stand_beside_each_other_in_their_order():
+    columns = [pictures(1), 1 - pictures(1), pictures(1, channels=3)]
+    shown = opened(side_by_side(columns))
     assert shown.shape == (112, 3 * 112 + 2 * GAP, 4)
-    masked, filled, whole = (shown[::4, left : left + 112 : 4, 0] for left in (0, 112 + GAP, 2 * (112 + GAP)))
-    grey = lambda x: (x[0, 0] * 255).round().to(torch.uint8).numpy()  # noqa: E731
-    assert np.array_equal(whole, grey(original))
-    assert np.array_equal(filled, grey(torch.where(hidden, prediction, original)))
-    assert np.array_equal(masked, grey(torch.where(hidden, 0.5, original)))
+    for number, column in enumerate(columns):
+        tile = shown[::4, number * (112 + GAP) : number * (112 + GAP) + 112 : 4, 0]
+        assert np.array_equal(tile, (column[0, 0] * 255).round().to(torch.uint8).numpy())
 
 
 def test_gaps_are_transparent_and_tiles_are_not():
-    alpha = opened(reconstructions(pictures(1), hidden_patches(1), pictures(1)))[..., 3]
+    alpha = opened(side_by_side([pictures(1)] * 3))[..., 3]
     assert (alpha[:, 112 : 112 + GAP] == 0).all()
     assert (alpha[:, :112] == 255).all()
 
 
 @pytest.mark.parametrize(("count", "across", "lines", "columns"), [(7, 3, 3, 3), (2, 3, 1, 2), (1, 1, 1, 1)])
-def test_triples_fill_lines(count, across, lines, columns):
-    shown = opened(reconstructions(pictures(count), hidden_patches(count), pictures(count), across=across))
+def test_samples_fill_lines(count, across, lines, columns):
+    shown = opened(side_by_side([pictures(count)] * 3, across=across))
     width = columns * 3 * 112 + columns * 2 * GAP + (columns - 1) * 3 * GAP
     assert shown.shape == (lines * 112 + (lines - 1) * GAP, width, 4)
 
@@ -67,7 +59,7 @@ def test_any_number_of_channels_can_be_shown(channels, used):
 
 def test_values_out_of_range_or_not_finite_are_clipped():
     original = torch.tensor([-3.0, 9.0, float("nan"), 0.2]).reshape(1, 1, 2, 2)
-    shown = opened(reconstructions(original, torch.zeros(1, 1, 2, 2, dtype=torch.bool), original))
+    shown = opened(side_by_side([original]))
     assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 0, 51]
 
 
@@ -115,23 +107,15 @@ def test_attention_is_brightest_where_it_looks():
 
 def test_no_picture_is_named():
     with pytest.raises(ValueError, match="at least one"):
-        reconstructions(pictures(0), hidden_patches(0), pictures(0))
+        side_by_side([pictures(0)])
 
 
-def test_what_the_model_saw_beside_comes_first():
-    original, hidden, past = pictures(2), hidden_patches(2), 1 - pictures(2)
-    shown = opened(reconstructions(original, hidden, original, beside=[past], across=1))
-    assert shown.shape == (2 * 112 + GAP, 4 * 112 + 3 * GAP, 4)
-    assert np.array_equal(shown[:112:4, :112:4, 0], (past[0, 0] * 255).round().to(torch.uint8).numpy())
-
-
-def test_a_clip_is_three_strips_of_at_most_eight_frames():
+def test_a_clip_is_a_strip_a_column_of_at_most_eight_frames():
     clips = torch.rand(2, 3, 16, 28, 28)
-    hidden = hidden_patches(2)[:, :, None].expand(-1, -1, 16, -1, -1)
-    shown = opened(clip_reconstructions(clips, hidden, 1 - clips))
+    shown = opened(strips([clips, 1 - clips, clips]))
     assert shown.shape == (6 * 112 + 5 * GAP, 8 * 112 + 7 * GAP, 4)
-    third, last = shown[2 * (112 + GAP) :: 4, : 112 * 8 + 7 * GAP][:28], clips[0, :, -1]
-    assert np.array_equal(third[:, -112::4, :3], (last * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    second, last = shown[112 + GAP :: 4][:28], 1 - clips[0, :, -1]
+    assert np.array_equal(second[:, -112::4, :3], (last * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def test_tracks_tint_objects_and_leave_the_background():

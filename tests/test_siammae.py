@@ -12,8 +12,8 @@ from mmssl.errors import UserError
 from mmssl.interop import siammae, to_theirs
 from mmssl.modality import image
 from mmssl.objectives import SiamMAEConfig
-from mmssl.objectives.siammae import cropmae_decoder_config, siammae_decoder_config
-from tests.parity import assert_states_equal, normalised, randomize, relative
+from mmssl.objectives.siammae import siammae_decoder_config
+from tests.parity import assert_states_equal, cropmae_decoder_config, normalised, randomize, relative
 
 
 def tiny(decoder=None, **settings) -> SiamMAE:

@@ -13,27 +13,27 @@ from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import cosine_similarity
 
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE, interop
-from mmssl.commands import embed
+from mmssl.commands.embed import embed
+from mmssl.commands.reading import Reading
 from mmssl.data import Clips, EvalView, TrainView, evaluation_batches, open_source, open_videos
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.evaluation import FrameEncoder
-from mmssl.interop import AUTHORS_MAE, TRANSFORMERS_MAE, siammae, to_theirs, videomae
+from mmssl.interop import mae as mae_forms
+from mmssl.interop import siammae, to_theirs, videomae
 from mmssl.masking import tube_mask
 from mmssl.modality import VIDEO, image
 from mmssl.objectives import MAEConfig, SiamMAEConfig, VideoMAEConfig
-from mmssl.objectives.siammae import cropmae_decoder_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
 from mmssl.position import sincos_table
-from mmssl.reading import Reading
+from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import write_report
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings
 from mmssl.transformer import TransformerConfig
-from mmssl.workflow import pretrain
 from tests.films import film, noise_picture
-from tests.parity import assert_states_equal, normalised, randomize, relative
+from tests.parity import assert_states_equal, cropmae_decoder_config, normalised, randomize, relative
 
 BLOCKS = TransformerConfig(32, 2, 2)
 THEIRS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -156,7 +156,7 @@ def test_clips_of_other_sizes_follow_the_size_that_is_known(tmp_path):
 
 
 def authors_file(method):
-    return to_theirs(method.state_dict(), AUTHORS_MAE, method.modality.patch)
+    return to_theirs(method.state_dict(), mae_forms.AUTHORS, method.modality.patch)
 
 
 def test_official_files_of_wide_pictures_are_read_with_their_size():
@@ -263,7 +263,7 @@ def test_vitmae_folders_of_wide_pictures_are_read_but_cannot_be_written(tmp_path
     method = mae((32, 64), (8, 16))
     square = mae((32, 32)).to_transformers(tmp_path / "square")
     config = json.loads((square / "config.json").read_text()) | {"image_size": [32, 64], "patch_size": [8, 16]}
-    interop.save_folder(tmp_path, config, to_theirs(method.state_dict(), TRANSFORMERS_MAE, (8, 16)))
+    interop.save_folder(tmp_path, config, to_theirs(method.state_dict(), mae_forms.TRANSFORMERS, (8, 16)))
     ours, batch = MAE.from_pretrained(tmp_path), {"image": torch.rand(1, 3, 32, 64), "sample_id": torch.arange(1)}
     assert_states_equal(ours.state_dict(), method.state_dict())
     assert ours.tokenizer.size_grid == (4, 4)

@@ -11,9 +11,10 @@ import torch
 
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed, read_metrics, train
-from tests.training_toy import BF16, Toy, ToyLoader, job, run_ranks, settings
+from tests.training_toy import BF16, WIDTH, Pairs, Toy, ToyLoader, Views, held_out, job, normed, run_ranks, settings
 
 PLAIN = {"toy": {"dropout": 0.0}}
+SHORT = {"steps": 6, "save_every": 6, "validate_every": 3, "tracker": "none"}
 
 TOLERANCE = 1e-5
 """Relative. A loss is the mean of 32 positive float32 numbers; summing them in another order moves it by at most
@@ -21,16 +22,31 @@ TOLERANCE = 1e-5
 steps, and 1e-5 leaves room for its root-mean-square growth, sqrt(12) times."""
 
 
+UNEVEN = {"uneven": [7, 2], "idle": [9, 0]}
+"""Samples of each rank."""
+
+
+def uneven_rows() -> torch.Tensor:
+    return torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks train the jobs one after the other; a job's folder says how it ended."""
     folder = tmp_path_factory.mktemp("two")
-    for name in ("plain", "split", "averaged", "bf16", "poisoned", "signalled", "dropped"):
+    names = ("plain", "split", "pairs", "pairs split", "views", *UNEVEN, "averaged", "bf16")
+    for name in (*names, "poisoned", "signalled", "dropped"):
         (folder / name).mkdir()
+    for name in UNEVEN:
+        torch.save(uneven_rows(), folder / name / "rows.pt")
     (folder / "damaged" / "step-00000003").mkdir(parents=True)
     jobs = [
         job(folder / "plain", **PLAIN),
         job(folder / "split", **PLAIN, settings={"accumulate": 2}),
+        job(folder / "pairs", **PLAIN, method="Pairs", settings=SHORT),
+        job(folder / "pairs split", **PLAIN, method="Pairs", settings={**SHORT, "accumulate": 2}),
+        job(folder / "views", method="Views", settings=SHORT),
+        *(job(folder / name, parts=parts) for name, parts in UNEVEN.items()),
         job(folder / "averaged", **PLAIN, settings={"ema": 0.5}),
         job(folder / "bf16", **PLAIN, settings={"precision": "bf16"}),
         job(folder / "poisoned", **PLAIN, loader={"poison": 5}),
@@ -41,6 +57,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert run_ranks(2, jobs) == [0, 0]
     return folder
+
+
+def numbers(rows: list[dict[str, Any]], name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]
 
 
 def outcome(folder: Path, rank: int) -> Any:
@@ -67,6 +87,40 @@ def test_the_average_of_two_ranks_weights_is_that_of_one(runs: Path, tmp_path: P
     alone, two = (checkpoints.load(run / "step-00000012").state for run in (tmp_path, runs / "averaged"))
     assert alone.keys() == two.keys() and "ema" in alone
     torch.testing.assert_close(two["ema"], alone["ema"], rtol=1e-4, atol=1e-6)
+
+
+def test_samples_are_compared_across_ranks_and_chunks_as_in_one_batch(runs: Path, tmp_path: Path) -> None:
+    method, cpu = Pairs(dropout=0.0), torch.device("cpu")
+    train(method, ToyLoader(), settings(**SHORT), tmp_path, device=cpu, validate=held_out)
+    alone, weights = read_metrics(tmp_path), checkpoints.load(tmp_path / "step-00000006").state["model"]
+    del weights["passes"]  # counts chunks
+    for run in ("pairs", "pairs split"):
+        together = read_metrics(runs / run)
+        for name in ("loss", "grad_norm", "heldout_loss"):  # the last is the first rank's, of its samples alone
+            assert numbers(together, name) == pytest.approx(numbers(alone, name), rel=TOLERANCE)
+        state = checkpoints.load(runs / run / "step-00000006").state["model"]
+        torch.testing.assert_close({name: state[name] for name in weights}, weights, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_and_batch_norms_of_two_ranks_are_those_of_one(runs: Path, tmp_path: Path) -> None:
+    train(Views(), ToyLoader(), settings(**SHORT), tmp_path, device=torch.device("cpu"), validate=held_out)
+    alone, together = read_metrics(tmp_path), read_metrics(runs / "views")
+    for name in ("loss", "heldout_loss"):
+        assert numbers(together, name) == pytest.approx(numbers(alone, name), rel=TOLERANCE)
+    one, two = (checkpoints.load(run / "step-00000006").state["model"] for run in (tmp_path, runs / "views"))
+    assert any(name.startswith("teacher.module.1.running") for name in one)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", UNEVEN)
+def test_uneven_ranks_are_normed_by_the_statistics_of_all_and_learn_as_one_process(runs: Path, parts: str) -> None:
+    first, second = (torch.load(runs / parts / f"normed-{rank}.pt") for rank in (0, 1))
+    alone = normed(uneven_rows())
+    together = {name: torch.cat([first.pop(name), second.pop(name)]) for name in ("out", "of rows", "far")}
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    # float32 numbers near 1000 have an ulp of 6e-5, and their squares one of 0.06
+    torch.testing.assert_close(together.pop("far"), alone.pop("far"), rtol=0, atol=1e-3)
+    torch.testing.assert_close({**together, **first}, alone, rtol=1e-10, atol=1e-12)
 
 
 def test_two_ranks_in_bf16_give_the_losses_of_one_within_a_unit_of_bf16(runs: Path, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.objectives.objective import Objective, Output
-from mmssl.training import TrainSettings, autocast_dtype, loop, read_metrics, train
+from mmssl.training import TrainSettings, autocast_dtype, read_metrics, train
 from mmssl.training.optim import cosine_schedule
-from mmssl.training.stopping import StopRequest
 from tests.training_toy import BATCH, BF16, SAMPLES, Toy, ToyLoader, settings
 
 CPU = torch.device("cpu")
@@ -91,19 +90,6 @@ def test_a_terminal_gets_a_bar(
     assert "6/6" in shown
     assert "steps/s" in shown
     assert "step 6/6:" not in shown
-
-
-def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
-    batch = next(ToyLoader(batch_size=8).batches(0, 1))
-    objective = Toy(dropout=0.0)
-    gradients, losses = [], []
-    for chunks in (1, 2, 4):
-        objective.zero_grad()
-        losses.append(loop._gradients(objective, batch, chunks, torch.autocast("cpu", enabled=False), StopRequest()))
-        gradients.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
-    for chunked, (loss, parts) in zip(gradients[1:], losses[1:], strict=True):
-        torch.testing.assert_close(chunked, gradients[0], rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close((loss, parts), losses[0], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", BF16)])

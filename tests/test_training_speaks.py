@@ -16,9 +16,9 @@ from mmssl.data import ArraySource
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import vit_config
 from mmssl.errors import UserError
-from mmssl.header import header, next_steps
 from mmssl.modality import image
 from mmssl.objectives import MAEConfig
+from mmssl.pretraining.header import header, next_steps
 from mmssl.training import TrainSettings, train
 from mmssl.training.journal import duration
 from tests.training_toy import Toy, ToyLoader, settings
@@ -96,12 +96,15 @@ def small() -> MAE:
     return MAE(MAEConfig(encoder, mae_decoder_config(64, 2, 2)))
 
 
-@pytest.mark.parametrize(("ema", "save_every", "keep"), [(None, 2, 2), (0.5, 2, 1), (None, 0, 2)])
-def test_the_header_is_true(tmp_path: Path, ema: float | None, save_every: int, keep: int) -> None:
+@pytest.mark.parametrize(
+    ("ema", "save_every", "keep", "optimizer"),
+    [(None, 2, 2, "auto"), (0.5, 2, 1, "auto"), (None, 0, 2, "auto"), (None, 2, 1, "lars")],
+)
+def test_the_header_is_true(tmp_path: Path, ema: float | None, save_every: int, keep: int, optimizer: str) -> None:
     pictures = ArraySource(torch.zeros(22, 3, 16, 16, dtype=torch.uint8), name="white")
     options = TrainSettings(
         steps=4, batch_size=4, accumulate=2, warmup_epochs=0.0, precision="fp32", save_every=save_every, keep=keep,
-        ema=ema, tracker="none",
+        ema=ema, optimizer=optimizer, tracker="none",
     )  # fmt: skip
     method = small()
     lines = dict(

@@ -10,15 +10,23 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
+from mmssl_kernels import info_nce
 from torch import Tensor, nn
 from torch.distributed import TCPStore
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.errors import UserError
+from mmssl.heads import GlobalBatchNorm, HeadConfig, mlp_head
 from mmssl.masking.noise import permutation, uniform
 from mmssl.objectives.objective import Objective, Output
+from mmssl.ranks import everywhere, training_ranks
+from mmssl.schedules import cosine
+from mmssl.teacher import Teacher
 from mmssl.training import Interrupted, TrainSettings, distributed, train
 
 SAMPLES, WIDTH, BATCH = 22, 8, 4
@@ -64,6 +72,60 @@ class Toy(Objective):
         Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "config.json").write_text("{}")
         return Path(folder)
+
+
+class Pairs(Toy):
+    """Find a sample's view by the teacher among those of all samples, which are kept apart from each other."""
+
+    def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
+        super().__init__(dropout, width)
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def features(self, batch: dict[str, Tensor], mask: None = None) -> dict[str, Tensor]:
+        self.passes += 1
+        hidden = self.dropout(self.first(batch["image"] + self.mask_token).relu())
+        rows = {"predicted": self.last(hidden), "wanted": self.teacher(batch["image"])}
+        return {name: F.normalize(value.float(), dim=1) for name, value in rows.items()}
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        nce = info_nce(features["predicted"], features["wanted"], self.log_scale.exp(), group=self.group)
+        spread = everywhere(features["predicted"], self.group).var(0).mean()
+        return Output(nce - spread, {"nce": nce, "spread": spread})
+
+    forward = Objective.forward
+
+
+class Views(Objective):
+    """Predict a teacher's view of a turned sample: batch norms over all ranks, a momentum schedule, two rates."""
+
+    lr_scales: ClassVar[dict[str, float]] = {"predictor": 2.0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ToyConfig()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.student = mlp_head(WIDTH, HeadConfig((16, WIDTH), last_norm="scale"))
+            self.predictor = mlp_head(WIDTH, HeadConfig((16, WIDTH)))
+        self.teacher = Teacher(self.student)
+
+    def before_step(self, progress: float) -> None:
+        self.momentum = cosine(progress, 0.5, 1.0)
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.follow(self.student, self.momentum)
+
+    def forward(self, batch: dict[str, Tensor], mask: None = None) -> Output:
+        predicted = self.predictor(self.student(batch["image"]))
+        wanted = self.teacher(batch["image"].roll(1, dims=1))
+        similarity = F.cosine_similarity(predicted.float(), wanted.float()).mean()
+        return Output(2 - 2 * similarity, {"similarity": similarity})
+
+    save_pretrained = Toy.save_pretrained
+
+
+METHODS = {method.__name__: method for method in (Toy, Pairs, Views)}
 
 
 @dataclass
@@ -131,13 +193,34 @@ def job(folder: Path, **options: Any) -> str:
     return json.dumps({"folder": str(folder), **options})
 
 
+def held_out(objective: Objective, step: int) -> dict[str, float]:
+    """What the first rank watches, alone."""
+    return {"heldout_loss": objective(next(ToyLoader().batches(0, 1))).loss.item()}
+
+
+def normed(rows: Tensor) -> dict[str, Tensor]:
+    """What batch norms over all ranks make of this rank's `rows`, and what a loss of all of them teaches."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = mlp_head(WIDTH, HeadConfig((6, 5), last_norm="scale")).double()
+    model = DistributedDataParallel(head) if dist.is_initialized() else head
+    learning = rows.double().requires_grad_()
+    out = model(learning)
+    everybody = everywhere(out, training_ranks())
+    ((out**3).sum() * distributed.world_size() / len(everybody) + everybody.std(0).sum()).backward()
+    gradients = {f"gradient of {name}": value.grad for name, value in head.named_parameters()}
+    of_rows = {"out": out.detach(), "of rows": learning.grad / distributed.world_size()}
+    return {**of_rows, "far": GlobalBatchNorm(WIDTH)(rows + 1000).detach(), **gradients, **dict(head.named_buffers())}
+
+
 Prepared = tuple[Objective, Any, TrainSettings]
 
 
 def toy(options: dict[str, Any], rank: int, count: int) -> Prepared:
     """What a job of the toy trains on one rank."""
     loader = ToyLoader(rank=rank, world_size=count, **options.get("loader", {}))
-    return Toy(**options.get("toy", {})), loader, settings(**options.get("settings", {}))
+    method = METHODS[options.get("method", "Toy")](**options.get("toy", {}))
+    return method, loader, settings(**options.get("settings", {}))
 
 
 def run_ranks(
@@ -166,11 +249,16 @@ def run_rank(
     outcome: str | BaseException = ""
     for options in map(json.loads, jobs):
         folder = Path(options["folder"])
+        if "parts" in options:  # of a batch, one a rank
+            rows = torch.load(folder / "rows.pt").split(options["parts"])[rank]
+            torch.save(normed(rows), folder / f"normed-{rank}.pt")
+            continue
         objective, loader, chosen = prepare(options, rank, count)
         if rank != options.get("signalled", rank):
             loader.kill_at = None
+        validate = held_out if prepare is toy else None
         try:
-            train(objective, loader, chosen, folder, device=device)
+            train(objective, loader, chosen, folder, device=device, validate=validate)
             outcome = ""
         except UserError as error:
             outcome = str(error)

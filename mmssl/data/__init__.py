@@ -2,15 +2,14 @@
 
 `Loader(open_source(path), TrainView(224), batch_size=64).batches(0, 100)` is the whole of it for training,
 `evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
-`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`.
+`open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
+`MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`.
 """
 
+from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
-from mmssl.data.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
-from mmssl.data.real_clips import fetch_clips
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.source import (
     ArraySource,
@@ -26,13 +25,17 @@ from mmssl.data.source import (
     subset,
 )
 from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
-from mmssl.data.views import EvalView, Keys, MultiScaleView, TrainView, View
+from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View
 
 __all__ = [
-    "MOTIONS",
+    "BYOL_COLOURS",
+    "DINO_COLOURS",
+    "SIMCLR_COLOURS",
     "ArraySource",
+    "Augmentation",
     "BrokenSample",
     "Clips",
+    "Crop",
     "DavisFolder",
     "DrawnSource",
     "EvalView",
@@ -42,8 +45,8 @@ __all__ = [
     "Ledger",
     "Loader",
     "MaskSequence",
-    "MovingObjects",
     "MultiScaleView",
+    "MultiView",
     "NoTestPart",
     "Pairs",
     "PointSequence",
@@ -53,19 +56,13 @@ __all__ = [
     "TrainView",
     "VideoSource",
     "View",
-    "background_clips",
     "blending_told",
     "decode",
-    "digits_source",
     "evaluation_batches",
-    "fetch_clips",
-    "fetch_fashion_mnist",
     "hold_out",
     "notes",
     "open_source",
     "open_videos",
-    "part_clips",
     "read_slots",
     "subset",
-    "write_moving_objects",
 ]

@@ -1,4 +1,4 @@
-"""Views: raw pictures and clips of any size to a batch of one size, as pure functions of them and the noise's keys.
+"""Views: raw pictures and clips of any size to batches of one size each, pure functions of them and the noise's keys.
 
 A sample holds any spatial media under any names, `image` [C, H, W] or `video` [C, T, H, W], all of one height and
 width. Everything that one sample holds is cut alike, so that frames, pairs of frames and aligned maps stay aligned.
@@ -15,12 +15,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
+from jaxtyping import Float32, Float64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mmssl.data.augment import Augmentation
 from mmssl.errors import UserError
-from mmssl.masking.noise import random_bits
+from mmssl.masking.noise import Keys, random_bits
+from mmssl.modality import ZERO_TO_ONE
 
 TRIES = 10
 NUMBERS = 2 * TRIES + 3
@@ -30,15 +32,6 @@ LONGEST = 4
 _PLACES = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]
 Piece = tuple[slice | list[int], Tensor]  # rows of a batch, and what they are
 Size = int | tuple[int, int]  # one side for both, or height and width
-
-
-class Keys(NamedTuple):
-    """What the noise of a batch is keyed by, one value a slot."""
-
-    seed: int
-    sample_id: Int64[Tensor, " batch"]
-    epoch: Int64[Tensor, " batch"]
-    draw: Int64[Tensor, " batch"]
 
 
 @runtime_checkable
@@ -65,17 +58,86 @@ class Cut(NamedTuple):
     flip: np.ndarray
 
 
+class Shot(NamedTuple):
+    """What `render` makes of every sample.
+
+    cut: the Cut of some rows' samples of one height and width. change: of some rows' media of one name, after the cut.
+    """
+
+    size: tuple[int, int]
+    cut: Callable[[Sequence[int], int, int], Cut]
+    change: Callable[[str, Sequence[int], Tensor], Tensor] = lambda name, rows, medium: medium
+
+
 @dataclass(frozen=True)
-class TrainView:
-    """RandomResizedCrop to `size` (bicubic, antialiased) and a horizontal flip with probability `flip`.
+class Crop:
+    """RandomResizedCrop to `size` (bicubic, antialiased), a horizontal flip with probability `flip`, other colours.
 
     size: pixels of both sides, or (height, width). Box areas are uniform in `scale` (shares of the picture) and the
     boxes' aspects, width to height, log-uniform in `ratio`: torchvision's distribution, with its ten tries and its
     central fallback. As there, a size that is not square wants a `ratio` round its aspect, or boxes are squeezed.
-    uint8 stays uint8; floating point stays float32 and may overshoot its range by the filter's ringing; a batch with
-    both kinds becomes float32 0-1. `views` of the same sample come as `image`, `image.1`, ..., view k drawn from the
-    stream "view/k"; samples that hold such names themselves (pairs of frames) raise UserError then. Pictures come as
-    [B, C, height, width], clips as [B, C, T, height, width].
+    augmentation: what becomes of `image` and `video` then; whatever else a sample holds keeps its values.
+    """
+
+    size: Size
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        if min(sides(self.size)) < 1:
+            raise UserError(f"size must be at least 1, not {self.size}.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(f"ratio must be two ascending positive numbers, not {self.ratio}.")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip must be a probability, not {self.flip}.")
+
+    def shot(self, keys: Keys, view: int) -> Shot:
+        """Boxes and flips drawn from the stream "view/k" of view k, colours from "colour/k"."""
+        cut = partial(self._cut, draw_numbers(f"view/{view}", keys))
+        if self.augmentation is None:
+            return Shot(sides(self.size), cut)
+        return Shot(sides(self.size), cut, partial(_recolour, self.augmentation, self.augmentation.draw(keys, view)))
+
+    def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
+        numbers = noise[rows]
+        boxes = random_boxes(numbers[:, :-1], height, width, self.scale, self.ratio)
+        return whole(boxes, self.size, numbers[:, -1] < self.flip)
+
+
+@dataclass(frozen=True)
+class MultiView:
+    """A crop of each sample for each of `crops`, of sizes and colours of their own, as `image`, `image.1`, ...
+
+    uint8 stays uint8; floating point stays float32; a batch with both kinds becomes float32 0-1. Pictures come as
+    [B, C, height, width], clips as [B, C, T, height, width]. Raises UserError when samples hold such names themselves
+    (pairs of frames) and there are several crops, or when colours shall change and they hold neither image nor video.
+    """
+
+    crops: tuple[Crop, ...]
+
+    def __post_init__(self) -> None:
+        if not self.crops:
+            raise UserError("A batch needs at least one of its samples' views, not 0.")
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        views = render(samples, [crop.shot(keys, k) for k, crop in enumerate(self.crops)])
+        taken = [name for name in views[0] if "." in name]
+        if len(views) > 1 and taken:
+            raise UserError(f"{len(views)} views cannot be named: the samples hold {taken[0]} already; take one view.")
+        if any(crop.augmentation for crop in self.crops) and not any(map(_coloured, views[0])):
+            raise UserError(f"Colours are those of image or video, and the samples hold only {', '.join(views[0])}.")
+        return {f"{name}.{k}" if k else name: batch for k, view in enumerate(views) for name, batch in view.items()}
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """`views` crops alike of each sample (see Crop and MultiView), colours as they are.
+
+    Floating point may overshoot its range by the filter's ringing.
     """
 
     size: Size
@@ -85,27 +147,13 @@ class TrainView:
     views: int = 1
 
     def __post_init__(self) -> None:
-        if min(sides(self.size)) < 1 or self.views < 1:
-            raise UserError(f"size and views must be at least 1, not {self.size} and {self.views}.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"scale must be two ascending shares in (0, 1], not {self.scale}.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise UserError(f"ratio must be two ascending positive numbers, not {self.ratio}.")
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"flip must be a probability, not {self.flip}.")
+        self._crops()
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
-        noises = [draw_numbers(f"view/{view}", keys) for view in range(self.views)]
-        views = render(samples, sides(self.size), [partial(self._cut, noise) for noise in noises])
-        taken = [name for name in views[0] if "." in name]
-        if self.views > 1 and taken:
-            raise UserError(f"views={self.views} cannot be named: the samples hold {taken[0]} already; take views=1.")
-        return {f"{name}.{k}" if k else name: batch for k, view in enumerate(views) for name, batch in view.items()}
+        return self._crops()(samples, keys)
 
-    def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
-        numbers = noise[rows]
-        boxes = random_boxes(numbers[:, :-1], height, width, self.scale, self.ratio)
-        return whole(boxes, self.size, numbers[:, -1] < self.flip)
+    def _crops(self) -> MultiView:
+        return MultiView((Crop(self.size, self.scale, self.ratio, self.flip),) * self.views)
 
 
 @dataclass(frozen=True)
@@ -127,7 +175,7 @@ class EvalView:
             raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
-        return render(samples, sides(self.size), [self._cut])[0]
+        return render(samples, [Shot(sides(self.size), self._cut)])[0]
 
     def _covered(self) -> tuple[int, int]:
         """The height and width that the resized picture covers, one of them exactly."""
@@ -168,7 +216,7 @@ class MultiScaleView:
             raise UserError(f"size must be at least 1 and scales in (0, 1], not {self.size} and {self.scales}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
-        return render(samples, sides(self.size), [partial(self._cut, draw_numbers("view/0", keys))])[0]
+        return render(samples, [Shot(sides(self.size), partial(self._cut, draw_numbers("view/0", keys)))])[0]
 
     def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
         (down, across), count = sides(self.size), len(self.scales)
@@ -230,42 +278,53 @@ def random_boxes(
     return top.astype(np.int64), left.astype(np.int64), box_height.astype(np.int64), box_width.astype(np.int64)
 
 
-def render(
-    samples: Iterable[dict[str, Tensor]],
-    size: tuple[int, int],
-    cuts: Sequence[Callable[[Sequence[int], int, int], Cut]],
-) -> list[dict[str, Tensor]]:
-    """The samples' media [C, ..., H, W] as batches [B, C, ..., *size] by name, once for each of `cuts`, which gives the
-    Cut of some rows' samples of one height and width.
+def render(samples: Iterable[dict[str, Tensor]], shots: Sequence[Shot]) -> list[dict[str, Tensor]]:
+    """The samples' media [C, ..., H, W] as batches [B, C, ..., *size] by name, once for each of `shots`.
 
-    How something is resampled depends on its own size and `size`, so nothing else in the batch changes a pixel.
+    How something is resampled depends on its own size and the shot's, so nothing else in the batch changes a pixel.
     Raises UserError when a sample's media differ in height or width, or the samples in what they hold.
     """
-    pieces: list[dict[str, list[Piece]]] = [defaultdict(list) for _ in cuts]
+    pieces: list[dict[str, list[Piece]]] = [defaultdict(list) for _ in shots]
     small: dict[tuple[str, torch.Size], list[tuple[int, Tensor]]] = defaultdict(list)
     names: list[str] = []
     count = 0
     for row, sample in enumerate(samples):
         names, count = names or list(sample), row + 1
         height, width = _extent(sample, names)
-        large = []
         for name, medium in sample.items():
-            if medium.dtype == torch.uint8 and max(height, width, *size) <= SMALL:
+            if any(_is_small(medium, shot) for shot in shots):
                 small[name, medium.shape].append((row, medium))
-            else:
-                large.append((name, medium))
-        if not large:
-            continue
-        for made, cut in zip(pieces, cuts, strict=True):
-            where = cut([row], height, width)
+        for made, shot in zip(pieces, shots, strict=True):
+            large = [(name, medium) for name, medium in sample.items() if not _is_small(medium, shot)]
+            if not large:
+                continue
+            where = shot.cut([row], height, width)
             for name, medium in large:
-                made[name].append((slice(row, count), _resample(medium, size, where)))
+                made[name].append((slice(row, count), shot.change(name, [row], _resample(medium, shot.size, where))))
     for (name, shape), members in small.items():
         rows = [row for row, _ in members]
         stack = torch.stack([medium for _, medium in members])
-        for made, cut in zip(pieces, cuts, strict=True):
-            made[name].append((rows, _resample_stack(stack, size, cut(rows, *shape[-2:]))))
+        for made, shot in zip(pieces, shots, strict=True):
+            if _is_small(stack, shot):
+                cut = _resample_stack(stack, shot.size, shot.cut(rows, *shape[-2:]))
+                made[name].append((rows, shot.change(name, rows, cut)))
     return [{name: _assemble(made[name], count) for name in names} for made in pieces]
+
+
+def _is_small(medium: Tensor, shot: Shot) -> bool:
+    """Whether many such are resampled together to the shot's size."""
+    return medium.dtype == torch.uint8 and max(*medium.shape[-2:], *shot.size) <= SMALL
+
+
+def _recolour(
+    augmentation: Augmentation, drawn: list[dict[str, float]], name: str, rows: Sequence[int], medium: Tensor
+) -> Tensor:
+    return augmentation(medium, [drawn[row] for row in rows]) if _coloured(name) else medium
+
+
+def _coloured(name: str) -> bool:
+    """Whether a medium, or a view of one, has colours: uint8 0-255 or floating point 0-1."""
+    return name.partition(".")[0] in ZERO_TO_ONE
 
 
 def _extent(sample: dict[str, Tensor], names: list[str]) -> tuple[int, int]:

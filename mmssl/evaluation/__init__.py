@@ -5,7 +5,7 @@ Features, weighted kNN, linear probe, and the protocol that puts them in one tab
 
 from mmssl.evaluation.baselines import RawPixels, SideBySide, untrained
 from mmssl.evaluation.clips import FrameEncoder, average_clips
-from mmssl.evaluation.features import FeatureSet, PatchEncoder, effective_rank, extract, pixels, zero_to_one
+from mmssl.evaluation.features import FeatureSet, PatchEncoder, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
 from mmssl.evaluation.linear_probe import LinearProbe, linear_probe
 from mmssl.evaluation.propagation import (
@@ -73,5 +73,4 @@ __all__ = [
     "table",
     "untrained",
     "watched_accuracies",
-    "zero_to_one",
 ]

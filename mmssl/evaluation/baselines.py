@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mmssl.encoder import Encoder
-from mmssl.evaluation.features import FeatureEncoder, FeatureSet, zero_to_one
+from mmssl.evaluation.features import FeatureEncoder, FeatureSet
+from mmssl.modality import zero_to_one
 
 # Pixels a side, so that a linear probe of large media stays possible.
 _PICTURE, _FRAME = 32, 16

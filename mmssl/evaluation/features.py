@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
+from mmssl.modality import zero_to_one
 
 Batch = Mapping[str, Tensor]
 
@@ -95,11 +96,6 @@ class PatchEncoder(nn.Module):
     def features(self, batch: Any, pool: Any = None) -> Float[Tensor, "batch patches_dim"]:
         """The patch tokens of each sample in one row; there is nothing to pool."""
         return self.encoder(batch).x[:, self.encoder.config.prefix :].flatten(1)
-
-
-def zero_to_one(media: Tensor) -> Tensor:
-    """Raw media as floating point: uint8 as 0-1, floats as they are; of any shape."""
-    return media.float() / 255 if media.dtype == torch.uint8 else media
 
 
 def pixels(

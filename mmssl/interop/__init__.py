@@ -1,9 +1,9 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from mmssl.interop import siammae, videomae
-from mmssl.interop.encoders import official_encoder, transformers_encoder, transformers_form
+from mmssl.interop import mae, siammae, videomae, vit
 from mmssl.interop.folder import (
     config_from_dict,
+    load,
     loading,
     official_state,
     read_config,
@@ -11,43 +11,32 @@ from mmssl.interop.folder import (
     resolve,
     save_folder,
 )
+from mmssl.interop.forms import Form, Found, Written
+from mmssl.interop.registry import form_of, form_read, forms_of, save_as
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
-from mmssl.interop.vit import (
-    AUTHORS_MAE,
-    TRANSFORMERS_MAE,
-    Found,
-    depth,
-    hub_names,
-    image_processor,
-    is_plain,
-    timm_config,
-    timm_vit,
-)
 
 __all__ = [
-    "AUTHORS_MAE",
-    "TRANSFORMERS_MAE",
+    "Form",
     "Found",
     "KeyMap",
     "Rule",
+    "Written",
     "config_from_dict",
-    "depth",
-    "hub_names",
-    "image_processor",
-    "is_plain",
+    "form_of",
+    "form_read",
+    "forms_of",
+    "load",
     "loading",
-    "official_encoder",
+    "mae",
     "official_state",
     "read_config",
     "read_weights",
     "resolve",
+    "save_as",
     "save_folder",
     "siammae",
-    "timm_config",
-    "timm_vit",
     "to_ours",
     "to_theirs",
-    "transformers_encoder",
-    "transformers_form",
     "videomae",
+    "vit",
 ]

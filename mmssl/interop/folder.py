@@ -9,15 +9,19 @@ import json
 import os
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmssl import version
 from mmssl.errors import UserError
+from mmssl.interop.forms import Found
+from mmssl.interop.rules import to_ours
 
 Config = TypeVar("Config")
 
@@ -106,6 +110,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text())
         if not isinstance(config, dict):
             raise UserError(f"{folder / CONFIG}: holds no settings but a {type(config).__name__}")
+        if "mmssl" in config:
+            version.check(config, folder)
         return config
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no {CONFIG}; is it a model's folder?") from None
@@ -155,3 +161,12 @@ def unwrap(content: Mapping[str, Any], source: str = "the state dict") -> dict[s
     if not tensors:
         raise UserError(f"{source}: holds no tensors")
     return tensors
+
+
+def load(module: nn.Module, found: Found, source: str) -> None:
+    """Give `module` the tensors found; a decoder that is not among them keeps its own, with a warning."""
+    values = to_ours(found.tensors, found.rules, module.state_dict(), source)
+    if not found.whole:
+        warnings.warn(f"{source} holds no decoder: it starts from fresh weights", stacklevel=4)
+        values = {**module.state_dict(), **values}
+    module.load_state_dict(values)

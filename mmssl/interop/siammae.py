@@ -1,15 +1,21 @@
-"""Key map of the public SiamMAE-like files: CropMAE's (alexandre-eymael/CropMAE); SiamMAE's authors published none."""
+"""SiamMAE: the public CropMAE files (alexandre-eymael/CropMAE); SiamMAE's authors published none."""
 
 from __future__ import annotations
 
-from mmssl.interop.rules import KeyMap, Rule
-from mmssl.interop.vit import authors_decoder, layer, timm_vit
+from collections.abc import Mapping
+from typing import Any
+
+from mmssl.errors import UserError
+from mmssl.interop import mae, vit
+from mmssl.interop.forms import Form, Found
+from mmssl.interop.parts import Size, depth, layer
+from mmssl.interop.rules import KeyMap, Rule, State
 
 _OURS, _THEIRS = "decoder.transformer.blocks.{i}", "decoder_blocks.{i}"
 
 CROPMAE: KeyMap = (
-    *timm_vit("encoder."),
-    *authors_decoder(),
+    *vit.timm_vit("encoder."),
+    *mae.AUTHORS_DECODER,
     # torch's MultiheadAttention: queries, keys and values in one tensor, of which our cross-attention parts the queries
     *(
         rule
@@ -31,3 +37,33 @@ CROPMAE: KeyMap = (
     *layer(f"{_OURS}.cross.norm", f"{_THEIRS}.norm2"),
     *layer(f"{_OURS}.mlp.norm", f"{_THEIRS}.norm3"),
 )
+
+
+def decoder_settings(dim: int = 256, depth: int = 4, heads: int = 8, hidden: int = 2048) -> dict[str, Any]:
+    """DecoderConfig's settings: post-norm, the MLP between both attentions, no positions on the past frame. Their
+    dropout of 0.1 in training is left out."""
+    blocks = {"dim": dim, "depth": depth, "heads": heads, "hidden": hidden}
+    order = {"norm_order": "post", "branches": ("cross", "mlp", "attn")}
+    return {"transformer": blocks | order, "context_position": False}
+
+
+def read_official(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    size: Size = None,
+) -> Found:
+    """Heads are CropMAE's for the width: 64 channels each in the encoder; in a decoder of 256 channels 8 of them, in
+    wider ones 16."""
+    if "decoder_blocks.0.multihead_attn.in_proj_weight" not in state:
+        raise UserError(f"{source}: not a file of CropMAE; it lacks decoder_blocks.0.multihead_attn.in_proj_weight")
+    dim, hidden = len(state["decoder_embed.weight"]), len(state["decoder_blocks.0.linear1.weight"])
+    decoder = decoder_settings(dim, depth(state, "decoder_blocks."), decoder_heads or (8 if dim == 256 else 16), hidden)
+    encoder = vit.official_settings(state, source, heads, 1e-6, size)
+    return Found({"encoder": encoder, "decoder": decoder}, CROPMAE, state)
+
+
+FORMS = (Form("SiamMAE", "official", "CropMAE's files", lambda _, state: True, read_official),)

@@ -1,4 +1,4 @@
-"""Key maps and config maps of VideoMAE: the authors' files (MCG-NJU/VideoMAE) and transformers."""
+"""VideoMAE: the authors' files (MCG-NJU/VideoMAE) and transformers' VideoMAE, with their encoders of clips."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop.rules import KeyMap, Rule
-from mmssl.interop.vit import (
-    Found,
+from mmssl.interop.forms import Form, Found, Settings, Written
+from mmssl.interop.parts import (
     Size,
     blocks_config,
     blocks_settings,
+    decoder_fields,
+    decoder_settings,
     default_heads,
     depth,
     grid_of_size,
+    image_processor,
     is_plain,
     layer,
     one_or_pair,
+    optional,
     pair,
     projection,
     timm_blocks,
     transformers_blocks,
 )
+from mmssl.interop.rules import KeyMap, Rule, State
 from mmssl.modality import VIDEO
 
-MODEL_TYPES = ("videomae",)
 PAPERS_SIZE = (16, 224, 224)
+# Heads of decoders by their width, where it is not 64 channels each: beside tiny (ours) and huge (the authors').
+DECODER_HEADS = {96: 3, 640: 8}
 # The norms behind transformers' decoder and behind its pooling have PyTorch's eps, whatever the config says.
 TRANSFORMERS_EPS = 1e-5
-
-
-def _optional(*rules: Rule) -> KeyMap:
-    return tuple(replace(rule, optional=True) for rule in rules)
 
 
 def authors_encoder(ours: str = "", theirs: str = "") -> KeyMap:
@@ -44,8 +45,8 @@ def authors_encoder(ours: str = "", theirs: str = "") -> KeyMap:
     return (
         *projection(f"{ours}tokenizers.video", f"{theirs}patch_embed.proj"),
         *timm_blocks(f"{ours}transformer.blocks", f"{theirs}blocks", query_value=True),
-        *_optional(*layer(f"{ours}transformer.final_norm", f"{theirs}norm")),
-        *_optional(*layer(f"{ours}pool_norm", f"{theirs}fc_norm"), *layer(f"{ours}head", f"{theirs}head")),
+        *optional(*layer(f"{ours}transformer.final_norm", f"{theirs}norm")),
+        *optional(*layer(f"{ours}pool_norm", f"{theirs}fc_norm"), *layer(f"{ours}head", f"{theirs}head")),
     )
 
 
@@ -64,8 +65,8 @@ def transformers_videomae(ours: str = "", theirs: str = "") -> KeyMap:
     return (
         *projection(f"{ours}tokenizers.video", f"{theirs}embeddings.patch_embeddings.projection"),
         *transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer", query_value=True),
-        *_optional(*layer(f"{ours}transformer.final_norm", f"{theirs}layernorm")),
-        *_optional(*layer(f"{ours}pool_norm", "fc_norm"), *layer(f"{ours}head", "classifier")),
+        *optional(*layer(f"{ours}transformer.final_norm", f"{theirs}layernorm")),
+        *optional(*layer(f"{ours}pool_norm", "fc_norm"), *layer(f"{ours}head", "classifier")),
     )
 
 
@@ -90,13 +91,8 @@ def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether this is an authors' file of VideoMAE: patches of three axes."""
-    return any(key.endswith("patch_embed.proj.weight") and value.ndim == 5 for key, value in state.items())
-
-
 def official_settings(
-    state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size
+    state: Mapping[str, Tensor], source: str, heads: int | None, eps: float, size: Size
 ) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' encoder, read off its tensors.
 
@@ -186,30 +182,6 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def pretraining_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of VideoMAEForPreTraining for a VideoMAEConfig's settings; UserError for what it cannot say."""
-    encoder, decoder = settings["encoder"]["transformer"], settings["decoder"]["transformer"]
-    if encoder["norm_eps"] != decoder["norm_eps"]:
-        raise UserError(
-            f"its blocks have one norm eps; encoder {encoder['norm_eps']} and decoder {decoder['norm_eps']} differ"
-        )
-    config = transformers_config(settings["encoder"])
-    if not isinstance(config["patch_size"], int):
-        raise UserError(
-            f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
-            "alone, `encoder.to_transformers`"
-        )
-    fixed_eps("decoder", decoder["final_norm_eps"] or decoder["norm_eps"])
-    return config | {
-        "architectures": ["VideoMAEForPreTraining"],
-        "decoder_hidden_size": decoder["dim"],
-        "decoder_num_hidden_layers": decoder["depth"],
-        "decoder_num_attention_heads": decoder["heads"],
-        "decoder_intermediate_size": decoder["hidden"] or 4 * decoder["dim"],
-        "norm_pix_loss": settings["norm_pix"],
-    }
-
-
 def fixed_eps(norm: str, eps: float) -> None:
     """Warn where transformers will compute a norm with another eps than ours."""
     if eps != TRANSFORMERS_EPS:
@@ -220,20 +192,123 @@ def fixed_eps(norm: str, eps: float) -> None:
         )
 
 
-def official_encoder(state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size) -> Found:
-    """Settings, key map and tensors of the encoder in an authors' file."""
+def read_official_encoder(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    eps: float = 1e-6,
+    size: Size = None,
+) -> Found:
+    """The encoder in an authors' file, pretrained or fine-tuned."""
     part = "encoder." if "encoder.patch_embed.proj.weight" in state else ""
-    settings = official_settings(state, source, heads=heads, eps=eps, size=size)
-    return settings, authors_encoder("", part), _without_decoder(state)
+    settings = official_settings(state, source, heads, eps, size)
+    return Found(settings, authors_encoder("", part), _without_decoder(state))
 
 
-def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:
-    """Settings, key map and tensors of the encoder in a transformers folder."""
+def read_official(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    size: Size = None,
+) -> Found:
+    """Pretrained, or fine-tuned without a decoder.
+
+    size: frames, height and width of the clips it was trained on, which no tensor tells: where it is given, clips of
+    other sizes get interpolated positions, else computed ones. Heads: the paper's for the widths.
+    """
+    if not _is_authors({}, state):
+        raise UserError(f"{source}: not a checkpoint of VideoMAE's authors: it lacks patch_embed.proj.weight of 5 axes")
+    settings = {"encoder": official_settings(state, source, heads, 1e-6, size)}
+    if "encoder_to_decoder.weight" not in state:
+        return Found(settings, authors_encoder("encoder."), state, whole=False)
+    dim = len(state["encoder_to_decoder.weight"])
+    heads = decoder_heads or DECODER_HEADS.get(dim, max(1, dim // 64))
+    blocks = {"dim": dim, "depth": depth(state, "decoder.blocks."), "heads": heads, "qkv_bias": "query_value"}
+    return Found(settings | {"decoder": _decoder(blocks)}, AUTHORS, state)
+
+
+def _decoder(transformer: dict[str, Any]) -> dict[str, Any]:
+    """DecoderConfig's settings."""
+    return {
+        "transformer": transformer,
+        "position": "sincos_interleaved",
+        "sequence": "visible_hidden",
+        "bias": False,
+    }
+
+
+def read_transformers_encoder(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """The encoder in a transformers folder."""
     prefix = "videomae." if any(key.startswith("videomae.") for key in state) else ""
     tensors = _without_decoder(hub_names(state))
-    return transformers_settings(config, state), transformers_videomae("", prefix), tensors
+    return Found(transformers_settings(config, state), transformers_videomae("", prefix), tensors)
 
 
-def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_transformers(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """A VideoMAEForPreTraining folder."""
+    encoder = transformers_settings(config, state)
+    kept = {"final_norm_eps": TRANSFORMERS_EPS, "qkv_bias": encoder["transformer"]["qkv_bias"]}
+    decoder = _decoder(decoder_settings(config) | kept)
+    settings = {"encoder": encoder, "decoder": decoder, "norm_pix": config.get("norm_pix_loss", True)}
+    return Found(settings, TRANSFORMERS, hub_names(state))
+
+
+def write_transformers_encoder(settings: Settings) -> Written:
+    """As VideoMAEModel, or with a head VideoMAEForVideoClassification."""
+    return Written(
+        transformers_config(settings), transformers_videomae(), image_processor(settings, "VideoMAEImageProcessor")
+    )
+
+
+def write_transformers(settings: Settings) -> Written:
+    """As VideoMAEForPreTraining, which predicts square patches."""
+    decoder_part, decoder = decoder_fields(settings), settings["decoder"]["transformer"]
+    config = transformers_config(settings["encoder"])
+    if not isinstance(config["patch_size"], int):
+        raise UserError(
+            f"VideoMAEForPreTraining predicts square patches; these are {config['patch_size']}: write the encoder "
+            "alone, `encoder.to_transformers`"
+        )
+    fixed_eps("decoder", decoder["final_norm_eps"] or decoder["norm_eps"])
+    config |= decoder_part | {"architectures": ["VideoMAEForPreTraining"]}
+    return Written(config, TRANSFORMERS, image_processor(settings["encoder"], "VideoMAEImageProcessor"))
+
+
+def _without_decoder(state: State) -> dict[str, Tensor]:
     parts = ("decoder.", "mask_token", "encoder_to_decoder")
     return {key: value for key, value in state.items() if not key.startswith(parts)}
+
+
+def _is_authors(_: Mapping[str, Any], state: State) -> bool:
+    return any(key.endswith("patch_embed.proj.weight") and value.ndim == 5 for key, value in state.items())
+
+
+FORMS = (
+    Form("Encoder", "official", "VideoMAE's authors' files", _is_authors, read_official_encoder, media="video"),
+    Form(
+        "Encoder",
+        "transformers",
+        "transformers' VideoMAEModel",
+        lambda config, _: config.get("model_type") == "videomae",
+        read_transformers_encoder,
+        "vit",
+        "video",
+        write_transformers_encoder,
+    ),
+    Form("VideoMAE", "official", "the authors' files", lambda _, state: True, read_official, media="video"),
+    Form(
+        "VideoMAE",
+        "transformers",
+        "transformers' VideoMAEForPreTraining",
+        lambda config, state: config.get("model_type") == "videomae" and "mask_token" in state,
+        read_transformers,
+        "videomae",
+        "video",
+        write_transformers,
+    ),
+)

@@ -1,224 +1,64 @@
-"""Key maps of ViT encoders and MAE: the authors' files (and timm, which kept their names) and transformers."""
+"""ViT encoders of pictures: files of the MAE family's authors (in timm's names), of transformers and of timm."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import UserError
-from mmssl.interop.rules import KeyMap, Rule
+from mmssl.interop.forms import Form, Found, Settings, Written
+from mmssl.interop.parts import (
+    Size,
+    blocks_config,
+    blocks_settings,
+    default_heads,
+    depth,
+    embeddings,
+    grid_of_size,
+    hub_names,
+    image_processor,
+    is_plain,
+    layer,
+    one_or_pair,
+    optional,
+    pair,
+    table_size,
+    timm_blocks,
+    transformers_blocks,
+)
+from mmssl.interop.rules import KeyMap, State
 from mmssl.modality import image
 from mmssl.position import sincos_table
-
-MODEL_TYPES = ("vit", "vit_mae")
-
-# Settings of an EncoderConfig (as `dataclasses.asdict` gives them, defaults left out), a key map, and the tensors.
-Found = tuple[dict[str, Any], KeyMap, dict[str, Tensor]]
-# One side, or one an axis, or unknown.
-Size = int | tuple[int, ...] | None
-
-
-def layer(ours: str, theirs: str) -> KeyMap:
-    """Weight and bias of one layer."""
-    return tuple(Rule((f"{ours}.{part}",), (f"{theirs}.{part}",)) for part in ("weight", "bias"))
-
-
-def _blocks(ours: str, theirs: str, pairs: tuple[tuple[str, str], ...]) -> KeyMap:
-    return tuple(rule for a, b in pairs for rule in layer(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}"))
-
-
-def timm_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
-    """timm's blocks; with `query_value` the biases are BEiT's and VideoMAE's `q_bias` and `v_bias`."""
-    pairs = (
-        ("attn.norm", "norm1"),
-        ("attn.layer.proj", "attn.proj"),
-        ("mlp.norm", "norm2"),
-        ("mlp.layer.fc1", "mlp.fc1"),
-        ("mlp.layer.fc2", "mlp.fc2"),
-    )
-    attn = (f"{ours}.{{i}}.attn.layer", f"{theirs}.{{i}}.attn")
-    weight, bias = layer(f"{attn[0]}.qkv", f"{attn[1]}.qkv")
-    if query_value:
-        bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
-    return (*_blocks(ours, theirs, pairs), weight, bias)
-
-
-def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
-    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`."""
-    pairs = (
-        ("attn.norm", "layernorm_before"),
-        ("attn.layer.proj", "attention.output.dense"),
-        ("mlp.norm", "layernorm_after"),
-        ("mlp.layer.fc1", "intermediate.dense"),
-        ("mlp.layer.fc2", "output.dense"),
-    )
-    attn = (f"{ours}.{{i}}.attn.layer", f"{theirs}.{{i}}.attention.attention")
-    weight, bias = (
-        Rule(
-            (f"{attn[0]}.qkv.{part}",), tuple(f"{attn[1]}.{head}.{part}" for head in ("query", "key", "value")), "rows"
-        )
-        for part in ("weight", "bias")
-    )
-    if query_value:
-        bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
-    return (*_blocks(ours, theirs, pairs), weight, bias)
-
-
-def projection(ours: str, theirs: str) -> KeyMap:
-    """A patch embedding: their convolution."""
-    return Rule((f"{ours}.weight",), (f"{theirs}.weight",), "conv"), Rule((f"{ours}.bias",), (f"{theirs}.bias",))
-
-
-def _embeddings(ours: str, cls: str, position: str, patches: str) -> KeyMap:
-    return (
-        Rule((f"{ours}prefix_tokens",), (cls,), "shape", (1, 1, -1)),
-        Rule((f"{ours}prefix_position", f"{ours}tokenizers.image.position.table"), (position,), "position"),
-        *projection(f"{ours}tokenizers.image", patches),
-    )
-
-
-def _decoder(embed: str, mask_token: str, position: str, norm: str, pred: str) -> KeyMap:
-    return (
-        *layer("decoder.embed", embed),
-        Rule(("decoder.mask_token",), (mask_token,), "shape", (1, 1, -1)),
-        Rule(("decoder.prefix_position", "decoder.position.table"), (position,), "position"),
-        *layer("decoder.transformer.final_norm", norm),
-        *layer("decoder.pred", pred),
-    )
 
 
 def timm_vit(ours: str = "") -> KeyMap:
     """An encoder under `ours` against timm's ViT, whose names the authors' MAE files share; fine-tuned files too."""
-    optional = [*layer(f"{ours}transformer.final_norm", "norm"), *layer(f"{ours}pool_norm", "fc_norm")]
-    optional += layer(f"{ours}head", "head")
+    heads = (("transformer.final_norm", "norm"), ("pool_norm", "fc_norm"), ("head", "head"))
     return (
-        *_embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj"),
+        *embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj"),
         *timm_blocks(f"{ours}transformer.blocks", "blocks"),
-        *(Rule(rule.ours, rule.theirs, optional=True) for rule in optional),
+        *optional(*(rule for ours_, theirs in heads for rule in layer(f"{ours}{ours_}", theirs))),
     )
-
-
-def authors_decoder() -> KeyMap:
-    """What stands round the blocks of the MAE authors' decoder."""
-    return _decoder("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_norm", "decoder_pred")
-
-
-AUTHORS_MAE: KeyMap = (
-    *timm_vit("encoder."),
-    *authors_decoder(),
-    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
-)
 
 
 def transformers_vit(ours: str = "", theirs: str = "") -> KeyMap:
     """An encoder under `ours` against transformers' ViTModel under `theirs`, in the names of hub files."""
-    embeddings = f"{theirs}embeddings."
+    first = f"{theirs}embeddings."
+    patches = f"{first}patch_embeddings.projection"
     return (
-        *_embeddings(
-            ours,
-            f"{embeddings}cls_token",
-            f"{embeddings}position_embeddings",
-            f"{embeddings}patch_embeddings.projection",
-        ),
+        *embeddings(ours, f"{first}cls_token", f"{first}position_embeddings", patches),
         *transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer"),
         *layer(f"{ours}transformer.final_norm", f"{theirs}layernorm"),
     )
 
 
-TRANSFORMERS_MAE: KeyMap = (
-    *transformers_vit("encoder.", "vit."),
-    *_decoder(
-        "decoder.decoder_embed",
-        "decoder.mask_token",
-        "decoder.decoder_pos_embed",
-        "decoder.decoder_norm",
-        "decoder.decoder_pred",
-    ),
-    *transformers_blocks("decoder.transformer.blocks", "decoder.decoder_layers"),
-)
-
-# transformers 5 renames its modules on load; 5.23 writes a ViTMAE decoder's layers as "decoder_encoder.layer".
-_HUB_NAMES = (
-    (r"^(vit\.)?layers\.", r"\1encoder.layer."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-    (r"\.attention\.([qkv])_proj\.", lambda m: f".attention.attention.{dict(q='query', k='key', v='value')[m[1]]}."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-
-
-def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A transformers ViT or ViTMAE state dict of any version under the names of hub files."""
-    out = {}
-    for key, value in state.items():
-        for pattern, replacement in _HUB_NAMES:
-            key = re.sub(pattern, replacement, key)
-        out[key] = value
-    return out
-
-
-def default_heads(dim: int) -> int:
-    """Heads of 64 channels, as all sizes of the ViT family have but huge (1280 channels, 16 heads)."""
-    return 16 if dim == 1280 else max(1, dim // 64)
-
-
-def depth(state: Mapping[str, Tensor], blocks: str) -> int:
-    """How many blocks there are under names that start with `blocks`."""
-    return 1 + max(int(key.removeprefix(blocks).split(".")[0]) for key in state if key.startswith(blocks))
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width, of which transformers writes one number where they are equal."""
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
-
-
-def one_or_pair(sides: Sequence[int]) -> int | list[int]:
-    """The same the other way round."""
-    return sides[0] if sides[0] == sides[1] else list(sides)
-
-
-def grid_of_size(size: tuple[int, ...], patch: Sequence[int], source: str) -> tuple[int, ...]:
-    """Patches along each axis of media of `size`. Raises UserError where the patch does not divide it."""
-    if len(size) != len(patch) or any(side < 1 or side % by for side, by in zip(size, patch, strict=True)):
-        axes = "(frames, height, width)" if len(patch) == 3 else "(height, width)"
-        raise UserError(
-            f"{source}: size={size} is not {axes} in multiples of its patch {tuple(patch)}: give what it was trained on"
-        )
-    return tuple(side // by for side, by in zip(size, patch, strict=True))
-
-
-def table_size(size: Size, patch: Sequence[int], positions: int, source: str) -> tuple[int, ...]:
-    """Height and width of the pictures that a table of so many positions was made for: as given, or else square.
-
-    Raises UserError where the size does not make that many patches, or none is given and their number is no square.
-    """
-    if size is None:
-        side = math.isqrt(positions)
-        if side * side != positions:
-            raise UserError(
-                f"{source}: its table has {positions} positions, which is no square: give size=(height, width) of the "
-                f"pictures it was trained on, whose patches are {patch[0]} x {patch[1]}"
-            )
-        return side * patch[0], side * patch[1]
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if (found := math.prod(grid_of_size(size, patch, source))) != positions:
-        raise UserError(
-            f"{source}: size={size} makes {found} patches of {patch[0]} x {patch[1]}, but its table has {positions} "
-            "positions: give the size it was trained on"
-        )
-    return size
-
-
 def official_settings(
-    state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size
+    state: Mapping[str, Tensor], source: str, heads: int | None, eps: float, size: Size
 ) -> dict[str, Any]:
     """EncoderConfig's settings of an authors' ViT, read off its tensors. Raises UserError where it is none."""
     needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.mlp.fc1.weight")
@@ -247,6 +87,20 @@ def official_settings(
     return {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned, "classes": classes}
 
 
+def read_official(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    eps: float = 1e-6,
+    size: Size = None,
+) -> Found:
+    """The encoder in an authors' file; a decoder is left aside."""
+    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
+    return Found(official_settings(state, source, heads, eps, size), timm_vit(), tensors)
+
+
 def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """EncoderConfig's settings of a ViT or ViTMAE config.json."""
     tokenizer = {
@@ -258,45 +112,18 @@ def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokenizers": [tokenizer], "transformer": {**blocks_settings(config), "qkv_bias": qkv_bias}}
 
 
-def blocks_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """TransformerConfig's settings that every ViT-like config.json has. Raises UserError for another activation."""
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"hidden_act {config['hidden_act']!r} of this transformers model is not supported, only 'gelu'")
-    return {
-        "dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "hidden": config["intermediate_size"],
-        "norm_eps": config.get("layer_norm_eps", 1e-12),
-    }
+def read_transformers(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """The encoder in a transformers folder."""
+    prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
+    # Pooler, classifier and decoder are heads of other tasks.
+    tensors = {k: v for k, v in hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
+    return Found(transformers_settings(config), transformers_vit("", prefix), tensors)
 
 
-def blocks_config(transformer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as config.json fields."""
-    return {
-        "hidden_size": transformer["dim"],
-        "num_hidden_layers": transformer["depth"],
-        "num_attention_heads": transformer["heads"],
-        "intermediate_size": transformer["hidden"] or 4 * transformer["dim"],
-        "layer_norm_eps": transformer["norm_eps"],
-        "hidden_act": "gelu",
-    }
-
-
-def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:
-    """Whether the blocks are those every ViT library has: pre-norm, GELU, the biases asked for."""
-    names = ("norm_order", "qkv_bias", "activation", "causal", "layer_scale", "input_norm", "branches")
-    return tuple(transformer[name] for name in names) == (
-        "pre", qkv_bias, "gelu", False, None, False, ("attn", "mlp")
-    )  # fmt: skip
-
-
-def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+def transformers_config(settings: Settings) -> dict[str, Any]:
     """The config.json that ViTModel reads, and that ViTMAE's shares. Raises UserError for what they cannot express."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    names = [t["modality"]["name"] for t in settings["tokenizers"]]
-    vit = names == ["image"] and settings["prefix"] == 1 and transformer["final_norm"] and not settings["pool_norm"]
-    if not (vit and is_plain(transformer, "all")):
+    if not (_is_plain(settings) and transformer["final_norm"] and not settings["pool_norm"]):
         raise UserError(f"transformers' ViT is a plain encoder of pictures; this one is {settings}")
     return {
         "architectures": ["ViTModel"],
@@ -309,25 +136,37 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def official_encoder(state: Mapping[str, Tensor], source: str, *, heads: int | None, eps: float, size: Size) -> Found:
-    """Settings, key map and tensors of the encoder in an authors' file."""
-    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-    return official_settings(state, source, heads=heads, eps=eps, size=size), timm_vit(), tensors
+def write_transformers(settings: Settings) -> Written:
+    """As ViTModel, which makes a random pooler where there is none: here it is the tanh of the class token."""
+    dim = settings["transformer"]["dim"]
+    pooler = {"pooler.dense.weight": torch.eye(dim), "pooler.dense.bias": torch.zeros(dim)}
+    config, processor = transformers_config(settings), image_processor(settings, "ViTImageProcessor")
+    return Written(config, transformers_vit(), processor, pooler)
 
 
-def transformers_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Found:
-    """Settings, key map and tensors of the encoder in a transformers folder."""
-    prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
-    # Pooler, classifier and decoder are heads of other tasks.
-    tensors = {k: v for k, v in hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
-    return transformers_settings(config), transformers_vit("", prefix), tensors
+def _is_plain(settings: Settings) -> bool:
+    """One modality of pictures, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
+    names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
+    return names == ["image"] and settings["prefix"] == 1 and is_plain(settings["transformer"], "all")
 
 
-def timm_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size."""
+def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """The encoder in a folder of timm's ViT, with the statistics noted there."""
+    details = config["pretrained_cfg"]
+    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
+    found = read_official({}, state, source, heads=heads, size=size)
+    statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
+    found.settings["tokenizers"][0]["modality"] |= statistics
+    return found
+
+
+def write_timm(settings: Settings) -> Written:
+    """As the folder by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
+    if not (_is_plain(settings) and transformer["final_norm"] != settings["pool_norm"]):
+        raise UserError(f"timm's ViT is a plain encoder of pictures; this one is {settings}")
     modality, size, classes = tokenizer["modality"], list(tokenizer["size"]), settings["classes"]
-    return {
+    config = {
         "architecture": "vit_base_patch16_224",  # a name must be known to timm; the sizes below replace all of its own
         "num_classes": classes,
         "num_features": transformer["dim"],
@@ -356,33 +195,36 @@ def timm_config(settings: Mapping[str, Any]) -> dict[str, Any]:
             "classifier": "head",
         },
     }
+    return Written(config, timm_vit())
 
 
-def timm_encoder(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> Found:
-    """Settings, key map and tensors of the encoder in a folder of timm's ViT, with the statistics noted there."""
-    details = config["pretrained_cfg"]
-    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
-    settings, rules, tensors = official_encoder(state, source, heads=heads, eps=1e-6, size=size)
-    statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
-    settings["tokenizers"][0]["modality"] |= statistics
-    return settings, rules, tensors
+def timm_model(settings: Settings) -> nn.Module:
+    """timm's VisionTransformer of these settings, with fresh weights. Raises UserError where it cannot express them."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    config = write_timm(settings).config
+    norm = partial(nn.LayerNorm, eps=settings["transformer"]["norm_eps"])
+    return VisionTransformer(**config["model_args"], num_classes=config["num_classes"], norm_layer=norm)
 
 
-def image_processor(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The preprocessor_config.json of transformers' `kind` that resizes and normalises as this encoder was trained."""
-    tokenizer = settings["tokenizers"][0]
-    height, width = tokenizer["size"][-2:]
-    sides = {"height": height, "width": width}
-    crop = kind == "VideoMAEImageProcessor"
-    return {
-        "image_processor_type": kind,
-        "do_resize": True,
-        "size": {"shortest_edge": min(height, width)} if crop else sides,
-        "resample": 2 if crop else 3,
-        **({"do_center_crop": True, "crop_size": sides} if crop else {}),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(tokenizer["modality"]["mean"]),
-        "image_std": list(tokenizer["modality"]["std"]),
-    }
+FORMS = (
+    Form("Encoder", "official", "files of the MAE family's authors", lambda _, state: True, read_official),
+    Form(
+        "Encoder",
+        "transformers",
+        "transformers' ViTModel",
+        lambda config, _: config.get("model_type") in ("vit", "vit_mae"),
+        read_transformers,
+        "vit",
+        write=write_transformers,
+    ),
+    Form(
+        "Encoder",
+        "timm",
+        "timm's VisionTransformer",
+        lambda config, _: "architecture" in config and "pretrained_cfg" in config,  # names that only timm writes
+        read_timm,
+        "timm",
+        write=write_timm,
+    ),
+)

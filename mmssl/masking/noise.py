@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,6 +20,15 @@ Word = TypeVar("Word", int, Tensor)
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+
+
+class Keys(NamedTuple):
+    """What the noise of a batch is keyed by, one value a slot."""
+
+    seed: int
+    sample_id: Int64[Tensor, " batch"]
+    epoch: Int64[Tensor, " batch"]
+    draw: Int64[Tensor, " batch"]
 
 
 def threefry2x32(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, Word]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor
-
-from mmssl import interop
 from mmssl.decoder import DecoderConfig, decoder_size, mae_decoder_config
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
@@ -20,8 +14,6 @@ from mmssl.modality import image
 from mmssl.objectives.objective import Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch
-
-M = TypeVar("M", bound="MAE")
 
 
 @dataclass(frozen=True)
@@ -94,76 +86,3 @@ class MAE(PixelObjective):
         prediction = self.decoder(tokens, mask.hide, self.tokenizer.grid(batch))
         loss = self.loss(prediction, batch, mask.hide)
         return Output(loss, {"mse": loss.detach()}, prediction, mask)
-
-    @classmethod
-    def from_official(
-        cls: type[M],
-        source: str | Path | Mapping[str, Any],
-        *,
-        heads: int | None = None,
-        decoder_heads: int = 16,
-        size: int | tuple[int, ...] | None = None,
-        mask_ratio: float = 0.75,
-        norm_pix: bool | None = None,
-    ) -> M:
-        """From the authors' files or state dicts (facebookresearch/mae): full, encoder only, or fine-tuned.
-
-        Sizes are read off the shapes; heads are the paper's for the width. size: of the pictures it was trained on,
-        (height, width) or one side for both; taken for square where not given (see `Encoder.from_official`). norm_pix:
-        the released encoders and `_full` files were trained with it (the default here), the `visualize` files without:
-        the file does not tell. A file without a decoder leaves it freshly initialised, with a warning.
-        """
-        state, name = interop.official_state(source)
-        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
-        encoder = interop.config_from_dict(EncoderConfig, settings)
-        full = "decoder_embed.weight" in state
-        decoder = mae_decoder_config()
-        if full:
-            depth = interop.depth(state, "decoder_blocks.")
-            decoder = mae_decoder_config(len(state["decoder_embed.weight"]), depth, decoder_heads)
-        mae = cls(MAEConfig(encoder, decoder, mask_ratio, True if norm_pix is None else norm_pix))
-        rules = interop.AUTHORS_MAE if full else interop.timm_vit("encoder.")
-        return mae.take(state, rules, name, whole=full)
-
-    @classmethod
-    def from_transformers(cls: type[M], config: dict[str, Any], state: dict[str, Tensor], source: str) -> M:
-        if config.get("model_type") != "vit_mae":
-            raise UserError(f"{source}: model type {config.get('model_type')!r} is not transformers' vit_mae")
-        decoder = mae_decoder_config(
-            config["decoder_hidden_size"],
-            config["decoder_num_hidden_layers"],
-            config["decoder_num_attention_heads"],
-            config.get("layer_norm_eps", 1e-12),
-        )
-        transformer = dataclasses.replace(decoder.transformer, hidden=config["decoder_intermediate_size"])
-        decoder = dataclasses.replace(decoder, transformer=transformer)
-        encoder = interop.config_from_dict(EncoderConfig, interop.transformers_encoder(config, state, source)[0])
-        mae = cls(MAEConfig(encoder, decoder, config["mask_ratio"], config.get("norm_pix_loss", False)))
-        return mae.take(interop.hub_names(state), interop.TRANSFORMERS_MAE, source)
-
-    def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `ViTMAEForPreTraining` reads."""
-        encoder, decoder = self.config.encoder.transformer, self.config.decoder.transformer
-        if encoder.norm_eps != decoder.norm_eps:
-            raise UserError(
-                f"ViTMAE has one norm eps; encoder {encoder.norm_eps} and decoder {decoder.norm_eps} differ"
-            )
-        config = interop.transformers_form(dataclasses.asdict(self.config.encoder))[0]
-        if not all(isinstance(config[name], int) for name in ("image_size", "patch_size")):
-            raise UserError(
-                f"ViTMAE's positions and decoder are for square pictures and patches; these are {config['image_size']} "
-                f"and {config['patch_size']}: write the encoder alone, `encoder.to_transformers`"
-            )
-        config |= {
-            "architectures": ["ViTMAEForPreTraining"],
-            "model_type": "vit_mae",
-            "decoder_hidden_size": decoder.dim,
-            "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": decoder.mlp_width,
-            "mask_ratio": self.config.mask_ratio,
-            "norm_pix_loss": self.config.norm_pix,
-        }
-        state = interop.to_theirs(self.state_dict(), interop.TRANSFORMERS_MAE, self.modality.patch)
-        processor = interop.image_processor(dataclasses.asdict(self.config.encoder), "ViTImageProcessor")
-        return interop.save_folder(folder, config, state, processor)

@@ -1,19 +1,24 @@
-"""What every method has in common: an encoder, a loss for a batch, and hooks around the optimizer's step."""
+"""What every method has in common: an encoder, a loss for a batch, hooks around the optimizer's step, its files."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from mmssl import interop
+from mmssl import interop, ranks, version
 from mmssl.encoder import Encoder
-from mmssl.errors import UserError
+from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask
+from mmssl.objectives.registry import importable, register
 from mmssl.position import mark_trained
+from mmssl.tokenizer import Batch
 
 O = TypeVar("O", bound="Objective")  # noqa: E741
 
@@ -28,32 +33,111 @@ class Output:
     mask: Mask | None = None
 
 
+@dataclass(frozen=True)
+class Figure:
+    """Something to look at, for the report.
+
+    columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
+    clips [B, C, T, H, W] of values in 0-1, of any channels. Figures of one heading stand together.
+    """
+
+    name: str
+    heading: str
+    caption: str
+    columns: tuple[Tensor, ...]
+
+
 class Objective(nn.Module):
     """A pretraining method: `objective(batch, mask=None)` gives an `Output`; `objective.encoder` is what users keep.
 
-    A method is made from one config dataclass, kept as `self.config`; `config_class` names its type. undecayed: names
-    of parameters that get no weight decay beyond the usual rule (see `parameter_groups`).
+    A method is made from one config dataclass, kept as `self.config`; `config_class` names its type, and `named` is the
+    function that makes one for the name of a model and further keywords, which the class takes as well (see
+    `configured`). undecayed: names of parameters that get no weight decay beyond the usual rule, lr_scales: multiples
+    of the learning rate by prefixes of names (see `parameter_groups`). optimizer: the paper's, by its name in
+    `TrainSettings`.
+
+    A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
+    SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
+    it is split into (see `mmssl.training.gradients`).
     """
 
     config_class: ClassVar[type]
+    named: ClassVar[Callable[..., Any]]
     undecayed: ClassVar[tuple[str, ...]] = ()
+    lr_scales: ClassVar[Mapping[str, float]] = {}
+    optimizer: ClassVar[str] = "adamw"
     config: Any
     encoder: Encoder
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "config_class"):  # not what methods merely share
+            register(cls)
+
+    @classmethod
+    def configured(cls, config: Any, settings: Mapping[str, Any]) -> Any:
+        """The config itself; where it is the name of a model, `named` makes it, with these settings."""
+        known = list(inspect.signature(cls.named).parameters)[1:]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"{cls.__name__} has no setting {name!r}: {nearest(name, known)}")
+        if isinstance(config, str):
+            return cls.named(config, **settings)
+        if settings:
+            given = ", ".join(settings)
+            raise UserError(f"{cls.__name__} takes a whole config, or a model's name and {given}: not both")
+        return config
 
     def __repr__(self) -> str:
         config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
         plain = [f"{name}={value!r}" for name, value in config.items() if isinstance(value, (bool, int, float, str))]
         parts = []
-        for name, part in self.named_children():
+        for name, part in self.trained_parts():
             brief = type(part).__name__ if type(part).__repr__ is nn.Module.__repr__ else repr(part)
             parts.append(f"  {name}: {brief}")
         return "\n".join([f"{type(self).__name__}({', '.join(plain)})", *parts])
+
+    def trained_parts(self) -> list[tuple[str, nn.Module]]:
+        """Its modules that have parameters, by name."""
+        return [(name, part) for name, part in self.named_children() if any(True for _ in part.parameters())]
+
+    def features(self, batch: Batch, mask: Mask | None = None) -> dict[str, Tensor]:
+        """What is compared: tensors `[B, D]`, floating point, a row for each sample of the batch, in its order."""
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        """The loss of these features, beside those of the other ranks of `self.group`.
+
+        Averaged over the ranks, its gradient is that of one process that holds all rows: hand `group=self.group` to the
+        losses of `mmssl_kernels`, or read the others' rows by `ranks.everywhere(rows, self.group)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no samples")
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        """The loss of a batch; of a method that compares samples, that of their features."""
+        return dataclasses.replace(self.compare(self.features(batch, mask)), mask=mask)
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the loss is one of the whole batch, and no mean over its samples."""
+        return type(self).compare is not Objective.compare
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
+        return ranks.training_ranks() if self.training else None
 
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
 
     def after_step(self, progress: float) -> None:
         """Called after the optimizer's step: where a teacher follows its student."""
+
+    def figures(self, batch: Batch) -> list[Figure]:
+        """What the method makes of a few samples, for the report; of features it tells by itself."""
+        return []
+
+    # Checkpoints
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors, decoder included, for `from_pretrained`.
@@ -65,8 +149,14 @@ class Objective(nn.Module):
         return interop.save_folder(folder, self.told(), self.state_dict())
 
     def told(self) -> dict[str, Any]:
-        """The method and its settings, as config.json holds them."""
-        return {"mmssl": type(self).__name__, "config": dataclasses.asdict(self.config)}
+        """The method and its settings, as config.json holds them; with the module, where it is not mmssl's."""
+        kind, own = type(self), type(self).__module__
+        where = {} if own.startswith("mmssl.") else {"module": importable(own)}
+        return {"mmssl": kind.__name__, **where, **version.stamp(), "config": self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)
 
     @classmethod
     def from_pretrained(cls: type[O], path_or_hub_id: str | Path) -> O:
@@ -75,7 +165,8 @@ class Objective(nn.Module):
         config, state = interop.read_config(folder), interop.read_weights(folder)
         with interop.loading(folder):
             if "mmssl" not in config:
-                return cls.from_transformers(config, state, str(folder))
+                form = interop.form_read(cls._names(), ["transformers"], config, state, str(folder))
+                return cls._of(form.read(config, state, str(folder)), str(folder))
             if config["mmssl"] != cls.__name__:
                 raise UserError(f"{folder}: holds {config['mmssl']}, not {cls.__name__}; load it with its own class")
             objective = cls(interop.config_from_dict(cls.config_class, config["config"]))
@@ -84,6 +175,50 @@ class Objective(nn.Module):
             return objective
 
     @classmethod
-    def from_transformers(cls: type[O], config: dict[str, Any], state: dict[str, Tensor], source: str) -> O:
-        """From what a transformers folder holds. Methods that transformers has override it."""
-        raise UserError(f"{source}: not an mmssl folder, and transformers has no {cls.__name__}")
+    def from_official(cls: type[O], source: str | Path | Mapping[str, Any], **settings: Any) -> O:
+        """From the authors' files or state dicts. Sizes are read off the shapes; what those cannot tell is in settings:
+
+        heads, decoder_heads: the paper's for the width where not given. size: of the media it was trained on, (height,
+        width) or one side for both, of clips (frames, height, width); taken for square where not given (see
+        `Encoder.from_official`). And any field of the method's config, such as `mask_ratio` or `norm_pix`: the default
+        is the paper's, or that of the released files (see `read_official` in `mmssl/interop/` for each method).
+
+        A file without a decoder leaves it freshly initialised, with a warning. Raises UserError for a file of another
+        kind and for an unknown setting.
+        """
+        state, name = interop.official_state(source)
+        form = interop.form_read(cls._names(), ["official"], {}, state, name)
+        fields = [each.name for each in dataclasses.fields(cls.config_class)]
+        for setting in settings:
+            if setting not in (known := [*form.options, *fields]):
+                raise UserError(f"{cls.__name__} has no setting {setting!r}: {nearest(setting, known)}")
+        options = {key: value for key, value in settings.items() if key in form.options}
+        found = form.read({}, state, name, **options)
+        return cls._of(found, name, {key: settings[key] for key in settings.keys() - options.keys()})
+
+    @classmethod
+    def _of(cls: type[O], found: interop.Found, source: str, settings: Mapping[str, Any] | None = None) -> O:
+        config: Any = interop.config_from_dict(cls.config_class, found.settings)
+        objective = cls(dataclasses.replace(config, **(settings or {})))
+        interop.load(objective, found, source)
+        mark_trained(objective if found.whole else objective.encoder)
+        return objective
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Under which its forms are found: its own name, then those of what it derives from."""
+        return [each.__name__ for each in cls.__mro__]
+
+    @property
+    def forms(self) -> dict[str, interop.Form]:
+        """What this method can be written as, by the names of `mmssl export --to`; the encoder alone has others."""
+        return interop.forms_of(self._names(), self._settings)
+
+    def save_as(self, form: interop.Form, folder: str | Path) -> Path:
+        """Write a folder of one of the forms in `forms`."""
+        return interop.save_as(form, self._settings, self.state_dict(), folder)
+
+    def to_transformers(self, folder: str | Path) -> Path:
+        """Write a folder that transformers' class of the same method reads, decoder included. Raises UserError where
+        transformers has none, or it cannot express this model."""
+        return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__), folder)

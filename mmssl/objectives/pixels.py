@@ -1,61 +1,42 @@
-"""What methods share that predict the pixels of hidden patches: the target, its loss, and the way back to pixels."""
+"""What methods share that predict the pixels of hidden patches: encoder, decoder, target, and what is shown of them."""
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
-from mmssl_kernels import TargetNorm, masked_patch_mse, normalized_patches, unpatchify
+from jaxtyping import Float, Shaped
+from mmssl_kernels import TargetNorm
 from torch import Tensor
 
-from mmssl import interop
 from mmssl.decoder import Decoder
 from mmssl.encoder import Encoder, single_modality
-from mmssl.errors import UserError, nearest
+from mmssl.interop import Form
 from mmssl.masking import Positions
-from mmssl.modality import Modality
-from mmssl.objectives.objective import Objective, Output
-from mmssl.position import mark_trained
+from mmssl.modality import Modality, zero_to_one
+from mmssl.objectives.objective import Figure, Objective, Output
+from mmssl.target import PatchTarget
 from mmssl.tokenizer import Batch, PatchTokenizer
-
-P = TypeVar("P", bound="PixelObjective")
 
 
 class PixelObjective(Objective):
-    """Predicts hidden patches of one continuous modality; `config` has `norm_pix`.
+    """Reads one continuous modality and predicts hidden patches; `config` has encoder, decoder, mask_ratio, norm_pix.
 
-    named: the config for a model of the ViT family and further keywords, which `__init__` takes as well.
-
-    norm: how a target patch is standardised where `norm_pix` is set (see `masked_patch_mse`). Otherwise the target is
-    the pixels, normalised by the modality's statistics or, with `raw`, in 0-1.
+    norm: how a target patch is standardised where `norm_pix` is set (see `PatchTarget`). A method that predicts other
+    channels than it reads says which, `predicted`, and how they come from a batch, `wanted`.
     """
 
-    named: ClassVar[Callable[..., Any]]
     norm: ClassVar[TargetNorm] = "patch"
-    raw: ClassVar[bool] = False
 
     def __init__(self, config: Any, settings: Mapping[str, Any]):
-        """An encoder and a light decoder, as `config.encoder` and `config.decoder` say.
-
-        Where config is the name of a model, `named` makes it, with these settings.
-        """
+        """An encoder and a light decoder, as the config says (see `Objective.configured`)."""
         super().__init__()
-        kind, known = type(self).__name__, list(inspect.signature(self.named).parameters)[1:]
-        for name in settings:
-            if name not in known:
-                raise UserError(f"{kind} has no setting {name!r}: {nearest(name, known)}")
-        if isinstance(config, str):
-            config = self.named(config, **settings)
-        elif settings:
-            raise UserError(f"{kind} takes a whole config, or a model's name and {', '.join(settings)}: not both")
-        self.config = config
+        self.config = config = self.configured(config, settings)
         self.encoder = Encoder(config.encoder)
+        self.target = PatchTarget(self.predicted(), self.norm if config.norm_pix else "none")
         grid, prefix, recompute = self.tokenizer.size_grid, config.encoder.prefix, self.tokenizer.config.recompute
-        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.tokenizer.values, recompute)
+        self.decoder = Decoder(config.decoder, self.encoder.dim, grid, prefix, self.target.values, recompute)
 
     @property
     def modality(self) -> Modality:
@@ -70,57 +51,40 @@ class PixelObjective(Objective):
             raise ValueError(f"{type(self).__name__} predicts pixels; {self.modality.name} has none")
         return tokenizer
 
-    def target(self, batch: Batch) -> Batch:
-        """The batch whose pixels are hidden and predicted."""
-        return batch
+    def predicted(self) -> Modality:
+        """What is predicted, in patches as large as those that are read; the same as is read where a method says
+        nothing else."""
+        return self.modality
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.tokenizer.mean, self.tokenizer.std
-        return (torch.zeros_like(mean), torch.ones_like(std)) if self.raw else (mean, std)
+    def wanted(self, batch: Batch) -> Shaped[Tensor, "batch channels *axes"]:
+        """The raw media whose hidden patches are predicted."""
+        return batch[self.modality.name]
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """None where other channels are predicted than read: no library's class does that."""
+        return super().forms if self.target.modality.channels == self.modality.channels else {}
 
     def loss(self, prediction: Float[Tensor, "*hidden values"], batch: Batch, hide: Positions) -> Float[Tensor, ""]:
         """Mean squared error between the prediction and the hidden patches."""
-        mean, std = self._statistics()
-        return masked_patch_mse(
-            prediction,
-            self.target(batch)[self.modality.name],
-            hide.index,
-            patch=self.modality.patch,
-            mean=mean,
-            std=std,
-            target_norm=self.norm if self.config.norm_pix else "none",
-            rows=hide.rows,
-        )
+        return self.target.loss(prediction, self.wanted(batch), hide)
 
-    @torch.no_grad()
     def reconstruct(self, batch: Batch, out: Output) -> Float[Tensor, "batch channels *axes"]:
-        """The target with its hidden patches replaced by the prediction, 0-1 values, to look at.
-
-        With `norm_pix` the prediction lacks each patch's mean and deviation; they are taken from the original, as the
-        authors' demos do.
-        """
+        """What was wanted, its hidden patches replaced by the prediction, 0-1 values (see `PatchTarget.filled`)."""
         if out.mask is None or out.prediction is None:
             raise ValueError("reconstruct needs an output with a mask and a prediction")
-        batch, hide, (mean, std) = self.target(batch), out.mask.hide.index, self._statistics()
-        pixels, channels = batch[self.modality.name], (-1, self.modality.channels)
-        every = self.encoder.everything(batch).index
-        patches = normalized_patches(pixels, every, self.modality.patch, mean, std)
-        where, prediction = hide[..., None].expand_as(out.prediction), out.prediction.float()
-        if self.config.norm_pix:
-            hidden, values = patches.gather(1, where).unflatten(-1, channels), prediction.unflatten(-1, channels)
-            axes = (-1, -2) if self.norm == "patch" else (-2,)
-            variance, center = torch.var_mean(hidden, dim=axes, keepdim=True)
-            deviation = (variance + 1e-6).sqrt() if self.norm == "patch" else variance.sqrt() + 1e-6
-            prediction = (values * deviation + center).flatten(-2)
-        shown = patches.scatter(1, where, prediction).unflatten(-1, channels) * std + mean
-        return unpatchify(shown.flatten(2), self.modality.patch, self.tokenizer.grid(batch))
+        return self.target.filled(out.prediction, self.wanted(batch), out.mask.hide)
 
-    def take(self: P, state: Mapping[str, Tensor], rules: interop.KeyMap, source: str, whole: bool = True) -> P:
-        """Load another library's tensors; a file without a decoder (not `whole`) leaves it as it is, with a warning."""
-        values = interop.to_ours(state, rules, self.state_dict(), source)
-        if not whole:
-            warnings.warn(f"{source} holds no decoder: it starts from fresh weights", stacklevel=3)
-            values = {**self.state_dict(), **values}
-        self.load_state_dict(values)
-        mark_trained(self if whole else self.encoder)
-        return self
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> list[Figure]:
+        """What was hidden (grey), what the model predicts there (nothing asks it to predict what it sees), what was
+        there."""
+        out, media = self(batch), self.wanted(batch)
+        original, hidden = zero_to_one(media), self.target.where(out.mask.hide, media)
+        predicted = torch.where(hidden, self.reconstruct(batch, out), original)
+        columns = (torch.where(hidden, 0.5, original), predicted, original)
+        kind = "clips" if media.ndim == 5 else "pictures"
+        caption = f"Held-out {kind}: {self.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
+        if self.config.norm_pix:
+            caption += " (the model predicts standardised patches: their mean and contrast are the original's)"
+        return [Figure("reconstructions", "What it predicts", f"{caption}.", columns)]

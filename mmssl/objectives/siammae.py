@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mmssl import interop
+import torch
+from torch import Tensor
+
 from mmssl.decoder import DecoderConfig, decoder_size
 from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
-from mmssl.modality import image
-from mmssl.objectives.objective import Output
+from mmssl.modality import image, zero_to_one
+from mmssl.objectives.objective import Figure, Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch, view
 from mmssl.transformer import TransformerConfig
-
-S = TypeVar("S", bound="SiamMAE")
 
 
 def siammae_decoder_config(dim: int = 256, depth: int = 4, heads: int = 8) -> DecoderConfig:
     """The paper's "cross-self" decoder; it does not tell its size: the defaults are CropMAE's beside ViT-S."""
     return DecoderConfig(TransformerConfig(dim, depth, heads, branches=("cross", "attn", "mlp")))
-
-
-def cropmae_decoder_config(dim: int = 256, depth: int = 4, heads: int = 8) -> DecoderConfig:
-    """The decoder of the public CropMAE files: post-norm, the MLP between both attentions and 2048 wide, no positions
-    on the past frame (alexandre-eymael/CropMAE; their dropout of 0.1 in training is left out)."""
-    transformer = TransformerConfig(
-        dim, depth, heads, hidden=2048, norm_order="post", branches=("cross", "mlp", "attn")
-    )
-    return DecoderConfig(transformer, context_position=False)
 
 
 @dataclass(frozen=True)
@@ -85,52 +74,35 @@ class SiamMAE(PixelObjective):
         super().__init__(config, settings)
         visible_count(math.prod(self.tokenizer.size_grid), self.config.mask_ratio)
 
-    def target(self, batch: Batch) -> Batch:
+    def future(self, batch: Batch) -> Batch:
         """The batch with its future frames in the place of the past ones."""
         name = self.modality.name
         if f"{name}.1" not in batch:
             raise UserError(f"SiamMAE reads frame pairs, {name!r} and '{name}.1'; the batch holds {sorted(batch)}")
         return view(batch, 1)
 
+    def wanted(self, batch: Batch) -> Tensor:
+        """The future frames."""
+        return self.future(batch)[self.modality.name]
+
     def hide(self, batch: Batch) -> Mask:
         """A random mask of every future frame: int(N * (1 - mask_ratio)) patches stay."""
-        sizes, name = self.encoder.sizes(self.target(batch)), self.modality.name
+        sizes, name = self.encoder.sizes(self.future(batch)), self.modality.name
         noise = batch_bits(batch, sizes[name], seed=self.config.seed, stream=f"mask/{name}.1")
         return random_mask(noise, visible_count(sizes[name], self.config.mask_ratio), sizes)
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
         past = self.encoder(batch)
-        future = self.encoder(self.target(batch), mask)
+        future = self.encoder(self.future(batch), mask)
         prediction = self.decoder(future, mask.hide, self.tokenizer.grid(batch), past)
         loss = self.loss(prediction, batch, mask.hide)
         return Output(loss, {"mse": loss.detach()}, prediction, mask)
 
-    @classmethod
-    def from_official(
-        cls: type[S],
-        source: str | Path | Mapping[str, Any],
-        *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
-        size: int | tuple[int, ...] | None = None,
-        mask_ratio: float = 0.95,
-        norm_pix: bool = True,
-    ) -> S:
-        """From the public CropMAE files or state dicts; the authors of SiamMAE published none.
-
-        Sizes are read off the shapes; heads are CropMAE's for the width: 64 channels each in the encoder; 8 of them in
-        a decoder of 256 channels, 16 in wider ones. size: of the frames it was trained on, (height, width) or one side
-        for both; taken for square where not given (see `Encoder.from_official`).
-        """
-        state, name = interop.official_state(source)
-        if "decoder_blocks.0.multihead_attn.in_proj_weight" not in state:
-            raise UserError(f"{name}: not a file of CropMAE; it lacks decoder_blocks.0.multihead_attn.in_proj_weight")
-        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
-        encoder = interop.config_from_dict(EncoderConfig, settings)
-        dim, depth = len(state["decoder_embed.weight"]), interop.depth(state, "decoder_blocks.")
-        decoder = cropmae_decoder_config(dim, depth, decoder_heads or (8 if dim == 256 else 16))
-        hidden = len(state["decoder_blocks.0.linear1.weight"])
-        decoder = dataclasses.replace(decoder, transformer=dataclasses.replace(decoder.transformer, hidden=hidden))
-        method = cls(SiamMAEConfig(encoder, decoder, mask_ratio, norm_pix))
-        return method.take(state, interop.siammae.CROPMAE, name)
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The past frame first, which the model sees whole."""
+        (figure,) = super().figures(batch)
+        told = figure.caption.replace(": ", ": what the model sees whole, then the frame to predict: ", 1)
+        columns = (zero_to_one(batch[self.modality.name]), *figure.columns)
+        return [dataclasses.replace(figure, caption=told, columns=columns)]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from mmssl import interop
 from mmssl.decoder import DecoderConfig, decoder_size
 from mmssl.encoder import SIZES, EncoderConfig
 from mmssl.errors import UserError
@@ -22,8 +19,6 @@ from mmssl.objectives.pixels import PixelObjective
 from mmssl.position import Layout
 from mmssl.tokenizer import Batch, TokenizerConfig
 from mmssl.transformer import TransformerConfig
-
-V = TypeVar("V", bound="VideoMAE")
 
 # The table follows the flattened grid; it is in no checkpoint.
 POSITION: Layout = "sincos_interleaved"
@@ -99,7 +94,6 @@ class VideoMAE(PixelObjective):
     config_class = VideoMAEConfig
     undecayed = ("decoder.mask_token",)
     norm = "channel"
-    raw = True
 
     named = staticmethod(videomae_config)
 
@@ -116,6 +110,10 @@ class VideoMAE(PixelObjective):
         self.decoder.embed.reset_parameters()
         nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
 
+    def predicted(self) -> Modality:
+        """The pixels in 0-1: their statistics are not taken off where a patch is not standardised."""
+        return self.modality.plain
+
     def hide(self, batch: Batch) -> Mask:
         """A tube mask for every sample: int(mask_ratio * places of a frame) are hidden in all of its frames."""
         time, height, width = self.tokenizer.grid(batch)
@@ -130,59 +128,3 @@ class VideoMAE(PixelObjective):
         prediction = self.decoder(visible, mask.hide, self.tokenizer.grid(batch))
         loss = self.loss(prediction, batch, mask.hide)
         return Output(loss, {"mse": loss.detach()}, prediction, mask)
-
-    @classmethod
-    def from_official(
-        cls: type[V],
-        source: str | Path | Mapping[str, Any],
-        *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
-        size: int | tuple[int, ...] | None = None,
-        mask_ratio: float = 0.9,
-        norm_pix: bool = True,
-    ) -> V:
-        """From the authors' files or state dicts (MCG-NJU/VideoMAE): pretrained, or fine-tuned without a decoder.
-
-        size: frames, height and width of the clips it was trained on, which no tensor tells: where it is given, clips
-        of other sizes get interpolated positions, else computed ones (see `Encoder.from_official`). heads: the paper's
-        for the width. A file without a decoder leaves it freshly initialised, with a warning.
-        """
-        state, name = interop.official_state(source)
-        settings, *_ = interop.official_encoder(state, name, heads=heads, eps=1e-6, size=size)
-        encoder = interop.config_from_dict(EncoderConfig, settings)
-        whole, decoder = "encoder_to_decoder.weight" in state, videomae_decoder_config()
-        if whole:
-            dim = len(state["encoder_to_decoder.weight"])
-            paper = {dim: heads for dim, _, heads in DECODERS.values()}
-            decoder_heads = decoder_heads or paper.get(dim, max(1, dim // 64))
-            decoder = videomae_decoder_config(dim, interop.depth(state, "decoder.blocks."), decoder_heads)
-        method = cls(VideoMAEConfig(encoder, decoder, mask_ratio, norm_pix))
-        rules = interop.videomae.AUTHORS if whole else interop.videomae.authors_encoder("encoder.")
-        return method.take(state, rules, name, whole)
-
-    @classmethod
-    def from_transformers(cls: type[V], config: dict[str, Any], state: dict[str, Tensor], source: str) -> V:
-        if config.get("model_type") != "videomae" or "mask_token" not in state:
-            kind = config.get("architectures") or config.get("model_type")
-            raise UserError(f"{source}: holds {kind}, not transformers' VideoMAEForPreTraining; read it as an Encoder")
-        encoder = interop.config_from_dict(EncoderConfig, interop.transformers_encoder(config, state, source)[0])
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        dim, depth, heads = (config[f"decoder_{name}"] for name in names)
-        decoder = videomae_decoder_config(dim, depth, heads, config.get("layer_norm_eps", 1e-12))
-        transformer = dataclasses.replace(
-            decoder.transformer,
-            hidden=config["decoder_intermediate_size"],
-            final_norm_eps=interop.videomae.TRANSFORMERS_EPS,
-            qkv_bias=encoder.transformer.qkv_bias,
-        )
-        decoder, norm_pix = dataclasses.replace(decoder, transformer=transformer), config.get("norm_pix_loss", True)
-        method = cls(VideoMAEConfig(encoder, decoder, norm_pix=norm_pix))
-        return method.take(interop.videomae.hub_names(state), interop.videomae.TRANSFORMERS, source)
-
-    def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `VideoMAEForPreTraining` reads."""
-        config = interop.videomae.pretraining_config(dataclasses.asdict(self.config))
-        state = interop.to_theirs(self.state_dict(), interop.videomae.TRANSFORMERS, self.modality.patch)
-        processor = interop.image_processor(dataclasses.asdict(self.config.encoder), "VideoMAEImageProcessor")
-        return interop.save_folder(folder, config, state, processor)

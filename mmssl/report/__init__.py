@@ -4,9 +4,9 @@ from mmssl.report.curves import chart, curves
 from mmssl.report.page import Report
 from mmssl.report.pictures import (
     attention_maps,
-    clip_reconstructions,
     patch_components,
-    reconstructions,
+    side_by_side,
+    strips,
     tracks,
 )
 
@@ -14,9 +14,9 @@ __all__ = [
     "Report",
     "attention_maps",
     "chart",
-    "clip_reconstructions",
     "curves",
     "patch_components",
-    "reconstructions",
+    "side_by_side",
+    "strips",
     "tracks",
 ]

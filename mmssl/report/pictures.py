@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,7 +20,6 @@ Picture = UInt8[Tensor, "tile_height tile_width 3"]
 
 _TILE = 112
 _GAP = 6
-_HIDDEN = 0.5
 # Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
 _HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
 
@@ -34,36 +33,19 @@ _OBJECTS = (
 )
 
 
-def reconstructions(
-    original: Float[Tensor, "pictures channels height width"],
-    hidden: Bool[Tensor, "pictures 1 height width"],
-    prediction: Float[Tensor, "pictures channels height width"],
-    *,
-    beside: Sequence[Float[Tensor, "pictures channels height width"]] = (),
-    across: int = 2,
-) -> bytes:
-    """Triples of masked, reconstructed and original picture, `across` triples in a line, behind what the model saw
-    `beside` them. Values are 0-1.
+def side_by_side(columns: Sequence[Float[Tensor, "pictures _ height width"]], *, across: int = 2) -> bytes:
+    """The pictures of one sample beside each other, one from each column, `across` samples in a line. Values are 0-1.
 
-    `hidden` marks the pixels the model did not see: grey in the first picture, the prediction's in the second; the
-    second shows the original elsewhere, because nothing asks a masked autoencoder to predict what it sees.
     Pictures with neither one nor at least three channels show their first channel; more than three, the first three.
     """
-    columns = [*map(_rgb, beside), *_masked_filled_shown(original, hidden, prediction)]
-    return _png(_grid(list(zip(*map(_tiles, columns), strict=True)), across))
+    return _png(_grid(list(zip(*(_tiles(_rgb(column)) for column in columns), strict=True)), across))
 
 
-def clip_reconstructions(
-    original: Float[Tensor, "clips channels frames height width"],
-    hidden: Bool[Tensor, "clips 1 frames height width"],
-    prediction: Float[Tensor, "clips channels frames height width"],
-) -> bytes:
-    """Three strips a clip, one below the other: masked, reconstructed, original; up to eight frames each."""
-    chosen = torch.linspace(0, original.shape[2] - 1, min(8, original.shape[2])).round().long()
-    lines = []
-    for clip in zip(original, hidden, prediction, strict=True):
-        frames = [values[:, chosen].transpose(0, 1) for values in clip]
-        lines += [_tiles(strip) for strip in _masked_filled_shown(*frames)]
+def strips(columns: Sequence[Float[Tensor, "clips _ frames height width"]]) -> bytes:
+    """The clips of one sample below each other, one from each column, as strips of up to eight frames."""
+    frames = columns[0].shape[2]
+    chosen = torch.linspace(0, frames - 1, min(8, frames)).round().long()
+    lines = [_tiles(_rgb(clip[:, chosen].transpose(0, 1))) for sample in zip(*columns, strict=True) for clip in sample]
     return _png(_grid(lines, 1))
 
 
@@ -80,15 +62,6 @@ def tracks(
         tint = colours[(mask - 1) % len(colours)].permute(0, 3, 1, 2)
         lines.append(_tiles(torch.where(is_object[:, None], 0.4 * shown + 0.6 * tint, shown)))
     return _png(_grid(lines, 1))
-
-
-def _masked_filled_shown(
-    original: Float[Tensor, "pictures channels height width"],
-    hidden: Bool[Tensor, "pictures 1 height width"],
-    prediction: Float[Tensor, "pictures channels height width"],
-) -> list[Float[Tensor, "pictures 3 height width"]]:
-    shown = _rgb(original)
-    return [torch.where(hidden, _HIDDEN, shown), torch.where(hidden, _rgb(prediction), shown), shown]
 
 
 def patch_components(

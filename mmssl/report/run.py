@@ -4,69 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from mmssl_kernels import attention_weights, unpatchify
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmssl.encoder import Encoder, single_modality
+from mmssl.encoder import single_modality
 from mmssl.errors import UserError, as_text
-from mmssl.evaluation import Row, zero_to_one
-from mmssl.objectives import Objective, PixelObjective, load
+from mmssl.evaluation import Row
+from mmssl.modality import zero_to_one
+from mmssl.objectives import Figure, Objective, load
 from mmssl.report.page import Report
-from mmssl.report.pictures import attention_maps, clip_reconstructions, patch_components, reconstructions, tracks
-from mmssl.runs import model_in
-from mmssl.tokenizer import Batch
+from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
+from mmssl.training.run_folder import model_in
 from mmssl.training.settings import record
-from mmssl.transformer import Attention, Block
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
 # Media in a figure: what is seen well at a page's width.
-_SHOWN, _FEW, _CLIPS = 6, 6, 2
-
-
-@torch.no_grad()
-def class_attention(encoder: Encoder, batch: Batch) -> Float[Tensor, "batch heads rows columns"]:
-    """How the class token of the last block attends to the patches of a picture, each head's weights on the grid.
-
-    Raises ValueError for an encoder without a class token.
-    """
-    if not encoder.config.prefix:
-        raise ValueError("this encoder has no class token whose attention could be drawn")
-    name = next(iter(encoder.sizes(batch)))
-    x, *_ = encoder.sequence(batch)
-    *before, last = cast(list[Block], list(encoder.transformer.blocks))
-    x = encoder.transformer.input_norm(x)
-    for block in before:
-        x = block(x)
-    attention = cast(Attention, last.attn.layer)
-    q, k, _ = attention.packed(x if last.attn.post_norm else last.attn.norm(x)).unbind(2)
-    weights = attention_weights(q[:, :1], k)[:, :, 0, encoder.config.prefix :]
-    return weights.unflatten(-1, encoder.tokenizer(name).grid(batch))
+_SHOWN, _CLIPS = 6, 2
 
 
 @torch.no_grad()
 def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None:
-    """What a trained method does with some media: predictions where it makes any, patch features, and attention where
-    there is a class token."""
+    """What a trained method does with some media: what it has to show, patch features, and attention where there is a
+    class token."""
     objective = objective.cpu().eval()
-    if isinstance(objective, PixelObjective):
-        draw_predictions(report, objective, batch)
+    batch = {name: values[:_SHOWN] for name, values in batch.items()}
+    count = len(next(iter(batch.values())))
+    draw_figures(report, objective.figures({**batch, "sample_id": torch.arange(count)}))
     encoder = objective.encoder
     modality = single_modality(encoder)
-    original = zero_to_one(batch[modality.name])[:_FEW]
-    batch = {modality.name: batch[modality.name][:_FEW]}
+    batch = {modality.name: batch[modality.name]}
+    original = zero_to_one(batch[modality.name])
     report.heading("What its features say")
     tokens = encoder(batch)
     sizes = original.shape[2:]
@@ -80,8 +57,8 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
         "First three principal components of the patch features as red, green, blue: equal colours, similar features.",
         name="features",
     )
-    if encoder.config.prefix:
-        weights = class_attention(encoder, batch)
+    if encoder.config.prefix and len(grid) == 2:
+        weights = encoder.class_attention(batch)
         report.figure(
             attention_maps(original, weights.mean(1, keepdim=True), across=3),
             "Where the class token of the last block looks: the mean over its heads.",
@@ -91,28 +68,15 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
             report.figure(attention_maps(original, weights), "A picture a head.", name="heads")
 
 
-def draw_predictions(report: Report, objective: PixelObjective, batch: dict[str, Tensor]) -> None:
-    """What was hidden, what the model predicts there, what was there."""
-    batch = {key: values[:_SHOWN] for key, values in batch.items()}
-    name, media = objective.modality.name, {key: zero_to_one(values) for key, values in batch.items()}
-    batch = {**batch, "sample_id": torch.arange(len(batch[name]))}
-    out = objective(batch)
-    target = objective.target(batch)[name]
-    hidden = hidden_pixels(
-        out.mask.hide.boolean(out.mask.count), objective.modality.patch, objective.tokenizer.grid(batch)
-    )
-    parts = (zero_to_one(target), hidden, objective.reconstruct(batch, out))
-    share = f"{objective.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
-    if objective.config.norm_pix:
-        share += " (the model predicts standardised patches: their mean and contrast are the original's)"
-    report.heading("What it predicts")
-    if target.ndim == 5:
-        png, caption = clip_reconstructions(*(part[:_CLIPS] for part in parts)), f"Held-out clips: {share}."
-    else:
-        beside = [values for key, values in media.items() if batch[key] is not target]
-        seen = "what the model sees whole, then the frame to predict: " if beside else ""
-        png, caption = reconstructions(*parts, beside=beside), f"Held-out pictures: {seen}{share}."
-    report.figure(png, caption, name="reconstructions")
+def draw_figures(report: Report, figures: Sequence[Figure]) -> None:
+    """What a method has to show, under its headings."""
+    heading = ""
+    for figure in figures:
+        if figure.heading != heading:
+            report.heading(heading := figure.heading)
+        on_clips = figure.columns[0].ndim == 5
+        png = strips([each[:_CLIPS] for each in figure.columns]) if on_clips else side_by_side(figure.columns)
+        report.figure(png, figure.caption, name=figure.name)
 
 
 def draw_tracks(report: Report, followed: dict[str, Tensor]) -> None:
@@ -131,13 +95,6 @@ def save_tracks(run_dir: Path, sequences: Sequence[tuple[Tensor, Tensor, Tensor]
     """Frames uint8 [T, C, H, W], predicted and true masks uint8 [T, H, W] of some sequences, for the report."""
     parts = {f"{i}.{part}": v.contiguous() for i, all_ in enumerate(sequences) for part, v in zip(TRACK_PARTS, all_)}
     replace_file(run_dir / TRACKS, save(parts))
-
-
-def hidden_pixels(
-    hidden: Bool[Tensor, "batch patches"], patch: tuple[int, ...], grid: tuple[int, ...]
-) -> Bool[Tensor, "batch 1 *axes"]:
-    """Hidden patches as hidden pixels."""
-    return unpatchify(hidden[..., None].expand(-1, -1, math.prod(patch)), patch, grid)
 
 
 def summary(objective: Objective, settings: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -203,9 +160,9 @@ def write_report(run_dir: Path) -> Path:
             "Not measured yet. This does it, beside random initialisation and raw pixels, and draws the report again:"
         )
         report.command(f"mmssl evaluate --model {place} --data LABELLED_DIR --out {place}\nmmssl report {place}")
-    report.text("To use the encoder elsewhere:")
-    reads = single_modality(objective.encoder).name
-    report.command(f"mmssl export --model {place} --to {'vit' if reads == 'video' else 'timm'} --out DIR")
+    if forms := list(objective.encoder.forms):
+        report.text("To use the encoder elsewhere:")
+        report.command(f"mmssl export --model {place} --to {forms[-1]} --out DIR")
     draw(report, objective, media)
     if followed:
         draw_tracks(report, followed)

@@ -28,6 +28,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from mmssl import version
 from mmssl.errors import UserError
 
 _MANIFEST = "manifest.json"
@@ -77,7 +78,7 @@ def save(
             files[_META] = _write(aside / _META, _json(meta))
             if config is not None:
                 files[CONFIG] = _write(aside / CONFIG, _json(config))
-            _write(aside / _MANIFEST, _json({"step": step, "files": files}))
+            _write(aside / _MANIFEST, _json({"step": step, **version.stamp(), "files": files}))
             _sync_folder(aside)
         except OSError:
             shutil.rmtree(aside, ignore_errors=True)
@@ -126,8 +127,9 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint that `newest` found whole."""
+    """Read a checkpoint that `newest` found whole. Raises UserError for one of a later version's format."""
     manifest = json.loads((path / _MANIFEST).read_bytes())
+    version.check(manifest, path)
     groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
     state = {group: safetensors.load_file(path / f"{group}.safetensors") for group in groups}
     return Checkpoint(manifest["step"], state, json.loads((path / _META).read_bytes()))

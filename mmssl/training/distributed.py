@@ -6,12 +6,12 @@ Ranks come from `torchrun`. Tensors on a GPU travel by NCCL, everything else by 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import UserError
 
@@ -70,6 +70,25 @@ def mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= world_size()
     return values
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Make the gradients of every rank their mean over ranks; each must have them for the same parameters."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))  # one message instead of hundreds
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def as_on_first_rank(tensors: Iterable[Tensor]) -> None:
+    """Every rank's tensors take the values that they have on rank 0."""
+    for tensor in tensors if world_size() > 1 else ():
+        values = tensor.contiguous()
+        dist.broadcast(values, 0)
+        tensor.copy_(values)
 
 
 def any_rank(flags: Tensor) -> list[bool]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.masking.noise import stream_key
@@ -21,11 +20,12 @@ from mmssl.objectives.objective import Objective
 from mmssl.position import mark_trained
 from mmssl.training import checkpoints, distributed
 from mmssl.training.average import Average
+from mmssl.training.gradients import Gradients
 from mmssl.training.journal import Journal
-from mmssl.training.optim import adamw, parameter_groups, schedule, set_learning_rate
+from mmssl.training.optim import optimizer_for, schedule, set_learning_rate, set_weight_decay
 from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
 from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record, slow_average
-from mmssl.training.stopping import Interrupted, StopRequest, stop_request
+from mmssl.training.stopping import Interrupted, stop_request
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,12 @@ def train(
     settled = record(settings, {**(context or {}), **where})
 
     objective.to(device).train()
-    groups = parameter_groups(objective, settings.weight_decay, objective.undecayed)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = adamw(groups, settings.betas, device)
+    optimizer = optimizer_for(objective, settings, device)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average = None if settings.ema is None else Average(objective, settings.ema)
     start, notes = resume(run_dir, objective, optimizer, loader, settled, average)
     notes += large_batch(settings.batch_size, loader.steps_per_epoch, total) + slow_average(settings.ema, total)
-    model: nn.Module = torch.compile(objective) if settings.compile else objective  # type: ignore[assignment]
-    if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    gradients_of = Gradients(objective, settings.accumulate, device, low_precision, settings.compile)
 
     row: dict[str, Any] = {}
     book = partial(Journal, run_dir, start, total, settled, notes, clock, settings.tracker)
@@ -112,15 +109,14 @@ def train(
             progress = step / total
             rate = rates(step)
             set_learning_rate(optimizer, rate)
+            set_weight_decay(optimizer, settings, progress)
             optimizer.zero_grad()
             # a step of several chunks may be dropped in its middle, and forward passes may move statistics
             buffers = [buffer.clone() for buffer in objective.buffers()] if settings.accumulate > 1 else []
             _seed(settings.seed, step)
             objective.before_step(progress)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            autocast = torch.autocast(device.type, low_precision, enabled=low_precision is not None)
-            on_chunk = partial(journal.chunk, step + 1) if journal else None
-            gradients = _gradients(model, batch, settings.accumulate, autocast, stop, on_chunk)
+            gradients = gradients_of(batch, stop, partial(journal.chunk, step + 1) if journal else None)
             if gradients is None:
                 for buffer, value in zip(objective.buffers(), buffers, strict=True):
                     buffer.copy_(value)
@@ -197,40 +193,6 @@ def _due(every: int, done: int, total: int) -> bool:
 def _seed(seed: int, step: int) -> None:
     high, low = stream_key(seed, "train/torch", epoch=step, draw=distributed.rank())
     torch.manual_seed(high << 32 | low)
-
-
-def _gradients(
-    model: nn.Module,
-    batch: Batch,
-    chunks: int,
-    autocast: AbstractContextManager[Any],
-    stop: StopRequest,
-    on_chunk: Callable[[int, int], None] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]] | None:
-    """Gradients of the mean loss over equal chunks of the batch; that loss and its parts, detached.
-
-    None where a stop was asked for between two chunks; then the gradients are worth nothing. `on_chunk` hears how many
-    of all are done.
-    """
-    size = len(batch["sample_id"])
-    losses: list[Tensor] = []
-    parts: list[dict[str, Tensor]] = []
-    for chunk in range(chunks):
-        if chunk > 0 and stop.anywhere(losses[0].device):
-            return None
-        rows = slice(chunk * size // chunks, (chunk + 1) * size // chunks)
-        share = {name: value[rows] if value.shape[:1] == (size,) else value for name, value in batch.items()}
-        is_last = chunk == chunks - 1
-        waits = isinstance(model, DistributedDataParallel) and not is_last
-        with cast(DistributedDataParallel, model).no_sync() if waits else nullcontext():
-            with autocast:
-                out = model(share)
-            (out.loss / chunks).backward()
-        losses.append(out.loss.detach().float())
-        parts.append({name: value.detach().float() for name, value in out.parts.items()})
-        if on_chunk and not is_last:
-            on_chunk(chunk + 1, chunks)
-    return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
 def _stopped(journal: Journal | None, when: str, saved: str) -> Interrupted:

@@ -1,36 +1,60 @@
-"""Which parameters decay, and the learning rate of every step: the rules of the MAE family."""
+"""Which parameters decay, which optimizer trains them, and the learning rate of every step."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmssl.errors import UserError
+from mmssl.objectives.objective import Objective
+from mmssl.schedules import cosine
+from mmssl.training.optimizers import LARS, UncorrectedAdam
 from mmssl.training.settings import TrainSettings
 
 ParameterGroup = dict[str, Any]
 
+MOMENTS = {"adamw": 2, "adam_uncorrected": 2, "lars": 1, "sgd": 1}
+"""Tensors that each optimizer keeps beside a parameter."""
 
-def parameter_groups(module: nn.Module, weight_decay: float, undecayed: Collection[str] = ()) -> list[ParameterGroup]:
-    """Two groups for an optimizer, one that decays and one that does not; frozen parameters are left out.
+
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    undecayed: Collection[str] = (),
+    lr_scales: Mapping[str, float] | None = None,
+) -> list[ParameterGroup]:
+    """Groups for an optimizer, those that decay before those that do not; frozen parameters are left out.
 
     Parameters of at most one axis and those whose name ends in `.bias` do not decay, except that names ending in
     `_token` or `_tokens` do: the authors of MAE keep class and mask tokens as 1 x 1 x D, so theirs decay in
     pretraining (facebookresearch/mae with add_weight_decay of timm 0.3.2). Those named in `undecayed` do not.
+
+    lr_scales: multiples of the learning rate by the beginning of parameters' names, whole parts of it, such as
+    `encoder.tokenizers`; the longest that fits counts. Groups have them as "lr_scale", and "decays". Raises ValueError
+    for one that fits no parameter.
     """
-    decaying: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    scales = {"": 1.0, **(lr_scales or {})}
+    fitting: set[str] = {""}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
+        prefix = max((each for each in scales if not each or f"{name}.".startswith(f"{each}.")), key=len)
+        fitting.add(prefix)
         if parameter.requires_grad:
             is_token = name.endswith(("_token", "_tokens"))
             decays = is_token or (parameter.ndim > 1 and not name.endswith(".bias"))
-            (decaying if decays and name not in undecayed else free).append(parameter)
-    groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+            groups.setdefault((decays and name not in undecayed, scales[prefix]), []).append(parameter)
+    if unfitting := sorted(scales.keys() - fitting):
+        raise ValueError(
+            f"lr_scales: no parameter's name begins with {unfitting[0]!r}, or longer prefixes take them all."
+        )
+    return [
+        {"params": group, "weight_decay": weight_decay if decays else 0.0, "decays": decays, "lr_scale": scale}
+        for (decays, scale), group in sorted(groups.items(), key=lambda each: not each[0][0])
+    ]
 
 
 def adamw(groups: list[ParameterGroup], betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
@@ -41,10 +65,39 @@ def adamw(groups: list[ParameterGroup], betas: tuple[float, float], device: torc
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=device.type in ("cpu", "cuda"))
 
 
+def optimizer_name(settings: TrainSettings, objective: Objective) -> str:
+    """The asked one, or that of the method's paper. Raises UserError for one that is not known."""
+    name = objective.optimizer if settings.optimizer == "auto" else settings.optimizer
+    if name not in MOMENTS:
+        raise UserError(f"optimizer {name!r} is none of auto, {', '.join(MOMENTS)}.")
+    return name
+
+
+def optimizer_for(objective: Objective, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a run, over the groups of what `objective` trains. SGD's and LARS's momentum is `betas[0]`."""
+    groups = parameter_groups(objective, settings.weight_decay, objective.undecayed, objective.lr_scales)
+    name, momentum = optimizer_name(settings, objective), settings.betas[0]
+    if name == "lars":
+        return LARS(groups, lr=0.0, momentum=momentum)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    if name == "adam_uncorrected":
+        return UncorrectedAdam(groups, lr=0.0, betas=settings.betas)
+    return adamw(groups, settings.betas, device)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the learning rate `rate`."""
+    """Give every group the learning rate `rate`, times its own multiple."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, settings: TrainSettings, progress: float) -> None:
+    """Give every group that decays the weight decay of this share of the run."""
+    start, end = settings.weight_decay, settings.weight_decay_end
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = start if end is None else cosine(progress, start, end)
 
 
 def learning_rate(base_lr: float, batch_size: int) -> float:
@@ -70,7 +123,4 @@ def cosine_schedule(step: int, *, total: int, warmup: float, peak: float, floor:
     0 for the first step, so that a run of one step trains nothing; at a step's end the last one would be nothing. The
     middle wastes neither, and the rates of a run add up to the area under the authors' curve.
     """
-    middle = step + 0.5
-    if middle < warmup:
-        return peak * middle / warmup
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * (middle - warmup) / (total - warmup)))
+    return cosine(step + 0.5, peak, floor, warmup=warmup, whole=float(total))

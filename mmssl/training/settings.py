@@ -40,7 +40,9 @@ class TrainSettings:
 
     Exactly one of `epochs` and `steps` is given; `warmup_steps`, where given, replaces `warmup_epochs`. `batch_size`
     counts the samples of one optimizer step over all ranks and all `accumulate` chunks; the peak learning rate is
-    `base_lr * batch_size / 256`, the last one `min_lr`. `precision` "auto" is bf16 autocast where the hardware has bf16
+    `base_lr * batch_size / 256`, the last one `min_lr`. `optimizer` "auto" is that of the method's paper
+    (`Objective.optimizer`); "adam_uncorrected" is BERT's. The weight decay goes by a cosine from `weight_decay` to
+    `weight_decay_end`, where that is given (DINO). `precision` "auto" is bf16 autocast where the hardware has bf16
     instructions, else float32. `log_every`, `save_every`, `validate_every` are in steps, 0 for never; the last step is
     always logged and saved, and validated unless `validate_every` is 0. The newest `keep` checkpoints stay, all with 0.
     `clip_norm` is the largest norm of all gradients together. `ema`, 0 to below 1 a step, keeps a moving average of the
@@ -52,7 +54,9 @@ class TrainSettings:
     steps: int | None = None
     batch_size: int = 4096
     base_lr: float = 1.5e-4
+    optimizer: Literal["auto", "adamw", "lars", "sgd", "adam_uncorrected"] = "auto"
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = 40.0
     warmup_steps: int | None = None
@@ -77,6 +81,7 @@ class TrainSettings:
                 raise UserError(f"{name}={value} must be a number above 0.")
         every = {"log_every": self.log_every, "save_every": self.save_every, "validate_every": self.validate_every}
         rates = {"warmup_epochs": self.warmup_epochs, "weight_decay": self.weight_decay, "min_lr": self.min_lr}
+        rates["weight_decay_end"] = self.weight_decay_end or 0.0
         for name, value in (every | rates | {"keep": self.keep, "warmup_steps": self.warmup_steps or 0}).items():
             if not 0 <= value < math.inf:
                 raise UserError(f"{name}={value} must be 0 or more.")
@@ -88,7 +93,7 @@ class TrainSettings:
 
     def warmup(self, steps_per_epoch: float) -> float:
         """Steps over which the learning rate grows."""
-        return self.warmup_epochs * steps_per_epoch if self.warmup_steps is None else self.warmup_steps
+        return self.warmup_epochs * steps_per_epoch if self.warmup_steps is None else float(self.warmup_steps)
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """The optimizer steps of the whole run. Raises UserError when the settings leave none after the warm-up."""

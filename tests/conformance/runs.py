@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmssl.evaluation import zero_to_one
+from mmssl.modality import zero_to_one
 from mmssl.training import TrainSettings, train
 from tests.conformance.table import ENTRIES, Batch, Entry, rows
 from tests.training_toy import Ledger, Prepared
@@ -22,7 +22,7 @@ STEPS, SAVED = 6, 3
 
 @dataclass
 class TwoBatches:
-    """The contract of mmssl.data.Loader over an entry's first two batches in turn; `poison` makes all media NaN."""
+    """The contract of mmssl.data.Loader over an entry's first two batches, in turn; `poison` makes media NaN."""
 
     entry: Entry
     rank: int = 0

@@ -150,7 +150,9 @@ TABLE = (
         two_views,
         total=lambda parts: 2 - 2 * parts["similarity"],
         exports=("timm", "transformers"),
-        exceptions=TOY | WHOLE,
+        exceptions=TOY
+        | WHOLE
+        | without("its batch norms normalise chunk by chunk", "chunks_train_as_the_whole_batch_does"),
     ),
     Entry(
         "Pair",
@@ -160,7 +162,7 @@ TABLE = (
         exceptions=TOY
         | WHOLE
         | without("its part is the temperature, no term", "parts_are_scalars_and_make_up_the_loss")
-        | without("each sample is told from the rest of the batch", *BATCH_MEAN),
+        | without("each sample is told from the rest of the batch", "the_loss_is_the_mean_over_samples"),
     ),
 )
 ENTRIES = {entry.name: entry for entry in TABLE}

@@ -85,7 +85,9 @@ def test_a_killed_process_loses_nothing_of_a_teacher(finished: dict[str, Path], 
     train_entry(entry, tmp_path)
     assert_same_run(tmp_path, finished[entry.name])
     state = checkpoints.load(tmp_path / CHECKPOINT).state["model"]
-    slow, fast = (state[f"{which}.transformer.blocks.0.attn.layer.qkv.weight"] for which in ("teacher", "encoder"))
+    slow, fast = (
+        state[f"{which}.transformer.blocks.0.attn.layer.qkv.weight"] for which in ("teachers.0.module", "encoder")
+    )
     assert not torch.equal(slow, fast)
 
 

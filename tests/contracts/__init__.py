@@ -3,14 +3,14 @@
 import torch
 
 from mmssl.objectives import Objective
-from mmssl.training import adamw, parameter_groups
+from mmssl.training import TrainSettings
+from mmssl.training.optim import optimizer_for, set_learning_rate
 
 
 def train(objective: Objective, batches, steps: int = 30, lr: float = 3e-3) -> list[float]:
-    """Losses of a few steps over a cycle of batches, with the loop's order of calls."""
-    optimizer = adamw(parameter_groups(objective, 0.0), (0.9, 0.95), torch.device("cpu"))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """Losses of a few steps over a cycle of batches, with the loop's order of calls and the method's optimizer."""
+    optimizer = optimizer_for(objective, TrainSettings(steps=steps, weight_decay=0.0), torch.device("cpu"))
+    set_learning_rate(optimizer, lr)
     losses = []
     for step in range(steps):
         objective.before_step(step / steps)

@@ -1,7 +1,5 @@
 """Blocks to be predicted in feature space: several hide sets, which do not complement what is kept."""
 
-import copy
-
 import torch
 from torch.nn import functional as F
 
@@ -10,6 +8,8 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking import Mask, Positions, batch_bits, block, random_bits
 from mmssl.modality import image
 from mmssl.objectives import Objective, Output
+from mmssl.schedules import linear
+from mmssl.teacher import Teacher
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import BRANCHES, TransformerConfig
 from tests.contracts import keys, pictures, train
@@ -22,10 +22,13 @@ class BlockTargets(Objective):
         super().__init__()
         tokenizer = TokenizerConfig(image(3, (4, 4)), (24, 24))
         self.encoder = Encoder(EncoderConfig((tokenizer,), TransformerConfig(32, 2, 4), prefix=0))
-        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.teacher = Teacher(self.encoder)
         self.predictor = Decoder(
             DecoderConfig(TransformerConfig(24, 2, 4, branches=BRANCHES), sequence="hidden"), 32, GRID, 0, 32
         )
+
+    def after_step(self, progress):
+        self.teacher.follow(self.encoder, linear(progress, 0.996, 1.0))
 
     def hide(self, batch):
         # one size for the whole batch, by its step; a place for every sample
@@ -40,8 +43,7 @@ class BlockTargets(Objective):
     def forward(self, batch, mask=None):
         mask = self.hide(batch) if mask is None else mask
         context = self.encoder(batch, mask)
-        with torch.no_grad():
-            features = F.layer_norm(self.teacher(batch).x, (32,))
+        features = F.layer_norm(self.teacher(batch).x, (32,))
         losses = []
         for target in mask.targets:
             wanted = features.gather(1, target.index[..., None].expand(-1, -1, 32))

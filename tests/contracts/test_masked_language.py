@@ -18,6 +18,8 @@ TEXT = Modality("text", ("position",), WORDS, kind="categorical")
 
 
 class MaskedLanguage(Objective):
+    optimizer = "adam_uncorrected"
+
     def __init__(self):
         super().__init__()
         bert = TransformerConfig(32, 2, 4, norm_order="post", norm_eps=1e-12, input_norm=True, final_norm=False)

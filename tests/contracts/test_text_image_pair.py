@@ -1,5 +1,7 @@
 """A text and a picture that belong together: two towers, causal padded text, InfoNCE."""
 
+import copy
+
 import torch
 from mmssl_kernels import info_nce
 from torch import nn
@@ -9,8 +11,11 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.modality import Modality, image
 from mmssl.objectives import Objective, Output
 from mmssl.tokenizer import TokenizerConfig
+from mmssl.training.gradients import Gradients
+from mmssl.training.stopping import StopRequest
 from mmssl.transformer import TransformerConfig
 from tests.contracts import keys, pictures, train
+from tests.parity import assert_gradients_equal, gradients_as_weights
 
 WORDS = Modality("text", ("position",), 50, kind="categorical")
 
@@ -25,13 +30,16 @@ class Pair(Objective):
         self.image_projection, self.text_projection = (nn.Linear(dim, 16, bias=False) for dim in (32, 24))
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    def forward(self, batch, mask=None):
+    def features(self, batch, mask=None):
         pictures = self.image_projection(self.encoder(batch, mask).pooled("class"))
         text = self.text_encoder({key: value for key, value in batch.items() if key.startswith("text")})
-        last = text.x[torch.arange(len(text.x)), text.lengths - 1]
-        pair = F.normalize(pictures, dim=-1), F.normalize(self.text_projection(last), dim=-1)
-        loss = info_nce(*pair, self.logit_scale.exp())
-        return Output(loss, {"scale": self.logit_scale.exp().detach()}, mask=mask)
+        last = self.text_projection(text.x[torch.arange(len(text.x)), text.lengths - 1])
+        return {"image": F.normalize(pictures, dim=-1), "text": F.normalize(last, dim=-1)}
+
+    def compare(self, features):
+        scale = self.logit_scale.exp()
+        loss = info_nce(features["image"], features["text"], scale, group=self.group)
+        return Output(loss, {"scale": scale.detach()})
 
 
 def make_batch(step):
@@ -54,3 +62,13 @@ def test_padding_changes_nothing():
     padded = batch["text"].clone()
     padded[torch.arange(8) >= batch["text.length"][:, None]] = 0
     assert torch.equal(pair(batch).loss, pair({**batch, "text": padded}).loss)
+
+
+def test_a_batch_in_chunks_has_the_loss_and_the_gradients_of_the_whole():
+    whole = Pair()
+    chunked, losses = copy.deepcopy(whole), []
+    for pair, chunks in ((whole, 1), (chunked, 4)):
+        losses.append(Gradients(pair, chunks, torch.device("cpu"))(make_batch(0), StopRequest())[0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    gradients_as_weights(whole)
+    assert_gradients_equal(chunked, whole)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import torch
-from mmssl_kernels import masked_patch_mse
 from torch import nn
 
 from mmssl.decoder import Decoder, DecoderConfig
@@ -11,6 +10,7 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking import batch_bits, dirichlet_shares, joint_mask
 from mmssl.modality import DEPTH, image
 from mmssl.objectives import Objective, Output
+from mmssl.target import PatchTarget
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import BRANCHES, TransformerConfig
 from tests.contracts import keys, pictures, train
@@ -25,8 +25,9 @@ class TwoModalities(Objective):
         tokenizers = tuple(TokenizerConfig(modality, SIZE, "sincos_row_first") for modality in modalities)
         self.encoder = Encoder(EncoderConfig(tokenizers, TransformerConfig(32, 2, 4)))
         light = DecoderConfig(TransformerConfig(24, 1, 4, branches=BRANCHES), "sincos_row_first", "hidden")
+        self.targets = nn.ModuleDict({m.name: PatchTarget(m) for m in modalities})
         self.decoders = nn.ModuleDict(
-            {m.name: Decoder(light, 32, (4, 4), 1, self.encoder.tokenizer(m.name).values) for m in modalities}
+            {name: Decoder(light, 32, (4, 4), 1, target.values) for name, target in self.targets.items()}
         )
 
     def hide(self, batch):
@@ -40,10 +41,8 @@ class TwoModalities(Objective):
         parts = {}
         for name, decoder in self.decoders.items():
             hide, _ = mask.hide.within(*mask.span(name))
-            tokenizer = self.encoder.tokenizer(name)
-            prediction = decoder(tokens, hide, tokenizer.grid(batch))
-            statistics = {"mean": tokenizer.mean, "std": tokenizer.std, "patch": tokenizer.patch}
-            parts[name] = masked_patch_mse(prediction, batch[name], hide.index, rows=hide.rows, **statistics)
+            prediction = decoder(tokens, hide, self.encoder.tokenizer(name).grid(batch))
+            parts[name] = self.targets[name].loss(prediction, batch[name], hide)
         return Output(sum(parts.values()), parts, mask=mask)
 
 

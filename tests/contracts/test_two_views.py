@@ -1,63 +1,72 @@
 """Two augmented views, a teacher that follows by exponential moving average, a prediction head."""
 
-import copy
+from typing import ClassVar
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from mmssl.data import ArraySource, Loader, TrainView
+from mmssl.data import BYOL_COLOURS, ArraySource, Crop, Loader, MultiView
 from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.heads import HeadConfig, mlp_head
 from mmssl.modality import image
 from mmssl.objectives import Objective, Output
+from mmssl.schedules import cosine
+from mmssl.teacher import Teacher
 from mmssl.tokenizer import TokenizerConfig, view
+from mmssl.training import parameter_groups
 from mmssl.transformer import TransformerConfig
 from tests.contracts import pictures, train
 
 
 class TwoViews(Objective):
+    lr_scales: ClassVar = {"encoder.tokenizers": 0.2}
+
     def __init__(self):
         super().__init__()
         tokenizer = TokenizerConfig(image(3, (4, 4)), (16, 16))
         self.encoder = Encoder(EncoderConfig((tokenizer,), TransformerConfig(32, 2, 4)))
-        self.head = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
-        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.momentum = 0.0
+        self.projector = mlp_head(32, HeadConfig((64, 32), last_norm="fixed"))
+        self.predictor = mlp_head(32, HeadConfig((64, 32), last_norm="fixed"))
+        self.teachers = torch.nn.ModuleList([Teacher(self.encoder), Teacher(self.projector)])
 
-    def before_step(self, progress):
-        self.momentum = 0.9 + 0.1 * progress
-
-    @torch.no_grad()
     def after_step(self, progress):
-        for slow, fast in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
-            slow.lerp_(fast, 1 - self.momentum)
+        for teacher, student in zip(self.teachers, (self.encoder, self.projector), strict=True):
+            teacher.follow(student, cosine(progress, 0.9, 1.0))
 
     def forward(self, batch, mask=None):
         views = batch, view(batch, 1)
-        predictions = [self.head(self.encoder.features(v)) for v in views]
-        with torch.no_grad():
-            targets = [self.teacher.features(v) for v in views]
+        predictions = [self.predictor(self.projector(self.encoder(v, mask).pooled("class"))) for v in views]
+        encoder, projector = self.teachers
+        targets = [projector(encoder(v).pooled("class")) for v in views]
         similarity = sum(F.cosine_similarity(p, t).mean() for p, t in zip(predictions, reversed(targets), strict=True))
         return Output(2 - similarity, {"similarity": similarity.detach() / 2}, predictions[0], mask)
 
 
 def batches(count):
     source = ArraySource(pictures(12, 3, size=24), None, [], "pictures")
-    return list(Loader(source, TrainView(16, views=2), batch_size=6).batches(0, count))
+    views = MultiView(tuple(Crop(16, augmentation=colours) for colours in BYOL_COLOURS))
+    return list(Loader(source, views, batch_size=6).batches(0, count))
 
 
 def test_it_learns_and_its_teacher_follows():
     method, made = TwoViews(), batches(4)
     assert not torch.equal(made[0]["image"], made[0]["image.1"])
-    before = [p.clone() for p in method.teacher.parameters()]
+    before = [p.clone() for p in method.teachers.parameters()]
     losses = train(method, made, steps=40)
     assert sum(losses[-4:]) < 0.3 * sum(losses[:4])
-    moved = [not torch.equal(a, b) for a, b in zip(before, method.teacher.parameters(), strict=True) if a.numel()]
+    moved = [not torch.equal(a, b) for a, b in zip(before, method.teachers.parameters(), strict=True) if a.numel()]
     assert any(moved)
 
 
 def test_the_teacher_gets_no_gradient():
     method, made = TwoViews(), batches(1)
     method(made[0]).loss.backward()
-    assert all(p.grad is None for p in method.teacher.parameters())
+    assert all(p.grad is None for p in method.teachers.parameters())
     assert all(p.grad is not None for p in method.encoder.transformer.parameters())
+
+
+def test_the_patches_learn_slower_than_the_rest():
+    method = TwoViews()
+    groups = parameter_groups(method, 0.1, method.undecayed, method.lr_scales)
+    slow = {parameter for group in groups if group["lr_scale"] == 0.2 for parameter in group["params"]}
+    assert slow == {p for p in method.encoder.tokenizers.parameters() if p.requires_grad}

@@ -13,7 +13,7 @@ from mmssl.encoder import SIZES, Encoder, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.objectives import Objective
 from mmssl.position import Position, mark_trained
-from mmssl.runs import model_in
+from mmssl.training.run_folder import model_in
 
 
 def start_from(objective: Objective, source: str, *, own_decoder: object = None) -> tuple[Objective, str]:

@@ -1,4 +1,4 @@
-"""From a source of media to a run folder: what recipes and the demo share above the rooms."""
+"""From a source of media to a run folder: training, watched on what is held out."""
 
 from __future__ import annotations
 
@@ -16,53 +16,21 @@ from mmssl.data import (
     FolderSource,
     Ledger,
     Loader,
-    NoTestPart,
-    Sampling,
     Source,
     View,
     blending_told,
     evaluation_batches,
-    hold_out,
-    open_source,
-    open_videos,
     subset,
 )
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract, watched_accuracies
-from mmssl.header import header
 from mmssl.objectives import Objective
+from mmssl.pretraining.header import header
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
 from mmssl.training.checkpoints import replace_file
 
-_HELD_OUT_SHARE, _SHOWN = 0.05, 12
-
-
-def open_pictures(
-    data: Path, channels: int | None = None, seed: int = 0, background: str = "white"
-) -> tuple[Source, Source]:
-    """Pictures to train on and pictures held out, both on `background`.
-
-    Held out is the test part where `data` has one (see `open_source`), else a twentieth, drawn by `seed`.
-    """
-    train_source = open_source(data, "train", channels, background)
-    try:
-        return train_source, open_source(data, "test", channels, background)
-    except NoTestPart:  # what is only watched need not hold every class
-        return hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
-
-
-def open_clips(
-    data: Path, clips: Sampling, held_out: Sampling, *, short_side: int | None = None, seed: int = 0
-) -> tuple[Source, Source]:
-    """Videos of a folder or manifest to train on, sampled as `clips` says, and as in `open_pictures` others held out,
-    sampled as `held_out` says."""
-    train_source = open_videos(data, "train", clips, short_side=short_side)
-    try:
-        return train_source, open_videos(data, "test", held_out, short_side=short_side)
-    except NoTestPart:
-        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
-        return rest, subset(open_videos(data, "train", held_out, short_side=short_side), apart.indices)
+_SHOWN = 12
 
 
 def accumulation(batch_size: int, world_size: int, at_once: int) -> int:

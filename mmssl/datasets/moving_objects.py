@@ -23,11 +23,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.fashion_mnist import CLASSES, fetch_fashion_mnist
 from mmssl.data.film import Film, import_av, within
-from mmssl.data.real_clips import fetch_clips, video_files
 from mmssl.data.sequences import MaskSequence
 from mmssl.data.source import ArraySource, idx_source
+from mmssl.datasets.fashion_mnist import CLASSES, fetch_fashion_mnist
+from mmssl.datasets.real_clips import fetch_clips, video_files
 from mmssl.errors import UserError
 from mmssl.masking.noise import uniform
 

@@ -17,11 +17,11 @@ import tyro
 
 from mmssl.cli import Data
 from mmssl.data import moving_objects, real_clips
-from mmssl.data.fashion_mnist import CLASSES
-from mmssl.data.moving_objects import MOTIONS, MovingObjects, background_clips, write_moving_objects
-from mmssl.data.real_clips import fetch_clips
 from mmssl.data.sequences import DavisFolder
 from mmssl.data.source import ArraySource, Source
+from mmssl.datasets.fashion_mnist import CLASSES
+from mmssl.datasets.moving_objects import MOTIONS, MovingObjects, background_clips, write_moving_objects
+from mmssl.datasets.real_clips import fetch_clips
 from mmssl.errors import UserError
 
 PAIRS = list(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmssl.data import digits_source, fashion_mnist, fetch_fashion_mnist, open_source
+from mmssl.data import open_source
+from mmssl.datasets import digits_source, fashion_mnist, fetch_fashion_mnist
 from mmssl.errors import UserError
 
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)

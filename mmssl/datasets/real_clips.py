@@ -13,8 +13,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mmssl.data.debian import last_line, run, unpack_package
 from mmssl.data.video import VideoSource
+from mmssl.datasets.debian import last_line, run, unpack_package
 from mmssl.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from mmssl.data.debian import CONNECT_SECONDS, last_line, unpack_package
 from mmssl.data.source import CLASSES_FILE, ArraySource, hold_out
+from mmssl.datasets.debian import CONNECT_SECONDS, last_line, unpack_package
 from mmssl.errors import UserError
 
 logger = logging.getLogger(__name__)

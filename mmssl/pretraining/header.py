@@ -16,6 +16,7 @@ from mmssl.encoder import SIZES
 from mmssl.errors import as_text
 from mmssl.objectives import Objective
 from mmssl.training import TrainSettings, autocast_dtype, distributed
+from mmssl.training.optim import MOMENTS, optimizer_name
 from mmssl.transformer import Transformer
 
 
@@ -38,7 +39,7 @@ def header(
     processes = f" on each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     precision = "bf16 autocast" if autocast_dtype(settings.precision, device) else "float32"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    parts = ", ".join(f"{name} {_described(part)}" for name, part in objective.named_children())
+    parts = ", ".join(f"{name} {_described(part)}" for name, part in objective.trained_parts())
     lines = {
         kind: f"{len(media)} to train on, {len(held_out)} held out{where}",
         "model": f"{type(objective).__name__}: {parts}",
@@ -63,10 +64,11 @@ def _described(part: nn.Module) -> str:
 
 
 def _expected(objective: Objective, settings: TrainSettings, total: int) -> str:
-    """What the folder will weigh: checkpoints hold the weights, AdamW's two moments, and the average where kept."""
+    """What the folder will weigh: checkpoints hold the weights, the optimizer's moments, and the average where kept."""
     weights = _bytes(objective.state_dict())
     trained = sum(value.nbytes for value in objective.parameters() if value.requires_grad)
-    checkpoint = weights + trained * (2 if settings.ema is None else 3)
+    copies = MOMENTS[optimizer_name(settings, objective)] + (settings.ema is not None)
+    checkpoint = weights + trained * copies
     saved = math.ceil(total / settings.save_every) if settings.save_every else 1
     kept = min(saved, settings.keep) if settings.keep else saved
     whole = kept * checkpoint + weights
@@ -89,9 +91,10 @@ def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path) -
     frames = " --frames 8" if on_clips and reads == "image" else ""
     model, where = shlex.quote(as_text(str(run_dir / "final"))), shlex.quote(as_text(str(data)))
     labelled = where if media.labels is not None and len(set(media.labels) - {-1}) > 1 else "LABELLED_DIR"
+    exports = [f"         mmssl export --model {model} --to {form} --out DIR" for form in objective.encoder.forms][-1:]
     return [
         f"encoder: {as_text(str(run_dir / 'final'))}",
         f"next:    mmssl evaluate --model {model} --data {labelled}{frames}",
         f"         mmssl embed --model {model} --data {where}{frames} --out features.parquet",
-        f"         mmssl export --model {model} --to {'vit' if reads == 'video' else 'timm'} --out DIR",
+        *exports,
     ]

@@ -1,0 +1,91 @@
+"""Features of a folder of media: written to a file, or drawn as neighbours of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmssl.commands.features import features_of, open_media, say, views
+from mmssl.commands.reading import Reading
+from mmssl.data import (
+    notes,
+    subset,
+)
+from mmssl.encoder import Encoder, single_modality
+from mmssl.errors import UserError, as_text
+from mmssl.modality import zero_to_one
+from mmssl.report.pictures import neighbours as draw_neighbours
+from mmssl.training import distributed
+from mmssl.training.run_folder import model_in
+
+
+def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = False) -> None:
+    """Write the features of a folder as .parquet or .npz."""
+    if out.suffix not in (".parquet", ".npz"):
+        raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
+    encoder = Encoder.from_pretrained(model_in(model))
+    source = open_media(encoder, data, None, reading)
+    say(notes(source))
+    (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device), patches).values()
+    columns: dict[str, Any] = {"name": found.names}
+    if found.labels is not None:
+        columns["label"] = [source.classes[label] if label >= 0 else None for label in found.labels.tolist()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size, patch = encoder.config.tokenizers[0].size, single_modality(encoder).patch
+    grid = [side // part for side, part in zip(size, patch, strict=True)] if patches else []
+    values = found.features.unflatten(1, (*grid, encoder.dim)) if patches else found.features
+    if out.suffix == ".npz":
+        arrays: dict[str, Any] = {
+            f"{key}s": np.array([cell or "" for cell in column]) for key, column in columns.items()
+        }
+        np.savez(out, features=values.numpy(), **arrays)
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        nested = pa.array(values.flatten().numpy())
+        for length in reversed(values.shape[1:]):
+            nested = pa.FixedSizeListArray.from_arrays(nested, length)
+        with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
+            parquet.write_table(pa.table({**columns, "feature": nested}), file)
+    print(f"{len(found)} features of {' x '.join(map(str, values.shape[1:]))} numbers: {as_text(str(out))}")
+
+
+def neighbours(
+    model: Path, data: Path, out: Path, reading: Reading, queries: int, shown: int, named: Sequence[str]
+) -> None:
+    """Draw queries, evenly spread over the media or `named`, each with those whose features are nearest to its own."""
+    encoder = Encoder.from_pretrained(model_in(model))
+    source = open_media(encoder, data, None, reading)
+    say(notes(source))
+    (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device)).values()
+    assert found.names is not None
+    if len(found) < 2:
+        raise UserError(f"{data}: {len(found)} readable sample has no neighbour")
+    if unknown := [name for name in named if name not in found.names]:
+        raise UserError(f"{data}: no readable sample {unknown[0]!r}; names are paths within the folder")
+    asked = [found.names.index(name) for name in named]
+    asked = asked or torch.linspace(0, len(found) - 1, min(queries, len(found))).long().tolist()
+    unit = torch.nn.functional.normalize(found.features, dim=1)
+    nearness = unit[asked] @ unit.T
+    nearness[range(len(asked)), asked] = torch.inf  # the query itself comes first
+    order = nearness.topk(min(shown + 1, len(found)), dim=1).indices
+    number = {source.name(index): index for index in range(len(source))}
+    wanted = [number[found.names[index]] for index in order.flatten().tolist()]
+    once = replace(reading, clips=1)
+    pictures = torch.cat([still(batch) for batch in views(encoder, subset(source, wanted), once)])
+    out.write_bytes(draw_neighbours(pictures.unflatten(0, order.shape)))
+    for query, line in zip(asked, order.tolist(), strict=True):
+        print(f"{found.names[query]}: {', '.join(found.names[index] for index in line[1:])}")
+    print(as_text(str(out)))
+
+
+def still(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Pictures in 0-1 for the eye: of clips the frame in the middle."""
+    media = batch["image"] if "image" in batch else batch["video"][:, :, batch["video"].shape[2] // 2]
+    return zero_to_one(media)

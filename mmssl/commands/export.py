@@ -1,0 +1,39 @@
+"""A model in the form of another library."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from mmssl.encoder import Encoder
+from mmssl.errors import UserError, as_text
+from mmssl.interop import Form
+from mmssl.objectives import Objective, load
+from mmssl.training.run_folder import model_in
+
+
+def export(model: Path, out: Path | None, to: str) -> None:
+    """Write a model for another library; `to` is one of the forms it has, or "list" for a list of them."""
+    folder = model_in(model)
+    encoder = Encoder.from_pretrained(folder)
+    forms: dict[str, tuple[Form, Encoder | Objective]] = {name: (form, encoder) for name, form in encoder.forms.items()}
+    with suppress(UserError):  # of an encoder alone
+        method = load(folder)
+        forms |= {name: (form, method) for name, form in method.forms.items()}
+    if to == "list":
+        width = max(map(len, forms), default=0)
+        print(*(f"{name:<{width}}  {form.what}" for name, (form, _) in forms.items()), sep="\n")
+        return
+    if to not in forms:
+        raise UserError(f"{model}: cannot become {to!r}, only {', '.join(forms) or 'nothing that mmssl writes'}")
+    if out is None:
+        raise UserError("give --out DIR, the folder to write")
+    form, whole = forms[to]
+    whole.save_as(form, out)
+    place = as_text(str(out))
+    if form.library == "timm":
+        print(f"import timm\nmodel = timm.create_model({f'local-dir:{place}'!r}, pretrained=True)")
+    else:
+        name = json.loads((out / "config.json").read_text())["architectures"][0]
+        print(f"import transformers\nmodel = transformers.{name}.from_pretrained({place!r})")

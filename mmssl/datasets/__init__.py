@@ -1,0 +1,16 @@
+"""Data sets that mmssl fetches or makes: Fashion-MNIST, a few real videos, and objects that move over them."""
+
+from mmssl.datasets.fashion_mnist import digits_source, fetch_fashion_mnist
+from mmssl.datasets.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
+from mmssl.datasets.real_clips import fetch_clips
+
+__all__ = [
+    "MOTIONS",
+    "MovingObjects",
+    "background_clips",
+    "digits_source",
+    "fetch_clips",
+    "fetch_fashion_mnist",
+    "part_clips",
+    "write_moving_objects",
+]

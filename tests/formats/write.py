@@ -1,0 +1,128 @@
+"""Writes what later versions must still read: `python -m tests.formats.write`, once for each format number.
+
+A folder a method, under the format's number: a tiny `objective` and `encoder`, a run's checkpoint in the middle, and in
+expected.json what they gave when they were written. Everything is made of integers and the house's own noise, so that
+any machine makes the same media.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mmssl.data import EvalView, TrainView
+from mmssl.decoder import DecoderConfig
+from mmssl.encoder import Encoder, EncoderConfig
+from mmssl.masking.noise import random_bits
+from mmssl.modality import VIDEO, image
+from mmssl.objectives import MAE, MAEConfig, Objective, SiamMAE, SiamMAEConfig, VideoMAE, VideoMAEConfig
+from mmssl.pretraining.pretrain import pretrain
+from mmssl.tokenizer import TokenizerConfig
+from mmssl.training import TrainSettings, read_metrics
+from mmssl.transformer import TransformerConfig
+
+HERE = Path(__file__).parent
+SIZE, PATCH, STEPS = 16, 4, 6
+VIDEO_PATCH = (2, PATCH, PATCH)
+
+ENCODER = TransformerConfig(8, 1, 2, hidden=16)
+DECODER = TransformerConfig(8, 1, 2, hidden=8)
+SETTINGS = TrainSettings(
+    steps=STEPS, batch_size=4, base_lr=0.05, warmup_steps=1, save_every=3, log_every=1, keep=0, precision="fp32"
+)
+
+
+def methods() -> dict[str, Objective]:
+    """A tiny model of each method, with fresh weights."""
+    pictures = EncoderConfig((TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE)),), ENCODER)
+    tubes = TokenizerConfig(dataclasses.replace(VIDEO, patch=VIDEO_PATCH), (4, SIZE, SIZE), "sincos_interleaved")
+    clips = EncoderConfig((tubes,), dataclasses.replace(ENCODER, qkv_bias="query_value"), prefix=0)
+    cross = DecoderConfig(dataclasses.replace(DECODER, branches=("cross", "attn", "mlp")))
+    no_key_bias = dataclasses.replace(DECODER, qkv_bias="query_value")
+    tubes_decoder = DecoderConfig(no_key_bias, "sincos_interleaved", "visible_hidden", bias=False)
+    return {
+        "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
+        "SiamMAE": SiamMAE(SiamMAEConfig(pictures, cross, mask_ratio=0.75)),
+        "VideoMAE": VideoMAE(VideoMAEConfig(clips, tubes_decoder, mask_ratio=0.75)),
+    }
+
+
+class Media:
+    """Samples of what a method reads, made of noise."""
+
+    labels = None
+    classes: list[str] = []  # noqa: RUF012
+    channels = 3
+
+    def __init__(self, method: str, count: int):
+        self.method, self.count = method, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"made[{index}]"
+
+    def read(self, index: int) -> dict[str, torch.Tensor]:
+        def made(stream: str, *shape: int) -> torch.Tensor:
+            bits = random_bits(torch.Size(shape).numel(), seed=0, stream=stream, sample_id=torch.tensor([index]))
+            return (bits[0] >> 54).to(torch.uint8).view(shape)
+
+        if self.method == "VideoMAE":
+            return {"video": made("video", 3, 4, 20, 24)}
+        frames = {"image": made("image", 3, 20, 24)}
+        return frames | ({"image.1": made("image.1", 3, 20, 24)} if self.method == "SiamMAE" else {})
+
+
+def media_batch(method: str) -> dict[str, torch.Tensor]:
+    """Two samples at the size of the tiny models."""
+    ids = torch.arange(2)
+    samples = [Media(method, 2).read(index) for index in (0, 1)]
+    keys = {"sample_id": ids, "epoch": ids * 0, "draw": ids * 0}
+    return {name: torch.stack([s[name] for s in samples])[..., :SIZE, :SIZE] for name in samples[0]} | keys
+
+
+@torch.no_grad()
+def numbers(objective: Objective, encoder: Encoder, method: str) -> dict[str, object]:
+    """What a model and an encoder make of `media_batch`."""
+    batch = media_batch(method)
+    objective.eval(), encoder.eval()
+    reads = next(iter(encoder.tokenizers))
+    return {"loss": float(objective(batch).loss), "features": encoder.features({reads: batch[reads]}).tolist()}
+
+
+def run(objective: Objective, method: str, folder: Path) -> list[dict[str, object]]:
+    """Train `objective` in `folder`, or go on there: the losses and norms of the steps that this call made."""
+    pretrain(
+        objective,
+        Media(method, 10),
+        Media(method, 2),
+        SETTINGS,
+        folder,
+        view=TrainView(SIZE, scale=(0.5, 1.0)),
+        held_out_view=EvalView(SIZE),
+        device=torch.device("cpu"),
+        context={"method": dataclasses.asdict(objective.config)},
+    )
+    return [{name: row[name] for name in ("step", "loss", "grad_norm")} for row in read_metrics(folder)]
+
+
+def main(version: str) -> None:
+    for name, method in methods().items():
+        folder = HERE / version / name
+        with tempfile.TemporaryDirectory() as place:
+            rows = run(method, name, Path(place))
+            shutil.copytree(Path(place) / f"step-{STEPS // 2:08d}", folder / "run" / f"step-{STEPS // 2:08d}")
+        method.save_pretrained(folder / "objective")
+        method.encoder.save_pretrained(folder / "encoder")
+        expected = numbers(method, method.encoder, name) | {"rows": rows[STEPS // 2 :]}
+        (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(sys.argv[1])

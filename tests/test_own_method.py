@@ -1,0 +1,105 @@
+"""A method of a user's own module: trained, drawn, read again and exported by the same commands as mmssl's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmssl import UserError, train
+from mmssl.encoder import Encoder
+from mmssl.methods import find
+from mmssl.objectives import METHODS, load
+from mmssl.report import Report
+from mmssl.report.run import draw_figures
+from tests.luma import LumaMAE
+
+ROOT = Path(__file__).parent.parent
+METHOD = "tests.luma:LumaMAE"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        picture = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
+    small = {"model": "tiny", "size": 16, "patch": 8, "batch_size": 8, "workers": 0, "precision": "fp32", "steps": 2}
+    return train(METHOD, data=folder / "pictures", out=folder / "run", **small).folder
+
+
+def test_it_is_known_by_its_name_and_takes_the_recipe_of_what_it_derives_from():
+    assert METHODS["LumaMAE"] is LumaMAE
+    method = find(METHOD)
+    assert method.media == "image" and method.config(data=Path()).out == Path("runs/LumaMAE")
+    assert isinstance(method.config(data=Path(), model="tiny").build(), LumaMAE)
+
+
+def test_it_predicts_other_channels_than_it_reads_and_shows_them():
+    method = LumaMAE("tiny", size=16, patch=8, norm_pix=True)
+    batch = {"image": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), "sample_id": torch.arange(3)}
+    out = method(batch)
+    assert out.prediction.shape == (3, 3, 64)
+    (figure,) = method.figures(batch)
+    assert [column.shape for column in figure.columns] == [(3, 1, 16, 16)] * 3
+    expected = 0.299 * batch["image"][:, 0] + 0.587 * batch["image"][:, 1] + 0.114 * batch["image"][:, 2]
+    torch.testing.assert_close(figure.columns[2][:, 0], expected / 255)
+    report = Report("own")
+    draw_figures(report, [figure])
+    assert "What it predicts" in report.html() and report.html().count("data:image/png") == 1
+
+
+def test_a_process_that_does_not_know_it_finds_it_by_the_module_in_config_json(trained):
+    assert json.loads((trained / "final" / "config.json").read_text())["module"] == "tests.luma"
+    code = "from mmssl.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
+    (trained / "report.html").unlink()
+    done = subprocess.run([sys.executable, "-c", code, "report", str(trained)], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "LumaMAE" in (trained / "report.html").read_text()
+
+
+def test_its_encoder_is_read_and_exported_and_what_others_cannot_hold_is_refused(trained, tmp_path):
+    encoder, method = Encoder.from_pretrained(trained / "final"), load(trained / "final")
+    assert isinstance(method, LumaMAE)
+    assert list(encoder.forms) == ["vit", "timm"] and not method.forms
+    encoder.save_timm(tmp_path / "timm")
+    with pytest.raises(UserError, match="transformers has nothing that LumaMAE could be written as"):
+        method.to_transformers(tmp_path / "vit_mae")
+
+
+def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path):
+    for name, sentence in (
+        ("nowhere:Luma", "the module nowhere cannot be imported"),
+        ("tests.luma:Lumo", "no class 'Lumo': choose one of MAE, LumaMAE"),
+        ("mmssl.encoder:Encoder", "neither a recipe nor an objective that derives from one of MAE"),
+        ("../luma:X", "is no module's name"),
+        ("lumo", "unknown method 'lumo'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            find(name)
+    config = json.loads((trained / "final" / "config.json").read_text())
+    for module, sentence in ((None, "--import MODULE adds others"), ("nowhere", "holds LumoMAE: the module nowhere")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"mmssl": "LumoMAE", "module": module}))
+        with pytest.raises(UserError, match=sentence):
+            load(tmp_path)
+
+
+def test_a_name_of_mmssl_is_not_taken():
+    with pytest.raises(UserError, match="a method of the name MAE is in mmssl"):
+        type("MAE", (LumaMAE,), {"__module__": "mine"})
+
+
+def test_models_of_a_later_format_name_the_version_that_reads_them(trained, tmp_path):
+    config = json.loads((trained / "final" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 99, "version": "7.1"}))
+    for kind in (Encoder, LumaMAE):
+        with pytest.raises(UserError, match=r"written by mmssl 7\.1 in format 99, .*: read it with mmssl 7\.1"):
+            kind.from_pretrained(tmp_path)
