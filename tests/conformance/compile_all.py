@@ -1,0 +1,91 @@
+"""Compile every method; a program of its own, since the shape checks of the tests cannot be traced."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.objectives import Objective
+from mmssl.position import mark_trained
+from mmssl.transformer import Transformer
+from tests.conformance.runs import floating
+from tests.conformance.table import ENTRIES, TABLE, Entry
+
+
+def step(objective: Objective, model: nn.Module, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of `model`, which is `objective` or its compiled form."""
+    objective.zero_grad()
+    loss = model(*inputs).loss
+    loss.backward()
+    return loss.detach(), [parameter.grad.clone() for parameter in objective.parameters() if parameter.grad is not None]
+
+
+def assert_compiled_equals_eager(objective: Objective, compiled: nn.Module, *inputs: Any) -> None:
+    (loss, gradients), (expected, exact) = (step(objective, model, *inputs) for model in (compiled, objective))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients, exact, rtol=1e-4, atol=1e-6)
+
+
+def shallow(entry: Entry) -> Objective:
+    """A method of one block a transformer: a second is traced as the first."""
+    objective = entry.make()
+    for part in objective.modules():
+        if isinstance(part, Transformer):
+            part.blocks = part.blocks[:1]
+    return objective
+
+
+def one_graph(entry: Entry) -> None:
+    """A method's step in one graph, its mask given: the first graph break is an error."""
+    objective, batch = shallow(entry), entry.batch(0)
+    mask = objective(batch).mask
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    assert_compiled_equals_eager(objective, compiled, batch, mask)
+
+
+@torch.no_grad()
+def another_size() -> None:
+    """The mask of MAE, whose noise is that of all methods, in one graph; its loss on wider pictures in another."""
+    entry = ENTRIES["MAE"]
+    objective, batch = entry.make(), floating(entry.batch(0))
+    hide = torch.compile(objective.hide, backend="eager", fullgraph=True)
+    assert torch.equal(hide(batch).hide.index, objective.hide(batch).hide.index)
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    mark_trained(objective)
+    for size in ((16, 16), (16, 24)):
+        wide = {**batch, "image": nn.functional.interpolate(batch["image"], size)}
+        mask = objective.hide(wide)
+        torch.testing.assert_close(compiled(wide, mask).loss, objective(wide, mask).loss)
+
+
+def inductor() -> None:
+    """MAE's step in the code that Inductor writes for it."""
+    entry = ENTRIES["MAE"]
+    objective, batch = entry.make(), entry.batch(0)
+    assert_compiled_equals_eager(objective, torch.compile(objective, fullgraph=True), batch, objective.hide(batch))
+
+
+def outcome(check: Callable[[], None]) -> tuple[str, float]:
+    """Why a check failed, if it did, and its seconds."""
+    torch._dynamo.reset()
+    began, reason = time.perf_counter(), ""
+    try:
+        check()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    return reason, time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    gc.disable()  # tracing makes many small objects, and little waste
+    torch.set_num_threads(1)
+    checks = {entry.name: partial(one_graph, entry) for entry in TABLE}
+    checks |= {check.__name__: check for check in (another_size, inductor)}
+    print(json.dumps({name: outcome(check) for name, check in checks.items()}))

@@ -1,0 +1,37 @@
+"""Compiled methods equal those that are not, and are one graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.table import TABLE, Entry
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes(seconds: dict[str, float]) -> dict[str, tuple[str, float]]:
+    """Why each check failed, empty where it did not, and its seconds."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    call = [sys.executable, "-m", "tests.conformance.compile_all"]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    for entry in TABLE:
+        seconds[f"booked {entry.name}"] += told[entry.name][1]
+    return told
+
+
+@pytest.mark.parametrize("check", ["another_size", "inductor"])
+def test_other_sizes_and_inductor_compile(outcomes: dict[str, tuple[str, float]], check: str) -> None:
+    assert outcomes[check][0] == ""
+
+
+def test_it_compiles_to_one_graph(entry: Entry, outcomes: dict[str, tuple[str, float]]) -> None:
+    assert outcomes[entry.name][0] == ""
