@@ -26,6 +26,8 @@ class DecoderConfig:
     "visible_hidden": the visible tokens, then mask tokens for the hidden positions (VideoMAE);
     "hidden": mask tokens for the hidden positions, whose context are the visible tokens (MultiMAE).
 
+    With attention in windows the "grid" is decoded without class tokens (Audio-MAE).
+
     context_position: add positions to the tokens of another view as well. bias: of the layer that changes the width.
     """
 
@@ -134,7 +136,10 @@ class Decoder(nn.Module):
             read = self.embed(context.x)
             if self.config.context_position:
                 read = read + table
-        decoded = self.transformer(full, context=read)[:, self.prefix :]
+        if self.config.transformer.window is not None:
+            decoded = self.transformer(full[:, self.prefix :], grid=grid)
+        else:
+            decoded = self.transformer(full, context=read)[:, self.prefix :]
         rows = hide.rows
         if rows is not None:
             return self.pred(decoded[rows, hide.index])

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Layout = Literal["sincos", "sincos_row_first", "sincos_interleaved", "learned"]
+Layout = Literal["sincos", "sincos_row_first", "sincos_swapped", "sincos_interleaved", "learned"]
 
 
 def _sincos_axis(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n {dim}"]:
@@ -27,12 +27,16 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
     "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
     "sincos_row_first": the same, the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
     each block takes ceil(dim / 6) * 2 channels and the whole is cut to dim.
+    "sincos_swapped": "sincos" of the grid with its axes exchanged, read off in the order of the tokens as they are: every
+    code is unique, but not at its place (facebookresearch/AudioMAE builds its tables for 8 x 64 patches and has 64 x 8).
     "sincos_interleaved": the Transformer's table over the flattened index, sin and cos alternating (VideoMAE).
     """
     if layout == "sincos_interleaved":
         index = torch.arange(math.prod(grid), dtype=torch.float64, device="cpu")
         table = _sincos_axis(index, dim).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
         return table.float()
+    if layout == "sincos_swapped":
+        return sincos_table(grid[::-1], dim)
     width = -(-dim // (2 * len(grid))) * 2
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64, device="cpu") for n in grid), indexing="ij")
     blocks = [_sincos_axis(axis.flatten(), width) for axis in axes]
@@ -87,7 +91,12 @@ class Position(nn.Module):
         return sincos_table(grid, self.dim, self.layout).to(self.table) if recompute else self._interpolated(grid)
 
     def _interpolated(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
-        table = self.table.T.unflatten(1, self.grid)
+        base = self.grid
+        if (
+            self.layout == "sincos_swapped"
+        ):  # on the grid that the table was made for; its codes are read off as they were
+            base, grid = base[::-1], grid[::-1]
+        table = self.table.T.unflatten(1, base)
         if len(grid) > 1:
             planes = F.interpolate(table.flatten(0, -3)[None], grid[-2:], mode="bicubic", align_corners=False)[0]
             table = planes.unflatten(0, table.shape[:-2])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from mmssl_kernels import attention, attention_qkvpacked, attention_weights
+from mmssl_kernels import Window, attention, attention_qkvpacked, attention_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,10 +20,26 @@ BRANCHES: tuple[BranchName, ...] = ("cross", "attn", "mlp")
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    """Attention within windows of a grid: Swin V2's by cosine (arXiv 2111.09883, section 3.3), as in Audio-MAE's decoder.
+
+    size, shift: rows and columns of a window, and by how much those of every other block are shifted. A position bias
+    comes from a network of `hidden` channels on log-spaced offsets. dropout: behind both of its layers while training;
+    the authors' 0.1 (facebookresearch/AudioMAE) is left out by default.
+    """
+
+    size: tuple[int, int] = (4, 4)
+    shift: tuple[int, int] = (2, 0)
+    hidden: int = 384
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """The settings of a `Transformer`; the defaults are a ViT's.
 
-    dim: width of a token. hidden: width of the MLP, 4 * dim where None. norm_order: "pre" (ViT) or "post" (BERT).
+    dim: width of a token. hidden: width of the MLP, 4 * dim where None. norm_order: "pre" (ViT), "post" (BERT: behind
+    the sum) or "res_post" (Swin V2: behind the branch). window: self-attention within windows of a grid of tokens.
     qkv_bias: "query_value" leaves the key without one (VideoMAE, BEiT). activation: "swiglu" gates one half of its
     hidden layer by the other (DINOv2). causal: a token sees itself and those before it (CLIP text). branches: what a
     block does, in this order; "cross" attends to a context (decoders). layer_scale: initial value of a learned scale a
@@ -36,7 +53,7 @@ class TransformerConfig:
     depth: int
     heads: int
     hidden: int | None = None
-    norm_order: Literal["pre", "post"] = "pre"
+    norm_order: Literal["pre", "post", "res_post"] = "pre"
     norm_eps: float = 1e-6
     qkv_bias: Literal["all", "query_value", "none"] = "all"
     activation: Activation = "gelu"
@@ -47,6 +64,7 @@ class TransformerConfig:
     input_norm: bool = False
     final_norm: bool = True
     final_norm_eps: float | None = None
+    window: WindowConfig | None = None
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads:
@@ -91,6 +109,36 @@ class Attention(nn.Module):
         """What the first `queries` tokens attend to, to look at: padding is not left out."""
         q, k, _ = self.packed(x).unbind(2)
         return attention_weights(q[:, :queries], k)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention of each window of a grid with itself: cosine similarity over a learned temperature, plus a
+    bias of the offset between two tokens (see `WindowConfig`). Windows are neither cut out nor rolled in memory."""
+
+    def __init__(self, config: TransformerConfig, window: WindowConfig, shifted: bool):
+        super().__init__()
+        dim = config.dim
+        self.heads, self.window, self.shift = config.heads, window, window.shift if shifted else (0, 0)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=config.qkv_bias == "all"), nn.Linear(dim, dim)
+        self.temperature = nn.Parameter(torch.ones(config.heads))
+        self.offset1, self.offset2 = nn.Linear(2, window.hidden), nn.Linear(window.hidden, config.heads)
+        places = torch.cartesian_prod(*(torch.arange(side) for side in window.size)).float()
+        apart = places[:, None] - places
+        self.register_buffer("offsets", apart.sign() * apart.abs().log1p(), persistent=False)
+
+    def bias(self) -> Float[Tensor, "heads window window"]:
+        """The bias of each pair of a window's tokens."""
+        drop = partial(F.dropout, p=self.window.dropout, training=self.training)
+        return drop(self.offset2(drop(self.offset1(self.offsets).relu()))).permute(2, 0, 1)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]) -> Float[Tensor, "batch tokens dim"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k = (F.normalize(each.float(), dim=-1) for each in (q, k))
+        q = q / self.temperature.clamp(min=0.01)[:, None]
+        window = Window(grid, self.window.size, self.shift)
+        return self.proj(
+            attention(q.to(v.dtype), k.to(v.dtype), v, window=window, bias=self.bias(), scale=1.0).flatten(2)
+        )
 
 
 class CrossAttention(nn.Module):
@@ -140,19 +188,25 @@ class Branch(nn.Module):
 
     def __init__(self, layer: nn.Module, config: TransformerConfig, drop_path: float):
         super().__init__()
-        self.layer, self.drop_path, self.post_norm = layer, drop_path, config.norm_order == "post"
+        self.layer, self.drop_path, self.norm_order = layer, drop_path, config.norm_order
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         scale = config.layer_scale
         self.scale = None if scale is None else nn.Parameter(torch.full((config.dim,), scale))
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"], *args: Tensor | None) -> Float[Tensor, "batch tokens dim"]:
-        out = self.layer(x if self.post_norm else self.norm(x), *args)
+    def read(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """What the layer reads of x."""
+        return self.norm(x) if self.norm_order == "pre" else x
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], *args: Any) -> Float[Tensor, "batch tokens dim"]:
+        out = self.layer(self.read(x), *args)
+        if self.norm_order == "res_post":
+            out = self.norm(out)
         if self.scale is not None:
             out = out * self.scale
         if self.drop_path and self.training:
             survives = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
             out = out * (survives / (1 - self.drop_path)).to(out.dtype)
-        return self.norm(x + out) if self.post_norm else x + out
+        return self.norm(x + out) if self.norm_order == "post" else x + out
 
 
 class Block(nn.Module):
@@ -162,9 +216,12 @@ class Block(nn.Module):
     attn: Branch
     mlp: Branch
 
-    def __init__(self, config: TransformerConfig, drop_path: float):
+    def __init__(self, config: TransformerConfig, drop_path: float, number: int):
         super().__init__()
         layers = {"cross": CrossAttention, "attn": Attention, "mlp": MLP}
+        if config.window is not None:
+            layers["attn"] = partial(WindowAttention, window=config.window, shifted=number % 2 == 1)
+        self.windowed = config.window is not None
         for name in config.branches:
             self.add_module(name, Branch(layers[name](config), config, drop_path))
 
@@ -174,8 +231,9 @@ class Block(nn.Module):
         padding: Bool[Tensor, "batch tokens"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
         context_padding: Bool[Tensor, "batch context"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        reads = {"cross": (context, context_padding), "attn": (padding,), "mlp": ()}
+        reads = {"cross": (context, context_padding), "attn": (grid if self.windowed else padding,), "mlp": ()}
         for name, branch in self.named_children():
             x = branch(x, *reads[name])
         return x
@@ -192,6 +250,7 @@ class Transformer(nn.Module):
     """A stack of blocks over a sequence of tokens.
 
     lengths: valid tokens of each sample, padding behind them. context: what a decoder's "cross" branches attend to.
+    grid: rows and columns of the tokens, all of which must be there, where attention is within windows.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -199,7 +258,7 @@ class Transformer(nn.Module):
         self.config = config
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.input_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, rate, number) for number, rate in enumerate(rates))
         eps = config.norm_eps if config.final_norm_eps is None else config.final_norm_eps
         self.final_norm = nn.LayerNorm(config.dim, eps=eps) if config.final_norm else nn.Identity()
 
@@ -209,12 +268,13 @@ class Transformer(nn.Module):
         lengths: Int64[Tensor, " batch"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
         context_lengths: Int64[Tensor, " batch"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         x = self.input_norm(x)
         padding = padding_of(lengths, x)
         context_padding = None if context is None else padding_of(context_lengths, context)
         for block in self.blocks:
-            x = block(x, padding, context, context_padding)
+            x = block(x, padding, context, context_padding, grid)
         return self.final_norm(x)
 
     @torch.no_grad()
@@ -226,7 +286,7 @@ class Transformer(nn.Module):
         x = self.input_norm(x)
         for block in before:
             x = block(x)
-        return cast(Attention, last.attn.layer).weights(x if last.attn.post_norm else last.attn.norm(x), queries)
+        return cast(Attention, last.attn.layer).weights(last.attn.read(x), queries)
 
 
 def told(config: TransformerConfig, module: nn.Module) -> str:

@@ -73,12 +73,13 @@ def projection(ours: str, theirs: str) -> KeyMap:
     return Rule((f"{ours}.weight",), (f"{theirs}.weight",), "conv"), Rule((f"{ours}.bias",), (f"{theirs}.bias",))
 
 
-def embeddings(ours: str, cls: str, position: str, patches: str) -> KeyMap:
-    """Class token, positions and patches of a picture."""
+def embeddings(ours: str, cls: str, position: str, patches: str, modality: str = "image") -> KeyMap:
+    """Class token, positions and patches."""
+    tokenizer = f"{ours}tokenizers.{modality}"
     return (
         Rule((f"{ours}prefix_tokens",), (cls,), "shape", (1, 1, -1)),
-        Rule((f"{ours}prefix_position", f"{ours}tokenizers.image.position.table"), (position,), "position"),
-        *projection(f"{ours}tokenizers.image", patches),
+        Rule((f"{ours}prefix_position", f"{tokenizer}.position.table"), (position,), "position"),
+        *projection(tokenizer, patches),
     )
 
 
@@ -217,9 +218,9 @@ def decoder_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:
     """Whether the blocks are those every ViT library has: pre-norm, GELU, the biases asked for."""
-    names = ("norm_order", "qkv_bias", "activation", "causal", "layer_scale", "input_norm", "branches")
+    names = ("norm_order", "qkv_bias", "activation", "causal", "layer_scale", "input_norm", "branches", "window")
     return tuple(transformer[name] for name in names) == (
-        "pre", qkv_bias, "gelu", False, None, False, ("attn", "mlp")
+        "pre", qkv_bias, "gelu", False, None, False, ("attn", "mlp"), None
     )  # fmt: skip
 
 

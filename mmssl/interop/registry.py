@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop import mae, siammae, videomae, vit
+from mmssl.interop import audiomae, mae, siammae, videomae, vit
 from mmssl.interop.folder import save_folder
 from mmssl.interop.forms import Form, Library, Settings
 from mmssl.interop.rules import State, to_theirs
 
 # The first that matches is taken: the authors' ViT, which any file might be, comes behind what is told apart.
-FORMS: tuple[Form, ...] = (*videomae.FORMS, *vit.FORMS, *mae.FORMS, *siammae.FORMS)
+FORMS: tuple[Form, ...] = (*videomae.FORMS, *audiomae.FORMS, *vit.FORMS, *mae.FORMS, *siammae.FORMS)
 
 
 def form_read(

@@ -36,11 +36,11 @@ from mmssl.modality import image
 from mmssl.position import sincos_table
 
 
-def timm_vit(ours: str = "") -> KeyMap:
+def timm_vit(ours: str = "", modality: str = "image") -> KeyMap:
     """An encoder under `ours` against timm's ViT, whose names the authors' MAE files share; fine-tuned files too."""
     heads = (("transformer.final_norm", "norm"), ("pool_norm", "fc_norm"), ("head", "head"))
     return (
-        *embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj"),
+        *embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj", modality),
         *timm_blocks(f"{ours}transformer.blocks", "blocks"),
         *optional(*(rule for ours_, theirs in heads for rule in layer(f"{ours}{ours_}", theirs))),
     )

@@ -1,6 +1,6 @@
 """Which tokens are hidden: masks, the noise they are drawn from, and the strategies of the papers."""
 
-from mmssl.masking.grid import block, random_mask, tube_mask, visible_count
+from mmssl.masking.grid import axes_mask, block, random_mask, tube_mask, visible_count
 from mmssl.masking.joint import dirichlet_shares, joint_mask
 from mmssl.masking.mask import Mask, Positions
 from mmssl.masking.noise import batch_bits, permutation, random_bits, uniform
@@ -9,6 +9,7 @@ from mmssl.masking.sequence import counted_mask
 __all__ = [
     "Mask",
     "Positions",
+    "axes_mask",
     "batch_bits",
     "block",
     "counted_mask",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -43,6 +44,24 @@ def random_mask(noise: Shaped[Tensor, "batch positions"], keep: int, sizes: Mapp
     _check_kept(keep, noise.shape[1])
     kept, hidden = lowest(noise, keep)
     return Mask(Positions(kept), (Positions(hidden),), sizes)
+
+
+def axes_mask(
+    noise: tuple[Shaped[Tensor, "batch rows"], Shaped[Tensor, "batch columns"]],
+    keep: tuple[int, int],
+    sizes: Mapping[str, int],
+) -> Mask:
+    """Whole rows and whole columns of a grid are hidden, as SpecAugment hides times and frequencies (Audio-MAE, arXiv
+    2207.06405, section 3.2): `keep` of each, those of lowest noise, are left, and what lies in both is kept.
+
+    Raises UserError where nothing or everything would be hidden.
+    """
+    rows, columns = (axis.shape[1] for axis in noise)
+    _check_kept(math.prod(keep), rows * columns)
+    down, across = (lowest(axis, count)[0] for axis, count in zip(noise, keep, strict=True))
+    kept = (down[:, :, None] * columns + across[:, None, :]).flatten(1)
+    hidden = torch.ones(len(kept), rows * columns, dtype=torch.bool, device=kept.device).scatter(1, kept, False)
+    return Mask(Positions(kept), (Positions(hidden.nonzero()[:, 1].view(len(kept), -1)),), sizes)
 
 
 def tube_mask(

@@ -1,5 +1,6 @@
 """One file a method."""
 
+from mmssl.objectives.audiomae import AudioMAE, AudioMAEConfig, audiomae_config
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.objective import Figure, Objective, Output
 from mmssl.objectives.pixels import PixelObjective
@@ -10,6 +11,8 @@ from mmssl.objectives.videomae import VideoMAE, VideoMAEConfig, videomae_config
 __all__ = [
     "MAE",
     "METHODS",
+    "AudioMAE",
+    "AudioMAEConfig",
     "Figure",
     "MAEConfig",
     "Objective",
@@ -19,6 +22,7 @@ __all__ = [
     "SiamMAEConfig",
     "VideoMAE",
     "VideoMAEConfig",
+    "audiomae_config",
     "imported",
     "load",
     "mae_config",

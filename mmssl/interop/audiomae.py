@@ -1,0 +1,107 @@
+"""Audio-MAE: the authors' files (facebookresearch/AudioMAE), pretrained with either decoder, or fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from mmssl.errors import UserError
+from mmssl.interop import mae, vit
+from mmssl.interop.forms import Form, Found
+from mmssl.interop.parts import Size, depth, layer, timm_blocks
+from mmssl.interop.rules import KeyMap, Rule, State
+from mmssl.modality import AUDIO
+from mmssl.position import sincos_table
+
+_OURS, _THEIRS = "decoder.transformer.blocks.{i}", "decoder_blocks.{i}"
+
+LOCAL: KeyMap = (
+    *vit.timm_vit("encoder.", "audio"),
+    *mae.AUTHORS_DECODER,
+    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
+    Rule((f"{_OURS}.attn.layer.temperature",), (f"{_THEIRS}.attn.tau",)),
+    *layer(f"{_OURS}.attn.layer.offset1", f"{_THEIRS}.attn.meta_mlp.fc1"),
+    *layer(f"{_OURS}.attn.layer.offset2", f"{_THEIRS}.attn.meta_mlp.fc2"),
+)
+GLOBAL: KeyMap = (
+    *vit.timm_vit("encoder.", "audio"),
+    *mae.AUTHORS_DECODER,
+    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
+)
+
+
+def _is_authors(_: Mapping[str, Any], state: State) -> bool:
+    weight = state.get("patch_embed.proj.weight")
+    return weight is not None and weight.ndim == 4 and weight.shape[1] == 1 and "pos_embed" in state
+
+
+def encoder_settings(state: State, source: str, heads: int | None, eps: float, size: Size) -> dict[str, Any]:
+    """EncoderConfig's settings of an authors' encoder, read off its tensors.
+
+    size: (times, mel bands) of the spectrograms it was trained on; 128 bands and as many times as its table tells where
+    not given. The table tells whether its codes are at their places.
+    """
+    if not _is_authors({}, state):
+        raise UserError(f"{source}: not a checkpoint of Audio-MAE: it lacks patch_embed.proj.weight of one channel")
+    _, _, *patch = state["patch_embed.proj.weight"].shape
+    table = state["pos_embed"][0, 1:]
+    if size is None:
+        bands = 128 // patch[1]
+        size = (len(table) // bands * patch[0], bands * patch[1]) if len(table) % bands == 0 else None
+    settings = vit.official_settings(state, source, heads, eps, size)
+    tokenizer = settings["tokenizers"][0]
+    grid = tuple(side // by for side, by in zip(tokenizer["size"], patch))
+    if tokenizer["position"] == "learned":
+        swapped = sincos_table(grid, table.shape[1], "sincos_swapped")
+        if torch.allclose(table.float().cpu(), swapped, atol=2e-3):
+            tokenizer["position"] = "sincos_swapped"
+    tokenizer["modality"] = asdict(replace(AUDIO, patch=tuple(patch)))
+    tokenizer["trainable"] = False  # fixed in fine-tuning, too
+    return settings
+
+
+def read_official_encoder(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    eps: float = 1e-6,
+    size: Size = None,
+) -> Found:
+    """The encoder in an authors' file, pretrained or fine-tuned."""
+    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
+    return Found(encoder_settings(state, source, heads, eps, size), vit.timm_vit("", "audio"), tensors)
+
+
+def read_official(
+    _: Mapping[str, Any],
+    state: State,
+    source: str,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    size: Size = None,
+) -> Found:
+    """Pretrained with the local or the global decoder, or fine-tuned; decoder_heads: the paper's 16 where not given."""
+    encoder = encoder_settings(state, source, heads, 1e-6, size)
+    settings: dict[str, Any] = {"encoder": encoder}
+    if "decoder_embed.weight" not in state:
+        return Found(settings, vit.timm_vit("encoder.", "audio"), state, whole=False)
+    blocks = {"dim": len(state["decoder_embed.weight"]), "depth": depth(state, "decoder_blocks.")}
+    blocks |= {"heads": decoder_heads or 16, "hidden": len(state["decoder_blocks.0.mlp.fc1.weight"])}
+    local = "decoder_blocks.0.attn.tau" in state
+    if local:
+        hidden = len(state["decoder_blocks.0.attn.meta_mlp.fc1.weight"])
+        blocks |= {"norm_order": "res_post", "window": {"hidden": hidden}}
+    settings["decoder"] = {"transformer": blocks, "position": encoder["tokenizers"][0]["position"]}
+    return Found(settings, LOCAL if local else GLOBAL, state)
+
+
+FORMS = (
+    Form("Encoder", "official", "Audio-MAE's authors' files", _is_authors, read_official_encoder, media="audio"),
+    Form("AudioMAE", "official", "the authors' files", lambda _, state: True, read_official, media="audio"),
+)
