@@ -27,8 +27,8 @@ def sincos_table(grid: tuple[int, ...], dim: int, layout: Layout = "sincos") -> 
     "sincos": one block `[sin, cos]` an axis, the LAST axis first (MAE, Audio-MAE, SiamMAE, I-JEPA: columns, then rows).
     "sincos_row_first": the same, the first axis first (MultiMAE, MoCo v3; V-JEPA's with three axes). With three axes
     each block takes ceil(dim / 6) * 2 channels and the whole is cut to dim.
-    "sincos_swapped": "sincos" of the grid with its axes exchanged, read off in the order of the tokens as they are: every
-    code is unique, but not at its place (facebookresearch/AudioMAE builds its tables for 8 x 64 patches and has 64 x 8).
+    "sincos_swapped": "sincos" of the grid with its axes exchanged, read off in the order of the tokens as they are:
+    every code is unique, but not at its place (Audio-MAE's authors build a table for 8 x 64 patches and have 64 x 8).
     "sincos_interleaved": the Transformer's table over the flattened index, sin and cos alternating (VideoMAE).
     """
     if layout == "sincos_interleaved":

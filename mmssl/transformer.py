@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -21,7 +22,7 @@ BRANCHES: tuple[BranchName, ...] = ("cross", "attn", "mlp")
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Attention within windows of a grid: Swin V2's by cosine (arXiv 2111.09883, section 3.3), as in Audio-MAE's decoder.
+    """Attention within windows of a grid: Swin V2's, by cosine (arXiv 2111.09883, section 3.3), as Audio-MAE has it.
 
     size, shift: rows and columns of a window, and by how much those of every other block are shifted. A position bias
     comes from a network of `hidden` channels on log-spaced offsets. dropout: behind both of its layers while training;
@@ -218,6 +219,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, drop_path: float, number: int):
         super().__init__()
+        layers: dict[str, Callable[[TransformerConfig], nn.Module]]
         layers = {"cross": CrossAttention, "attn": Attention, "mlp": MLP}
         if config.window is not None:
             layers["attn"] = partial(WindowAttention, window=config.window, shifted=number % 2 == 1)

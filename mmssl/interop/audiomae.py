@@ -91,7 +91,7 @@ def read_official(
     settings: dict[str, Any] = {"encoder": encoder}
     if "decoder_embed.weight" not in state:
         return Found(settings, vit.timm_vit("encoder.", "audio"), state, whole=False)
-    blocks = {"dim": len(state["decoder_embed.weight"]), "depth": depth(state, "decoder_blocks.")}
+    blocks: dict[str, Any] = {"dim": len(state["decoder_embed.weight"]), "depth": depth(state, "decoder_blocks.")}
     blocks |= {"heads": decoder_heads or 16, "hidden": len(state["decoder_blocks.0.mlp.fc1.weight"])}
     local = "decoder_blocks.0.attn.tau" in state
     if local:

@@ -18,8 +18,8 @@ from mmssl.position import Layout
 from mmssl.tokenizer import Batch
 from mmssl.transformer import TransformerConfig, WindowConfig
 
-# Width, blocks and heads of the local decoder beside each encoder: the authors' beside small, base and large (16 blocks,
-# whatever "dec512d8b" says), lighter ones of ours beside tiny.
+# Width, blocks and heads of the local decoder beside each encoder: the authors' from small on (16 blocks, whatever
+# "dec512d8b" says), a lighter one of ours beside tiny.
 LOCAL_DECODERS = {
     "tiny": (128, 8, 4),
     "small": (512, 16, 16),
@@ -69,9 +69,9 @@ def audiomae_config(
     decoder_dim: int | None = None,
     decoder_depth: int | None = None,
 ) -> AudioMAEConfig:
-    """Audio-MAE on spectrograms of `frames` times (10 ms each) and `mel` bands. model: tiny, small, base, large or huge.
+    """Audio-MAE on spectrograms of `frames` times (10 ms each) and `mel` bands.
 
-    decoder: "local" attends within windows, "global" is MAE's. position: "sincos_swapped" is the authors' table, whose
+    model: tiny, small, base, large or huge. decoder: "local" attends within windows, "global" is MAE's. position: "sincos_swapped" is the authors' table, whose
     codes are not at their places. dropout: of the local decoder's position bias, the authors' 0.1 or none.
     """
     if min(patch, frames, mel) < 1 or frames % patch or mel % patch:
@@ -108,14 +108,13 @@ class AudioMAE(PixelObjective):
         """A random mask for every sample: int(N * (1 - mask_ratio)) patches stay, or that share of times and bands."""
         sizes, name = self.encoder.sizes(batch), self.modality.name
         times, bands = self.tokenizer.grid(batch)
-        noise = batch_bits(batch, times * bands, seed=self.config.seed, stream=f"mask/{name}")
+        count = times * bands if self.config.axes_ratio is None else times + bands
+        noise = batch_bits(batch, count, seed=self.config.seed, stream=f"mask/{name}")
         if self.config.axes_ratio is None:
-            return random_mask(noise, visible_count(times * bands, self.config.mask_ratio), sizes)
-        along = batch_bits(batch, times + bands, seed=self.config.seed, stream=f"mask/{name}/axes").split(
-            (times, bands), 1
-        )
-        keep = tuple(int(side * (1 - share)) for side, share in zip((times, bands), self.config.axes_ratio))
-        return axes_mask(along, keep, sizes)
+            return random_mask(noise, visible_count(count, self.config.mask_ratio), sizes)
+        of_times, of_bands = self.config.axes_ratio
+        keep = int(times * (1 - of_times)), int(bands * (1 - of_bands))
+        return axes_mask((noise[:, :times], noise[:, times:]), keep, sizes)
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
