@@ -156,16 +156,6 @@ def test_reconstruction_shows_the_future():
     assert torch.allclose(picture[kept], batch["image.1"][kept], atol=1e-5)
 
 
-def test_own_folders_survive_the_round_trip(tmp_path):
-    method = randomize(tiny())
-    again = SiamMAE.from_pretrained(method.save_pretrained(tmp_path))
-    assert again.config == method.config
-    assert_states_equal(again.state_dict(), method.state_dict())
-    assert_states_equal(Encoder.from_pretrained(tmp_path).state_dict(), method.encoder.state_dict())
-    vit = method.encoder.to_transformers(tmp_path / "vit")
-    assert_states_equal(Encoder.from_pretrained(vit).transformer.state_dict(), method.encoder.transformer.state_dict())
-
-
 def test_a_batch_without_pairs_is_refused():
     with pytest.raises(UserError, match="reads frame pairs"):
         tiny()({"image": torch.rand(1, 3, 32, 32)})

@@ -79,7 +79,7 @@ def outcome(check: Callable[[], None]) -> tuple[str, float]:
     try:
         check()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return reason, time.perf_counter() - began
 
 
