@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -101,7 +102,40 @@ def read_official(
     return Found(settings, LOCAL if local else GLOBAL, state)
 
 
+def _is_timm(config: Mapping[str, Any], state: State) -> bool:
+    """A ViT of timm's on spectrograms: one channel, of AudioSet's size or with the negative mean of log-mel values."""
+    if not vit.is_timm(config, state):
+        return False
+    details = config["pretrained_cfg"]
+    channels, *size = details["input_size"]
+    return channels == 1 and (size == [1024, 128] or details["mean"][0] < 0)
+
+
+def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """The encoder in a folder of timm's ViT on spectrograms: gaunernst's ports of Audio-MAE, and what we write.
+
+    Statistics are those noted there, or AudioSet's where they are none of log-mel values or the deviation not doubled.
+    """
+    details = config["pretrained_cfg"]
+    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
+    found = read_official_encoder({}, state, source, heads=heads, size=size)
+    (mean,), (std,) = details["mean"], details["std"]
+    if mean < 0 and not math.isclose(2 * std, AUDIO.std[0], rel_tol=1e-3):
+        found.settings["tokenizers"][0]["modality"] |= {"mean": (mean,), "std": (std,)}
+    return found
+
+
 FORMS = (
+    Form(
+        "Encoder",
+        "timm",
+        "timm's VisionTransformer",
+        _is_timm,
+        read_timm,
+        "timm",
+        "audio",
+        vit.write_timm,
+    ),
     Form("Encoder", "official", "Audio-MAE's authors' files", _is_authors, read_official_encoder, media="audio"),
     Form("AudioMAE", "official", "the authors' files", lambda _, state: True, read_official, media="audio"),
 )

@@ -39,8 +39,8 @@ def config_from_dict(kind: type[Config], data: Mapping[str, Any]) -> Config:
 
 
 def _value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return config_from_dict(typing.cast(type, hint), value)
+    if isinstance(value, Mapping) and (kinds := [each for each in _flat(hint) if dataclasses.is_dataclass(each)]):
+        return config_from_dict(typing.cast(type, kinds[0]), value)
     if isinstance(value, list):
         element = next((h for h in _flat(hint) if typing.get_origin(h) is tuple), tuple[Any, ...])
         return tuple(_value(typing.get_args(element)[0], item) for item in value)

@@ -41,12 +41,19 @@ def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
     return {form.name: form for form in known}
 
 
-def form_of(forms: Mapping[str, Form], library: Library, what: str) -> Form:
-    """The one of these forms that is this library's; UserError where there is none for `what`."""
+# Why a library that has a model of a modality is not written all the same.
+_OTHERS = {("transformers", "audio"): " (its ASTModel has another geometry: mel x time, patches that overlap)"}
+
+
+def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Settings) -> Form:
+    """The one of these forms that is this library's; UserError where there is none for `what`, of these settings."""
     for form in forms.values():
         if form.library == library:
             return form
-    raise UserError(f"{library} has nothing that {what} could be written as; its encoder alone may, `encoder.forms`")
+    others = _OTHERS.get((library, _media(settings)), "")
+    raise UserError(
+        f"{library} has nothing that {what} could be written as{others}; `encoder.forms` says what an encoder can become"
+    )
 
 
 def save_as(form: Form, settings: Settings, state: Mapping[str, Tensor], folder: str | Path) -> Path:

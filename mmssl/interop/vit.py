@@ -144,14 +144,14 @@ def write_transformers(settings: Settings) -> Written:
     return Written(config, transformers_vit(), processor, pooler)
 
 
-def _is_plain(settings: Settings) -> bool:
-    """One modality of pictures, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
+def _is_plain(settings: Settings, modality: str = "image") -> bool:
+    """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    return names == ["image"] and settings["prefix"] == 1 and is_plain(settings["transformer"], "all")
+    return names == [modality] and settings["prefix"] == 1 and is_plain(settings["transformer"], "all")
 
 
 def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
-    """The encoder in a folder of timm's ViT, with the statistics noted there."""
+    """The encoder in a folder of timm's ViT of pictures, with the statistics noted there."""
     details = config["pretrained_cfg"]
     heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
     found = read_official({}, state, source, heads=heads, size=size)
@@ -161,10 +161,14 @@ def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
 
 
 def write_timm(settings: Settings) -> Written:
-    """As the folder by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size."""
+    """As the folder by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size, of
+    pictures or spectrograms."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    if not (_is_plain(settings) and transformer["final_norm"] != settings["pool_norm"]):
-        raise UserError(f"timm's ViT is a plain encoder of pictures; this one is {settings}")
+    name = tokenizer["modality"]["name"]
+    if not (
+        _is_plain(settings, name) and name in ("image", "audio") and transformer["final_norm"] != settings["pool_norm"]
+    ):
+        raise UserError(f"timm's ViT is a plain encoder of pictures or spectrograms; this one is {settings}")
     modality, size, classes = tokenizer["modality"], list(tokenizer["size"]), settings["classes"]
     config = {
         "architecture": "vit_base_patch16_224",  # a name must be known to timm; the sizes below replace all of its own
@@ -195,7 +199,7 @@ def write_timm(settings: Settings) -> Written:
             "classifier": "head",
         },
     }
-    return Written(config, timm_vit())
+    return Written(config, timm_vit("", name))
 
 
 def timm_model(settings: Settings) -> nn.Module:
@@ -205,6 +209,11 @@ def timm_model(settings: Settings) -> nn.Module:
     config = write_timm(settings).config
     norm = partial(nn.LayerNorm, eps=settings["transformer"]["norm_eps"])
     return VisionTransformer(**config["model_args"], num_classes=config["num_classes"], norm_layer=norm)
+
+
+def is_timm(config: Mapping[str, Any], _: State) -> bool:
+    """Whether a config.json has the names that only timm writes."""
+    return "architecture" in config and "pretrained_cfg" in config
 
 
 FORMS = (
@@ -222,7 +231,7 @@ FORMS = (
         "Encoder",
         "timm",
         "timm's VisionTransformer",
-        lambda config, _: "architecture" in config and "pretrained_cfg" in config,  # names that only timm writes
+        is_timm,
         read_timm,
         "timm",
         write=write_timm,

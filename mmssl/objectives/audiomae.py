@@ -71,8 +71,9 @@ def audiomae_config(
 ) -> AudioMAEConfig:
     """Audio-MAE on spectrograms of `frames` times (10 ms each) and `mel` bands.
 
-    model: tiny, small, base, large or huge. decoder: "local" attends within windows, "global" is MAE's. position: "sincos_swapped" is the authors' table, whose
-    codes are not at their places. dropout: of the local decoder's position bias, the authors' 0.1 or none.
+    model: tiny, small, base, large or huge. decoder: "local" attends within windows, "global" is MAE's. position:
+    "sincos_swapped" is the authors' table, whose codes are not at their places. dropout: of the local decoder's
+    position bias, the authors' 0.1 or none.
     """
     if min(patch, frames, mel) < 1 or frames % patch or mel % patch:
         raise UserError(f"patches of {patch} do not fill {frames} times x {mel} mel bands: choose another --frames")

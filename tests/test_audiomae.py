@@ -1,0 +1,207 @@
+"""Audio-MAE: facts of the paper and of the authors' files; its local decoder against Swin's blocks written plainly."""
+
+import dataclasses
+import math
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from mmssl import AudioMAE, Encoder, UserError
+from mmssl.interop import audiomae as forms
+from mmssl.interop import to_theirs, vit
+from mmssl.position import Position, sincos_table
+from mmssl.transformer import WindowConfig
+from tests.parity import assert_states_equal, normalised, randomize, relative
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+
+
+def tiny(decoder="local", position="sincos_swapped", **settings) -> AudioMAE:
+    """128 times x 64 bands in patches of 8 x 16: a grid of 16 x 4."""
+    method = AudioMAE("tiny", frames=128, mel=64, patch=16, decoder=decoder, position=position, decoder_depth=2)
+    config = dataclasses.replace(method.config, **settings)
+    return randomize(AudioMAE(config))
+
+
+def spectrograms(count=2, frames=128, mel=64):
+    return {
+        "audio": AUDIOSET_MEAN + AUDIOSET_STD * torch.randn(count, 1, frames, mel),
+        "sample_id": torch.arange(count),
+    }
+
+
+def test_parameters_are_the_papers():
+    with torch.device("meta"):
+        method = AudioMAE("base")
+    count = lambda part: sum(value.numel() for value in part.parameters())  # noqa: E731
+    assert (count(method.encoder), count(method.decoder), count(method)) == (85_648_128, 51_344_640, 136_992_768)
+    assert sum(value.numel() for value in method.parameters() if value.requires_grad) == 136_336_128
+    assert count(method.decoder.transformer.blocks[0]) == 3_159_712
+    config = dataclasses.replace(method.encoder.config, classes=527, pool_norm=True)
+    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, final_norm=False))
+    with torch.device("meta"):
+        fine_tuned = Encoder(config)
+    assert sum(value.numel() for value in fine_tuned.parameters() if value.requires_grad) == 85_659_407
+
+
+def test_masks_keep_the_authors_counts():
+    batch = {"audio": torch.zeros(3, 1, 1024, 128), "sample_id": torch.arange(3)}
+    with torch.device("meta"):
+        method = AudioMAE("tiny")
+    assert method.hide(batch).keep.index.shape == (3, 102)
+    for shares, times, bands in (((0.7, 0.3), 19, 5), ((0.2, 0.2), 51, 6)):
+        method.config = dataclasses.replace(method.config, axes_ratio=shares)
+        mask = method.hide(batch)
+        assert mask.keep.index.shape == (3, times * bands) and mask.hide.index.shape == (3, 512 - times * bands)
+        kept = mask.keep.boolean(512).view(3, 64, 8)
+        assert torch.equal(kept, kept.any(2, keepdim=True) & kept.any(1, keepdim=True))
+        assert kept.any(2).sum(1).tolist() == [times] * 3
+        assert not torch.equal(kept[0], kept[1])
+
+
+def test_predicting_nothing_costs_255_of_256():
+    method = tiny(decoder="global")
+    torch.nn.init.zeros_(method.decoder.pred.weight), torch.nn.init.zeros_(method.decoder.pred.bias)
+    assert method(spectrograms()).loss.item() == pytest.approx(255 / 256, rel=1e-5)
+
+
+def test_the_authors_table_is_unique_but_not_in_place():
+    table = sincos_table((64, 8), 768, "sincos_swapped")
+    assert table[8, 0].item() == pytest.approx(math.sin(8), abs=1e-6) and table[8, 384] == 0
+    assert torch.cat([torch.zeros(1, 768), table]).double().sum().item() == pytest.approx(171206.742, abs=0.01)
+    right = sincos_table((64, 8), 768)
+    assert (right[8, 0], right[8, 384].item()) == (0, pytest.approx(0.841471, abs=1e-6))
+    assert len(table.unique(dim=0)) == 512
+
+
+def test_another_length_resizes_the_table_on_the_grid_it_was_made_for():
+    position = Position((64, 8), 32, "sincos_swapped")
+    position.trained = True
+    planes = sincos_table((8, 64), 32).T.unflatten(1, (8, 64))
+    resized = F.interpolate(planes[None], (8, 32), mode="bicubic", align_corners=False)[0]
+    assert torch.equal(position((32, 8)), resized.flatten(1).T)
+
+
+def swin_block(x, block, grid, shift, heads, tau_min=0.01):
+    """Post-norm, shifted windows by roll and partition, cosine attention: as the paper describes them."""
+    batch, tokens, dim = x.shape
+    attention = block.attn.layer
+    rows, columns = grid
+    image = torch.roll(x.view(batch, rows, columns, dim), (-shift[0], -shift[1]), (1, 2))
+    parts = image.view(batch, rows // 4, 4, columns // 4, 4, dim).transpose(2, 3).reshape(-1, 16, dim)
+    q, k, v = attention.qkv(parts).view(-1, 16, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+    logits = q @ k.transpose(2, 3) / (q.norm(dim=3)[..., None] * k.norm(dim=3)[..., None, :]).clamp(min=1e-6)
+    logits = logits / attention.temperature.clamp(min=tau_min)[:, None, None]
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).float()
+    apart = places[:, None] - places[None]
+    offsets = torch.sign(apart) * torch.log(1 + apart.abs())
+    logits = logits + attention.offset2(F.relu(attention.offset1(offsets))).permute(2, 0, 1)
+    if any(shift):
+        region = torch.zeros(rows, columns)
+        for number, part in enumerate((slice(0, -4), slice(-4, -shift[0]), slice(-shift[0], None))):
+            region[part] = number
+        region = region.view(rows // 4, 4, columns // 4, 4).transpose(1, 2).reshape(-1, 16)
+        apart = (region[:, None] != region[:, :, None]).float() * -100
+        logits = (logits.view(batch, -1, heads, 16, 16) + apart[None, :, None]).flatten(0, 1)
+    out = attention.proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, dim))
+    out = out.view(batch, rows // 4, columns // 4, 4, 4, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
+    out = torch.roll(out, shift, (1, 2)).view(batch, tokens, dim)
+    x = x + block.attn.norm(out)
+    return x + block.mlp.norm(block.mlp.layer.fc2(F.gelu(block.mlp.layer.fc1(x))))
+
+
+def test_the_local_decoder_is_shifted_windows_of_cosine_attention():
+    method, batch = tiny(), spectrograms()
+    out = method(batch)
+    tokens = method.encoder(batch, out.mask)
+    decoder = method.decoder
+    embedded = decoder.embed(tokens.x[:, 1:])
+    full = decoder.mask_token.expand(2, 32, -1).clone()
+    full = full.scatter(1, out.mask.keep.index[..., None].expand_as(embedded), embedded) + decoder.position.table
+    for number, block in enumerate(decoder.transformer.blocks):
+        full = swin_block(full, block, (8, 4), (2, 0) if number % 2 else (0, 0), 4)
+    expected = decoder.pred(decoder.transformer.final_norm(full))
+    expected = expected.gather(1, out.mask.hide.index[..., None].expand(-1, -1, 256))
+    assert relative(out.prediction, expected) < 1e-5
+    loss = method.loss(expected, batch, out.mask.hide)
+    gradients = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad and p.numel()])
+    out.loss.backward()
+    mine = [p for p in method.parameters() if p.requires_grad and p.numel()]
+    total = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert all((p.grad - gradient).norm() < 1e-5 * total for p, gradient in zip(mine, gradients, strict=True))
+
+
+@pytest.mark.parametrize("decoder", ["local", "global"])
+def test_the_authors_files_are_read_with_either_decoder(decoder, tmp_path):
+    ours = tiny(decoder)
+    rules = forms.LOCAL if decoder == "local" else forms.GLOBAL
+    state = to_theirs(ours.state_dict(), rules, (16, 16))
+    names = {key.split(".", 2)[-1] for key in state if key.startswith("decoder_blocks.0.")}
+    assert ("attn.tau" in names) == ("attn.meta_mlp.fc1.weight" in names) == (decoder == "local")
+    assert state["patch_embed.proj.weight"].shape == (192, 1, 16, 16) and state["pos_embed"].shape == (1, 33, 192)
+    torch.save({"model": state}, tmp_path / "pretrained.pth")
+    read = AudioMAE.from_official(tmp_path / "pretrained.pth", decoder_heads=4, size=(128, 64))
+    assert read.config.encoder.tokenizers[0].position == read.config.decoder.position == "sincos_swapped"
+    assert_states_equal(read.state_dict(), ours.state_dict())
+    batch = spectrograms()
+    assert torch.equal(read(batch).loss, ours(batch).loss)
+    encoder = Encoder.from_official(tmp_path / "pretrained.pth", size=(128, 64))
+    assert torch.equal(encoder(batch).x, ours.encoder(batch).x)
+
+
+def test_fine_tuned_files_are_read_without_a_decoder(tmp_path):
+    config = dataclasses.replace(tiny().encoder.config, classes=5, pool_norm=True)
+    transformer = dataclasses.replace(config.transformer, final_norm=False)
+    encoder = randomize(Encoder(dataclasses.replace(config, transformer=transformer)))
+    state = to_theirs(encoder.state_dict(), vit.timm_vit("", "audio"), (16, 16))
+    read = Encoder.from_official(state, size=(128, 64))
+    batch = spectrograms()
+    assert torch.equal(read.classify(batch), encoder.classify(batch))
+    with pytest.warns(UserWarning, match="holds no decoder"):
+        AudioMAE.from_official(state, size=(128, 64))
+
+
+def test_ten_seconds_of_128_bands_is_what_a_table_of_512_means():
+    with torch.device("cpu"):
+        state = to_theirs(AudioMAE("tiny", position="sincos_swapped").state_dict(), forms.LOCAL, (16, 16))
+    assert AudioMAE.from_official(state, decoder_heads=4).config.encoder.tokenizers[0].size == (1024, 128)
+
+
+def test_the_encoder_goes_to_timm_and_back(tmp_path):
+    encoder, batch = tiny().encoder.eval(), spectrograms()
+    folder = encoder.save_timm(tmp_path / "timm")
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert relative(theirs.forward_features(normalised(encoder, batch["audio"])), encoder(batch).x) < 1e-5
+    again = Encoder.from_pretrained(folder).eval()
+    assert again.config.tokenizers[0].modality == encoder.config.tokenizers[0].modality
+    assert torch.equal(again(batch).x, encoder(batch).x)
+    with pytest.raises(UserError, match="ASTModel has another geometry"):
+        encoder.to_transformers(tmp_path / "ast")
+
+
+def test_the_bias_dropout_is_the_authors_only_in_training():
+    method = tiny()
+    decoder = dataclasses.replace(
+        method.config.decoder,
+        transformer=dataclasses.replace(method.config.decoder.transformer, window=WindowConfig(dropout=0.1)),
+    )
+    dropped = AudioMAE(dataclasses.replace(method.config, decoder=decoder))
+    dropped.load_state_dict(method.state_dict())
+    batch = spectrograms()
+    assert torch.equal(dropped.eval()(batch).loss, method.eval()(batch).loss)
+    assert not torch.equal(dropped.train()(batch).loss, dropped(batch).loss)
+
+
+def test_bad_input_gets_one_sentence():
+    for settings, sentence in (
+        ({"frames": 1000}, "patches of 16 do not fill 1000 times x 128 mel bands"),
+        ({"frames": 32, "mel": 128}, r"windows of \(4, 4\) patches do not tile \(2, 8\)"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            AudioMAE("tiny", **settings)
+    with pytest.raises(UserError, match="audio: got shape"):
+        tiny()({"audio": torch.zeros(1, 1, 500, 64)})
+    with pytest.raises(UserError, match="not a checkpoint of Audio-MAE"):
+        AudioMAE.from_official({"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)})
