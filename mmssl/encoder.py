@@ -312,8 +312,9 @@ class Encoder(nn.Module):
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises
         UserError for an encoder that it cannot express."""
         model = interop.vit.timm_model(self._settings)
-        patch = self.config.tokenizers[0].modality.patch
-        model.load_state_dict(interop.to_theirs(self.state_dict(), interop.vit.timm_vit(), patch))
+        modality = self.config.tokenizers[0].modality
+        rules = interop.vit.timm_vit("", modality.name)
+        model.load_state_dict(interop.to_theirs(self.state_dict(), rules, modality.patch))
         return model
 
 

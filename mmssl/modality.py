@@ -53,6 +53,19 @@ class Modality:
         """The same without statistics: values stay as they are, 0-1."""
         return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
 
+    def brightness(self, media: Tensor) -> Tensor:
+        """Raw media `[B, C, ...]` as values in 0-1 to look at: pictures and clips as they are, others, such as log-mel,
+        from a `std` below their `mean` to one above it."""
+        if self.name in ZERO_TO_ONE:
+            return zero_to_one(media)
+        mean, std = (torch.tensor(each).view(-1, *(1,) * (media.ndim - 2)).to(media) for each in (self.mean, self.std))
+        return ((media - mean) / std / 2 + 0.5).clamp(0, 1)
+
+    def upright(self, media: Tensor) -> Tensor:
+        """What lies on this modality's axes `[..., *axes]` as one looks at it: time runs to the right, high notes lie
+        above low ones."""
+        return media.transpose(-1, -2).flip(-2) if self.axes == ("time", "mel") else media
+
 
 IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 VIDEO = Modality("video", ("time", "height", "width"), 3, (2, 16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -63,7 +63,7 @@ class PatchTarget(nn.Module):
         media: Shaped[Tensor, "batch channels *axes"],
         hide: Positions,
     ) -> Float[Tensor, "batch channels *axes"]:
-        """`media` with its hidden patches replaced by the prediction, 0-1 values, to look at.
+        """`media`, pictures and clips in 0-1, with its hidden patches replaced by the prediction, to look at.
 
         A prediction of standardised patches lacks their means and deviations: they are taken from the original, as the
         authors' demos do.

@@ -52,7 +52,7 @@ def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Se
             return form
     others = _OTHERS.get((library, _media(settings)), "")
     raise UserError(
-        f"{library} has nothing that {what} could be written as{others}; `encoder.forms` says what an encoder can become"
+        f"{library} has nothing that {what} could be written as{others}; `encoder.forms` says what encoders can become"
     )
 
 

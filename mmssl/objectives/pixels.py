@@ -14,7 +14,7 @@ from mmssl.decoder import Decoder
 from mmssl.encoder import Encoder, single_modality
 from mmssl.interop import Form
 from mmssl.masking import Positions
-from mmssl.modality import Modality, zero_to_one
+from mmssl.modality import Modality
 from mmssl.objectives.objective import Figure, Objective, Output
 from mmssl.target import PatchTarget
 from mmssl.tokenizer import Batch, PatchTokenizer
@@ -70,7 +70,7 @@ class PixelObjective(Objective):
         return self.target.loss(prediction, self.wanted(batch), hide)
 
     def reconstruct(self, batch: Batch, out: Output) -> Float[Tensor, "batch channels *axes"]:
-        """What was wanted, its hidden patches replaced by the prediction, 0-1 values (see `PatchTarget.filled`)."""
+        """What was wanted, its hidden patches replaced by the prediction (see `PatchTarget.filled`)."""
         if out.mask is None or out.prediction is None:
             raise ValueError("reconstruct needs an output with a mask and a prediction")
         return self.target.filled(out.prediction, self.wanted(batch), out.mask.hide)
@@ -80,10 +80,11 @@ class PixelObjective(Objective):
         """What was hidden (grey), what the model predicts there (nothing asks it to predict what it sees), what was
         there."""
         out, media = self(batch), self.wanted(batch)
-        original, hidden = zero_to_one(media), self.target.where(out.mask.hide, media)
-        predicted = torch.where(hidden, self.reconstruct(batch, out), original)
-        columns = (torch.where(hidden, 0.5, original), predicted, original)
-        kind = "clips" if media.ndim == 5 else "pictures"
+        shown, hidden = self.target.modality, self.target.where(out.mask.hide, media)
+        original = shown.brightness(media)
+        predicted = torch.where(hidden, shown.brightness(self.reconstruct(batch, out)), original)
+        columns = tuple(map(shown.upright, (torch.where(hidden, 0.5, original), predicted, original)))
+        kind = "clips" if media.ndim == 5 else "sounds" if shown.name == "audio" else "pictures"
         caption = f"Held-out {kind}: {self.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
         if self.config.norm_pix:
             caption += " (the model predicts standardised patches: their mean and contrast are the original's)"

@@ -41,6 +41,12 @@ def side_by_side(columns: Sequence[Float[Tensor, "pictures _ height width"]], *,
     return _png(_grid(list(zip(*(_tiles(_rgb(column)) for column in columns), strict=True)), across))
 
 
+def below_each_other(columns: Sequence[Float[Tensor, "pictures _ height width"]]) -> bytes:
+    """The same for pictures that are too wide: those of one sample, one from each column, below each other."""
+    tiles = zip(*(_tiles(_rgb(column)) for column in columns), strict=True)
+    return _png(_grid([[tile] for sample in tiles for tile in sample], 1))
+
+
 def strips(columns: Sequence[Float[Tensor, "clips _ frames height width"]]) -> bytes:
     """The clips of one sample below each other, one from each column, as strips of up to eight frames."""
     frames = columns[0].shape[2]

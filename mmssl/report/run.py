@@ -17,10 +17,9 @@ from torch import Tensor
 from mmssl.encoder import single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
-from mmssl.modality import zero_to_one
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.page import Report
-from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
+from mmssl.report.pictures import attention_maps, below_each_other, patch_components, side_by_side, strips, tracks
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
@@ -43,12 +42,14 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
     encoder = objective.encoder
     modality = single_modality(encoder)
     batch = {modality.name: batch[modality.name]}
-    original = zero_to_one(batch[modality.name])
+    original = modality.brightness(batch[modality.name])
     report.heading("What its features say")
     tokens = encoder(batch)
     sizes = original.shape[2:]
     grid = [side // patch for side, patch in zip(sizes, modality.patch, strict=True)]
     patches = tokens.x[:, tokens.prefix :].unflatten(1, grid)
+    if len(grid) == 2:
+        original, patches = modality.upright(original), modality.upright(patches.movedim(-1, 1)).movedim(1, -1)
     if original.ndim == 5:  # one picture a slice of tubes: its first frame
         original = original[:_CLIPS, :, :: modality.patch[0]].transpose(1, 2).flatten(0, 1)
         patches = patches[:_CLIPS].flatten(0, 1)
@@ -58,7 +59,7 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
         name="features",
     )
     if encoder.config.prefix and len(grid) == 2:
-        weights = encoder.class_attention(batch)
+        weights = modality.upright(encoder.class_attention(batch))
         report.figure(
             attention_maps(original, weights.mean(1, keepdim=True), across=3),
             "Where the class token of the last block looks: the mean over its heads.",
@@ -74,8 +75,13 @@ def draw_figures(report: Report, figures: Sequence[Figure]) -> None:
     for figure in figures:
         if figure.heading != heading:
             report.heading(heading := figure.heading)
-        on_clips = figure.columns[0].ndim == 5
-        png = strips([each[:_CLIPS] for each in figure.columns]) if on_clips else side_by_side(figure.columns)
+        *_, height, width = figure.columns[0].shape
+        if figure.columns[0].ndim == 5:
+            png = strips([each[:_CLIPS] for each in figure.columns])
+        elif width > 2 * height:  # spectrograms
+            png = below_each_other([each[:_CLIPS] for each in figure.columns])
+        else:
+            png = side_by_side(figure.columns)
         report.figure(png, figure.caption, name=figure.name)
 
 

@@ -10,11 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmssl import MAE, SiamMAE, VideoMAE
+from mmssl import MAE, AudioMAE, SiamMAE, VideoMAE
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
-from mmssl.modality import VIDEO, image
-from mmssl.objectives import MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
+from mmssl.modality import AUDIO, VIDEO, image
+from mmssl.objectives import AudioMAEConfig, MAEConfig, Objective, SiamMAEConfig, VideoMAEConfig
+from mmssl.objectives.audiomae import local_decoder_config
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
 from mmssl.tokenizer import TokenizerConfig
@@ -31,6 +32,7 @@ from tests.contracts import (
 from tests.training_toy import ToyConfig
 
 Batch = dict[str, Tensor]
+SOUND = dataclasses.replace(AUDIO, patch=(4, 4))
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ def mae() -> MAE:
     return MAE(MAEConfig(vit(image(3, (4, 4))), mae_decoder_config(16, 1, 2)))
 
 
+def audiomae() -> AudioMAE:
+    return AudioMAE(AudioMAEConfig(vit(SOUND), local_decoder_config(16, 2, 2)))
+
+
 def siammae() -> SiamMAE:
     return SiamMAE(SiamMAEConfig(vit(image(3, (4, 4))), siammae_decoder_config(16, 1, 2), 0.75))
 
@@ -83,6 +89,11 @@ def toy(method: Callable[[], Objective]) -> Objective:
 
 def one_picture(step: int) -> Batch:
     return {"image": pictures(6, 3, seed=step), **keys(6, step)}
+
+
+def spectrogram(step: int) -> Batch:
+    values = pictures(6, 1, seed=step).float() / 255
+    return {"audio": SOUND.mean[0] + SOUND.std[0] * (2 * values - 1), **keys(6, step)}
 
 
 def two_frames(step: int) -> Batch:
@@ -115,6 +126,7 @@ RAGGED = without("rows are ragged: how many tokens there are is known only when 
 
 TABLE = (
     Entry("MAE", mae, one_picture, ("image",), exports=("timm", "transformers")),
+    Entry("AudioMAE", audiomae, spectrogram, ("audio",), exports=("timm",)),
     Entry("SiamMAE", siammae, two_frames, ("image.1",), exports=("timm", "transformers")),
     Entry("VideoMAE", videomae, clip, ("video",), exports=("transformers",)),
     Entry(

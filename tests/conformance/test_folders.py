@@ -10,6 +10,7 @@ import torch
 
 from mmssl import Encoder
 from mmssl.errors import UserError
+from mmssl.modality import zero_to_one
 from mmssl.objectives import load
 from tests.conformance.table import Entry
 from tests.parity import assert_states_equal, normalised, randomize, relative
@@ -42,7 +43,8 @@ def test_other_libraries_take_the_encoder_or_it_says_why_not(entry: Entry, libra
         return
     tokens = encoder(batch).x
     if library == "timm":
-        found = encoder.to_timm().eval().forward_features(normalised(encoder, batch["image"].float() / 255))
+        media = zero_to_one(batch[next(iter(encoder.tokenizers))])
+        found = encoder.to_timm().eval().forward_features(normalised(encoder, media))
     else:
         found = Encoder.from_pretrained(encoder.to_transformers(tmp_path)).eval()(batch).x
     assert relative(found, tokens) < 1e-5
