@@ -23,7 +23,6 @@ def training_ranks() -> ProcessGroup | None:
     return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
-@torch.compiler.disable
 def total(values: Float[Tensor, "*shape"], group: ProcessGroup) -> Float[Tensor, "*shape"]:
     """The sum of every rank's `values`, which have one shape."""
     return _Total.apply(values, group)
@@ -36,7 +35,6 @@ def stacked(values: Float[Tensor, "*shape"], group: ProcessGroup) -> Tensor:
     return total(F.pad(values[None], (*2 * values.ndim * [0], *beside)), group)
 
 
-@torch.compiler.disable
 def everywhere(rows: Float[Tensor, "rows dim"], group: ProcessGroup | None) -> Float[Tensor, "all_rows dim"]:
     """The rows of all ranks, one rank after the other; each may have another number of them. Waits for the device."""
     if group is None:

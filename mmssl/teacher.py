@@ -31,6 +31,7 @@ class Teacher(nn.Module):
     def follow(self, student: nn.Module, momentum: float) -> None:
         """weight = momentum * weight + (1 - momentum) * the student's; momentum 0 copies the student.
 
-        Buffers stay: running statistics are those of the teacher's own passes, as in the code named above.
+        Buffers stay: running statistics are those of the teacher's own passes, as in the code named above. (data2vec's
+        are copied, for a teacher in eval mode: `EMAModule` of facebookresearch/fairseq.)
         """
         get_ema_multi_avg_fn(momentum)(list(self.module.parameters()), list(student.parameters()), None)

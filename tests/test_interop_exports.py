@@ -7,10 +7,10 @@ import timm
 import torch
 import transformers
 
-from mmssl import Encoder
+from mmssl import MAE, Encoder, UserError
 from mmssl.commands.export import export
 from mmssl.encoder import vit_config
-from mmssl.modality import image
+from mmssl.modality import AUDIO, image
 
 
 @pytest.fixture(params=[3, 1])
@@ -51,3 +51,18 @@ def test_transformers_loads_every_weight_from_the_folder(encoder, tmp_path):
     folder = encoder.to_transformers(tmp_path)
     _, told = transformers.ViTModel.from_pretrained(folder, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
+
+
+def test_what_a_model_can_become_is_listed_and_anything_else_refused(tmp_path, capsys):
+    MAE("tiny", size=16, patch=8).save_pretrained(tmp_path / "mae")
+    Encoder(vit_config("tiny", modality=AUDIO, input_size=(32, 32))).save_pretrained(tmp_path / "audio")
+    export(tmp_path / "mae", None, "list")
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["vit", "timm", "vit_mae"] and "ViTMAEForPreTraining" in listed[2]
+    for model, to, sentence in (
+        ("mae", "videomae", "cannot become 'videomae', only vit, timm, vit_mae"),
+        ("mae", "vit", "give --out DIR"),
+        ("audio", "timm", "nor anything else that mmssl writes"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            export(tmp_path / model, None, to)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from mmssl import UserError, train
+from mmssl.cli import import_modules
 from mmssl.encoder import Encoder
 from mmssl.methods import find
 from mmssl.objectives import METHODS, load
@@ -90,6 +91,13 @@ def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path
         (tmp_path / "config.json").write_text(json.dumps(config | {"mmssl": "LumoMAE", "module": module}))
         with pytest.raises(UserError, match=sentence):
             load(tmp_path)
+
+
+def test_modules_are_imported_for_any_command():
+    assert import_modules(["--import", "tests.luma", "report", "runs/mine"]) == ["report", "runs/mine"]
+    assert import_modules(["evaluate", "--import=tests.luma", "--model", "m"]) == ["evaluate", "--model", "m"]
+    with pytest.raises(UserError, match="the module nowhere cannot be imported"):
+        import_modules(["--import", "nowhere", "report"])
 
 
 def test_a_name_of_mmssl_is_not_taken():

@@ -26,7 +26,8 @@ def export(model: Path, out: Path | None, to: str) -> None:
         print(*(f"{name:<{width}}  {form.what}" for name, (form, _) in forms.items()), sep="\n")
         return
     if to not in forms:
-        raise UserError(f"{model}: cannot become {to!r}, only {', '.join(forms) or 'nothing that mmssl writes'}")
+        others = f"only {', '.join(forms)}" if forms else "nor anything else that mmssl writes"
+        raise UserError(f"{model}: cannot become {to!r}, {others}")
     if out is None:
         raise UserError("give --out DIR, the folder to write")
     form, whole = forms[to]

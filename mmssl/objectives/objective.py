@@ -128,7 +128,10 @@ class Objective(nn.Module):
         return ranks.training_ranks() if self.training else None
 
     def before_step(self, progress: float) -> None:
-        """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training."""
+        """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training.
+
+        It must change nothing that is saved: the step may be dropped by a stop.
+        """
 
     def after_step(self, progress: float) -> None:
         """Called after the optimizer's step: where a teacher follows its student."""

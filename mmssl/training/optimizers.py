@@ -1,11 +1,7 @@
-"""Optimizers that torch does not have. Both are plain loops over lists of tensors, and keep float32 for float32.
-
-Groups made by `parameter_groups` say by "decays" whether theirs are weights, which decay, or biases and norms.
-"""
+"""Optimizers that torch does not have, for groups that `parameter_groups` made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +19,9 @@ class LARS(Optimizer):
 
         g = gradient + weight_decay * w;  m = momentum * m + trust * |w| / |g| * g;  w = w - lr * m
 
-    The ratio is 1 where |w| or |g| is 0. Biases and norms neither decay nor adapt: theirs is SGD with momentum
-    (deepmind-research/byol, `exclude_bias_and_norm`; facebookresearch/moco-v3, moco/optimizer.py). SimCLR's own code
-    has the rate inside the momentum, which differs only while the rate changes.
+    The ratio is 1 where |w| or |g| is 0. Biases and norms, whose groups do not decay, do not adapt either: theirs is
+    SGD with momentum (deepmind-research/byol, `exclude_bias_and_norm`; facebookresearch/moco-v3, moco/optimizer.py).
+    SimCLR's own code has the rate inside the momentum, which differs only while the rate changes.
     """
 
     def __init__(
@@ -34,7 +30,7 @@ class LARS(Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights, gradients = _with_gradients(group)
             if not weights:
@@ -49,7 +45,8 @@ class LARS(Optimizer):
                 ]
                 torch._foreach_mul_(moves, ratios)
             for weight in weights:
-                self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
             moments = [self.state[weight]["momentum"] for weight in weights]
             torch._foreach_mul_(moments, group["momentum"])
             torch._foreach_add_(moments, moves)
@@ -77,7 +74,7 @@ class UncorrectedAdam(Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights, gradients = _with_gradients(group)
             if not weights:
