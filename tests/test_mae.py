@@ -71,11 +71,13 @@ def assert_parity(theirs, ours, batch=2):
     gradients_as_weights(theirs)
 
 
-@pytest.mark.parametrize("norm_pix", [False, True])
+BASE = {key: value for key, value in transformers.ViTMAEConfig().to_dict().items() if key in TINY}
+
+
 @pytest.mark.parametrize(
-    "sizes", [{}, {key: value for key, value in transformers.ViTMAEConfig().to_dict().items() if key in TINY}]
+    ("sizes", "norm_pix"), [({}, False), ({}, True), (BASE, True)], ids=["tiny", "standardised", "base"]
 )
-def test_loss_predictions_and_gradients_equal_transformers(saved, tmp_path, norm_pix, sizes):
+def test_loss_predictions_and_gradients_equal_transformers(saved, tmp_path, sizes, norm_pix):
     theirs, folder = saved(norm_pix_loss=norm_pix, **sizes)
     ours = MAE.from_pretrained(folder)
     assert_parity(theirs, ours)

@@ -76,7 +76,7 @@ def test_cropmae_files_give_the_same_predictions(tmp_path):
 
 
 def test_files_of_other_methods_are_named():
-    mae = MAE()
+    mae = MAE("tiny")
     with pytest.raises(UserError, match="not a file of CropMAE"):
         SiamMAE.from_official({"model": mae.state_dict()})
 
