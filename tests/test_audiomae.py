@@ -8,12 +8,20 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from benchmarks.audio_peer import PlainAudioMAE
 from mmssl import AudioMAE, Encoder, UserError
 from mmssl.interop import audiomae as forms
 from mmssl.interop import to_theirs, vit
 from mmssl.position import Position, sincos_table
 from mmssl.transformer import WindowConfig
-from tests.parity import assert_states_equal, normalised, randomize, relative
+from tests.parity import (
+    assert_gradients_equal,
+    assert_states_equal,
+    gradients_as_weights,
+    normalised,
+    randomize,
+    relative,
+)
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
@@ -84,53 +92,19 @@ def test_another_length_resizes_the_table_on_the_grid_it_was_made_for():
     assert torch.equal(position((32, 8)), resized.flatten(1).T)
 
 
-def swin_block(x, block, grid, shift, heads, tau_min=0.01):
-    """Post-norm, shifted windows by roll and partition, cosine attention: as the paper describes them."""
-    batch, tokens, dim = x.shape
-    attention = block.attn.layer
-    rows, columns = grid
-    image = torch.roll(x.view(batch, rows, columns, dim), (-shift[0], -shift[1]), (1, 2))
-    parts = image.view(batch, rows // 4, 4, columns // 4, 4, dim).transpose(2, 3).reshape(-1, 16, dim)
-    q, k, v = attention.qkv(parts).view(-1, 16, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-    logits = q @ k.transpose(2, 3) / (q.norm(dim=3)[..., None] * k.norm(dim=3)[..., None, :]).clamp(min=1e-6)
-    logits = logits / attention.temperature.clamp(min=tau_min)[:, None, None]
-    places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).float()
-    apart = places[:, None] - places[None]
-    offsets = torch.sign(apart) * torch.log(1 + apart.abs())
-    logits = logits + attention.offset2(F.relu(attention.offset1(offsets))).permute(2, 0, 1)
-    if any(shift):
-        region = torch.zeros(rows, columns)
-        for number, part in enumerate((slice(0, -4), slice(-4, -shift[0]), slice(-shift[0], None))):
-            region[part] = number
-        region = region.view(rows // 4, 4, columns // 4, 4).transpose(1, 2).reshape(-1, 16)
-        apart = (region[:, None] != region[:, :, None]).float() * -100
-        logits = (logits.view(batch, -1, heads, 16, 16) + apart[None, :, None]).flatten(0, 1)
-    out = attention.proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, dim))
-    out = out.view(batch, rows // 4, columns // 4, 4, 4, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
-    out = torch.roll(out, shift, (1, 2)).view(batch, tokens, dim)
-    x = x + block.attn.norm(out)
-    return x + block.mlp.norm(block.mlp.layer.fc2(F.gelu(block.mlp.layer.fc1(x))))
-
-
-def test_the_local_decoder_is_shifted_windows_of_cosine_attention():
-    method, batch = tiny(), spectrograms()
-    out = method(batch)
-    tokens = method.encoder(batch, out.mask)
-    decoder = method.decoder
-    embedded = decoder.embed(tokens.x[:, 1:])
-    full = decoder.mask_token.expand(2, 32, -1).clone()
-    full = full.scatter(1, out.mask.keep.index[..., None].expand_as(embedded), embedded) + decoder.position.table
-    for number, block in enumerate(decoder.transformer.blocks):
-        full = swin_block(full, block, (8, 4), (2, 0) if number % 2 else (0, 0), 4)
-    expected = decoder.pred(decoder.transformer.final_norm(full))
-    expected = expected.gather(1, out.mask.hide.index[..., None].expand(-1, -1, 256))
-    assert relative(out.prediction, expected) < 1e-5
-    loss = method.loss(expected, batch, out.mask.hide)
-    gradients = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad and p.numel()])
+@pytest.mark.parametrize("decoder", ["local", "global"])
+def test_loss_predictions_and_gradients_are_those_of_timms_and_swins_blocks(decoder):
+    ours, batch = tiny(decoder), spectrograms()
+    theirs = PlainAudioMAE(ours)
+    out = ours(batch)
+    loss, prediction = theirs(normalised(ours.encoder, batch["audio"]), out.mask.keep.index, out.mask.hide.index)
+    assert out.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert relative(out.prediction, prediction) < 1e-5
     out.loss.backward()
-    mine = [p for p in method.parameters() if p.requires_grad and p.numel()]
-    total = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    assert all((p.grad - gradient).norm() < 1e-5 * total for p, gradient in zip(mine, gradients, strict=True))
+    loss.backward()
+    gradients_as_weights(theirs)
+    expected = AudioMAE.from_official(theirs.state_dict(), decoder_heads=4, size=(128, 64))
+    assert_gradients_equal(ours, expected)
 
 
 @pytest.mark.parametrize("decoder", ["local", "global"])
