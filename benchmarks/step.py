@@ -1,7 +1,10 @@
-"""One training step of a method against transformers' model of it: same weights, data, mask ratio and optimizer.
+"""One training step of a method against another's model of it: same weights, data, mask ratio and optimizer.
+
+The other is transformers', or for Audio-MAE, which transformers has not, timm's and Swin's blocks (audio_peer.py).
 
     python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
     python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
+    python -m benchmarks.step --models audiomae-base audiomae-base-blocks   # Audio-MAE, and its local decoder's blocks
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -26,15 +29,53 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import device_name, in_fresh_process, markdown, peak_growth, product_rate, seconds, write
-from mmssl import MAE, VideoMAE
+from mmssl import MAE, AudioMAE, VideoMAE
 from mmssl.demo import demo_config
 from mmssl.encoder import vit_config
 from mmssl.objectives import MAEConfig, videomae_config
 from mmssl.training import adamw, parameter_groups
 
 BATCH = {"demo": 256, "small": 16, "base": 16, "videomae-small": 4, "videomae-base": 2}
+SOUNDS = ("audiomae-small", "audiomae-base")
+BATCH |= {f"{model}{part}": 4 for model in SOUNDS for part in ("", "-global", "-blocks")}
 
 Side = tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]
+
+
+class Blocks(nn.Module):
+    """The blocks of Audio-MAE's local decoder alone, on random tokens."""
+
+    def __init__(self, blocks: nn.ModuleList, *rest: Any):
+        super().__init__()
+        self.blocks, self.rest = blocks, rest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, *self.rest)
+        return x.square().mean()
+
+
+def sound_sides(model: str, device: torch.device) -> dict[str, Side]:
+    """Audio-MAE beside the same from timm's and Swin's blocks."""
+    from benchmarks.audio_peer import PlainAudioMAE
+
+    torch.manual_seed(0)
+    size, _, part = model.removeprefix("audiomae-").partition("-")
+    ours = AudioMAE(size, decoder="global" if part == "global" else "local")
+    theirs = PlainAudioMAE(ours).to(device)
+    ours, (mean,), (std,) = ours.to(device), ours.modality.mean, ours.modality.std
+    grid, dim = ours.tokenizer.size_grid, ours.config.decoder.transformer.dim
+    if part == "blocks":
+        tokens = torch.randn(BATCH[model], grid[0] * grid[1], dim, device=device)
+        blocks = Blocks(ours.decoder.transformer.blocks, None, None, None, grid), Blocks(theirs.decoder_blocks)
+        return {"mmssl": (blocks[0], lambda m: m(tokens)), "plain PyTorch": (blocks[1], lambda m: m(tokens))}
+    values = torch.randn(BATCH[model], 1, 1024, 128, device=device)
+    batch = {"audio": values * std / 2 + mean, "sample_id": torch.arange(BATCH[model], device=device)}
+    mask = ours.hide(batch)
+    return {
+        "mmssl": (ours, lambda m: m(batch).loss),
+        "plain PyTorch": (theirs, lambda m: m(values / 2, mask.keep.index, mask.hide.index)[0]),
+    }
 
 
 def method(model: str) -> MAE | VideoMAE:
@@ -50,6 +91,8 @@ def method(model: str) -> MAE | VideoMAE:
 
 def sides(model: str, device: torch.device) -> dict[str, Side]:
     """Both models with the same weights, and what gives each one's loss on the same media."""
+    if model.startswith("audiomae-"):
+        return sound_sides(model, device)
     import transformers
     from transformers.utils import logging
 
@@ -122,7 +165,8 @@ def compare(model: str, precision: str, mode: str, rounds: int, device: torch.de
         order = list(steps) if index % 2 else list(steps)[::-1]
         for side in order:
             times[side].append(seconds(steps[side], device))
-    faster = statistics.median(b / a for a, b in zip(times["mmssl"], times["transformers"], strict=True))
+    one, other = times.values()
+    faster = statistics.median(b / a for a, b in zip(one, other, strict=True))
     rows = []
     for side, measured in times.items():
         median = statistics.median(measured)
