@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl import UserError, train
+from mmssl import MAE, UserError, train
 from mmssl.cli import import_modules
 from mmssl.encoder import Encoder
 from mmssl.methods import find
-from mmssl.objectives import METHODS, load
+from mmssl.objectives import METHODS, MAEConfig, load
 from mmssl.report import Report
 from mmssl.report.run import draw_figures
 from tests.luma import LumaMAE
@@ -91,6 +92,34 @@ def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path
         (tmp_path / "config.json").write_text(json.dumps(config | {"mmssl": "LumoMAE", "module": module}))
         with pytest.raises(UserError, match=sentence):
             load(tmp_path)
+
+
+def test_two_modules_may_have_methods_of_one_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("mine", "yours"):
+        (tmp_path / f"{module}.py").write_text("from mmssl import MAE\n\n\nclass Twin(MAE):\n    pass\n")
+    mine, yours = (find(f"{module}:Twin").config.objective for module in ("mine", "yours"))
+    for kind in (mine, yours):
+        folder = kind("tiny", size=16, patch=8).save_pretrained(tmp_path / kind.__module__)
+        assert type(load(folder)) is kind
+
+
+@dataclass(frozen=True)
+class WeightedConfig(MAEConfig):
+    weight: float = 2.0
+
+
+class WeightedMAE(MAE):
+    config_class = WeightedConfig
+
+
+def test_settings_of_its_own_are_taken_beside_the_usual_ones():
+    assert WeightedMAE("tiny", size=16, patch=8).config.weight == 2.0
+    method = WeightedMAE("tiny", size=16, patch=8, weight=3.0)
+    assert isinstance(method.config, WeightedConfig) and method.config.weight == 3.0
+    assert method.tokenizer.size_grid == (2, 2)
+    with pytest.raises(UserError, match="has no setting 'wait': did you mean 'weight'"):
+        WeightedMAE("tiny", wait=3.0)
 
 
 def test_modules_are_imported_for_any_command():
