@@ -254,3 +254,10 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         "optimizer.safetensors",
         "meta.json",
     }
+
+
+def test_a_checkpoint_of_a_later_format_names_the_version_that_reads_it(tmp_path: Path) -> None:
+    manifest = save(tmp_path, 1) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99, "version": "7.1"}))
+    with pytest.raises(UserError, match=r"written by mmssl 7\.1 in format 99, .*: read it with mmssl 7\.1"):
+        newest_step(tmp_path)

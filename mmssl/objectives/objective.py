@@ -232,7 +232,8 @@ class Objective(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' class of the same method reads, decoder included. Raises UserError where
         transformers has none, or it cannot express this model."""
-        return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__), folder)
+        remedy = "; its encoder alone may, `encoder.forms`"
+        return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__, remedy), folder)
 
 
 def _fields(config: Any) -> list[str]:
