@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mmssl import MAE, UserError, train
 from mmssl.cli import import_modules
+from mmssl.commands.export import export
 from mmssl.encoder import Encoder
 from mmssl.methods import find
 from mmssl.objectives import METHODS, MAEConfig, load
@@ -92,6 +94,16 @@ def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path
         (tmp_path / "config.json").write_text(json.dumps(config | {"mmssl": "LumoMAE", "module": module}))
         with pytest.raises(UserError, match=sentence):
             load(tmp_path)
+
+
+def test_an_export_says_when_its_class_is_not_found_and_writes_the_encoder_all_the_same(trained, tmp_path):
+    lost = shutil.copytree(trained / "final", tmp_path / "lost")
+    config = json.loads((lost / "config.json").read_text())
+    (lost / "config.json").write_text(json.dumps(config | {"mmssl": "LostMAE", "module": "nowhere"}))
+    with pytest.raises(UserError, match=r"cannot become .vit_mae., only vit, timm .*the module nowhere cannot be"):
+        export(lost, tmp_path / "out", "vit_mae")
+    export(lost, tmp_path / "out", "timm")
+    assert Encoder.from_pretrained(tmp_path / "out").dim == 192
 
 
 def test_two_modules_may_have_methods_of_one_name(tmp_path, monkeypatch):
