@@ -152,3 +152,6 @@ def test_models_of_a_later_format_name_the_version_that_reads_them(trained, tmp_
     for kind in (Encoder, LumaMAE):
         with pytest.raises(UserError, match=r"written by mmssl 7\.1 in format 99, .*: read it with mmssl 7\.1"):
             kind.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": "two"}))
+    with pytest.raises(UserError, match="its format is 'two', which is no number"):
+        Encoder.from_pretrained(tmp_path)
