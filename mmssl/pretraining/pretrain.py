@@ -97,7 +97,7 @@ def pretrain(
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
         with torch.autocast(device.type, low_precision, enabled=low_precision is not None):
-            mean = _held_out_loss(objective, watched, device)
+            mean = held_out_loss(objective, watched, device)
         found = extract(objective.encoder, watched, device=device)
         rank = effective_rank(found.features)
         return {"heldout_loss": mean, "effective_rank": rank, **watched_accuracies(found)}
@@ -127,7 +127,7 @@ def pretrain(
     return result
 
 
-def _held_out_loss(objective: Objective, watched: list[dict[str, Tensor]], device: torch.device) -> float:
+def held_out_loss(objective: Objective, watched: list[dict[str, Tensor]], device: torch.device) -> float:
     """The mean over the watched samples, or of a method that compares samples the loss of all of them together."""
     batches = ({name: value.to(device) for name, value in batch.items()} for batch in watched)
     if objective.compares_samples:

@@ -148,6 +148,6 @@ def chunked_norms(objective: Objective, chunk: int, chunks: int) -> list[str]:
     if chunks == 1 or not any(isinstance(part, GlobalBatchNorm) for part in objective.modules()):
         return []
     return [
-        f"batch norms normalise each chunk of {chunk} samples a process by itself, so {chunks} chunks are not quite one "
-        "batch: raise --at-once to hold more at once"
+        f"batch norms normalise each chunk of {chunk} samples a process by itself, so {chunks} chunks are not quite "
+        "one batch: raise --at-once to hold more at once"
     ]
