@@ -301,12 +301,16 @@ class Encoder(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
         `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
-        return self.save_as(interop.form_of(self.forms, "transformers", "this encoder", self._settings), folder)
+        return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:
         """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads. Raises UserError for an
         encoder that timm's ViT cannot express."""
-        return self.save_as(interop.form_of(self.forms, "timm", "this encoder", self._settings), folder)
+        return self._save_for("timm", folder)
+
+    def _save_for(self, library: interop.Library, folder: str | Path) -> Path:
+        what = f"an encoder of {', '.join(self.tokenizers)}"
+        return self.save_as(interop.form_of(self.forms, library, what, self._settings), folder)
 
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises

@@ -11,7 +11,7 @@ from mmssl.interop.folder import (
     resolve,
     save_folder,
 )
-from mmssl.interop.forms import Form, Found, Written
+from mmssl.interop.forms import Form, Found, Library, Written
 from mmssl.interop.registry import form_of, form_read, forms_of, save_as
 from mmssl.interop.rules import KeyMap, Rule, to_ours, to_theirs
 
@@ -19,6 +19,7 @@ __all__ = [
     "Form",
     "Found",
     "KeyMap",
+    "Library",
     "Rule",
     "Written",
     "config_from_dict",

@@ -42,18 +42,17 @@ def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
 
 
 # Why a library that has a model of a modality is not written all the same.
-_OTHERS = {("transformers", "audio"): " (its ASTModel has another geometry: mel x time, patches that overlap)"}
+_OTHERS = {("transformers", "audio"): ": its ASTModel has another geometry, mel x time, in patches that overlap"}
 
 
-def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Settings) -> Form:
-    """The one of these forms that is this library's; UserError where there is none for `what`, of these settings."""
+def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Settings, remedy: str = "") -> Form:
+    """The one of these forms that is this library's; UserError, which ends in `remedy`, where there is none for `what`,
+    of these settings."""
     for form in forms.values():
         if form.library == library:
             return form
     others = _OTHERS.get((library, _media(settings)), "")
-    raise UserError(
-        f"{library} has nothing that {what} could be written as{others}; `encoder.forms` says what encoders can become"
-    )
+    raise UserError(f"{library} has nothing that {what} could be written as{others}{remedy}")
 
 
 def save_as(form: Form, settings: Settings, state: Mapping[str, Tensor], folder: str | Path) -> Path:
