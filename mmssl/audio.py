@@ -8,7 +8,7 @@ htk_compat, window_type="hanning", num_mel_bins=128, dither=0 and its defaults.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -116,6 +116,36 @@ def _levels(pieces: Float32[Tensor, "frames 400"]) -> Float32[Tensor, "frames 12
     # a sparse product: a tenth of a dense one's time, and in float32 whatever dense products are told to be
     bands = embedding_bag(points, power, first, mode="sum", per_sample_weights=weights)
     return bands.clamp_(min=_FLOOR).log_().T
+
+
+def spectrograms(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of `SoundView(..., on_device=True)` with the `audio` that it would hold otherwise.
+
+    Takes `waveform` [B, samples], `waveform.length` [B] and, of SpecAugment, `waveform.hidden` [B, 4] out of the batch;
+    `audio` float32 [B, 1, frames, 128] is made on their device. A batch without waveforms stays as it is.
+    """
+    if "waveform" not in batch:
+        return dict(batch)
+    waveforms, lengths = batch["waveform"], batch["waveform.length"].tolist()
+    frames = 1 + (waveforms.shape[1] - WINDOW) // HOP
+    audio = filter_bank([row[:length] for row, length in zip(waveforms, lengths, strict=True)], frames)
+    if "waveform.hidden" in batch:
+        audio = hide(audio, batch["waveform.hidden"])
+    return {"audio": audio} | {name: value for name, value in batch.items() if name.partition(".")[0] != "waveform"}
+
+
+def hide(
+    audio: Float32[Tensor, "batch 1 frames bands"], hidden: Int64[Tensor, "batch 4"]
+) -> Float32[Tensor, "batch 1 frames bands"]:
+    """SpecAugment: 0 in each spectrogram's [first, stop) frames and [first, stop) bands.
+
+    Before normalisation 0 is what pads short sounds. Source: Park et al., "SpecAugment" (Interspeech 2019), where
+    Audio-MAE's authors apply it.
+    """
+    frame, band = (torch.arange(size, device=audio.device) for size in audio.shape[-2:])
+    first, stop, lowest, above = hidden[:, :, None].unbind(1)
+    covered = ((frame >= first) & (frame < stop))[:, :, None] | ((band >= lowest) & (band < above))[:, None, :]
+    return audio.masked_fill(covered[:, None], 0.0)
 
 
 @lru_cache(maxsize=16)

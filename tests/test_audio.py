@@ -28,7 +28,8 @@ def official(waveform, frames):
 
 
 def tone(hertz, seconds=1.0):
-    return 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(round(seconds * SECOND)) / SECOND)
+    phase = 2 * math.pi * hertz * torch.arange(round(seconds * SECOND)).double() / SECOND
+    return 0.5 * phase.sin().float()
 
 
 @pytest.mark.parametrize(

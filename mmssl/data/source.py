@@ -6,19 +6,34 @@ import gzip
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from io import BufferedReader, BytesIO
 from itertools import repeat
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
-from mmssl.data.folders import checked, endings, listed, no_class, part_meant, part_of, part_told, parts, walk
+from mmssl.data.folders import (
+    checked,
+    endings,
+    is_manifest,
+    listed,
+    no_class,
+    part_meant,
+    part_of,
+    part_told,
+    parts,
+    read_manifest,
+    walk,
+)
 from mmssl.data.views import Keys
 from mmssl.errors import UserError, as_text
-from mmssl.masking.noise import permutation
+from mmssl.masking.noise import permutation, uniform
 
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 CLASSES_FILE = "classes.txt"
@@ -70,6 +85,14 @@ def read_slots(source: Source, index: int, keys: Keys) -> Iterable[dict[str, Ten
     return repeat(source.read(index), len(keys.sample_id))
 
 
+def shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarray, "slots count"]:
+    """`count` numbers in [0, 1) a slot: the noise's, or the middle of the draw-th of `spread` equal parts."""
+    seed, sample_id, epoch, draw = keys
+    if spread:
+        return (((draw % spread).double() + 0.5) / spread)[:, None].expand(-1, count).numpy()
+    return uniform(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).double().numpy()
+
+
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
@@ -94,8 +117,23 @@ class FileSource:
     def name(self, index: int) -> str:
         return as_text(self.paths[index])
 
+    def opened(self, index: int) -> AbstractContextManager[BufferedReader | BytesIO]:
+        """Sample `index`'s file, open for reading; whatever the operating system refuses then raises BrokenSample."""
+        return opened(self.root / self.paths[index])
+
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[str | None] | None]:
+        """(folder, paths below it, labels) of the files of this kind: a manifest's, or those in a folder (see `find`).
+
+        label: what a manifest calls the class, `label` unless given.
+        """
+        if is_manifest(root):
+            return root.parent, *read_manifest(root, self.kind, label or "label")
+        if label is not None:
+            raise UserError(f"The classes of {root} are its folders; {label!r} names them in manifests only.")
+        return root, *self.find(root)
 
     def find(self, root: Path) -> tuple[list[str], Sequence[str | None] | None]:
         """(paths, labels) of the files of this kind in a folder; UserError when there are none. Sets `notes`.
@@ -186,7 +224,7 @@ class FolderSource(FileSource):
         return f"background={self.background}"
 
     def read(self, index: int) -> dict[str, Tensor]:
-        with opened(self.root / self.paths[index]) as file:
+        with self.opened(index) as file:
             image, blended = decode_over(file, self.channels, self.background)
         if blended:
             self.blended.add(index)
