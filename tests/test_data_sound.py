@@ -259,20 +259,19 @@ def sample_of(waveform, **more):
 
 
 def test_gain_and_roll_are_what_the_authors_meant():
-    waveform = torch.randn(20000)
-    plain = SoundView(64, on_device=True)([sample_of(waveform)], keys())["waveform"]
-    gains = SoundView(64, gain=True, on_device=True)([sample_of(waveform)] * 2000, keys(2000))["waveform"]
+    waveform = torch.randn(4000)
+    plain = SoundView(24, on_device=True)([sample_of(waveform)], keys())["waveform"]
+    gains = SoundView(24, gain=True, on_device=True)([sample_of(waveform)] * 1000, keys(1000))["waveform"]
     factors = (gains @ plain[0]) / (plain[0] @ plain[0])
     assert factors.min() > 0.5 and factors.max() < 1.5
     assert factors.mean().item() == pytest.approx(1.0, abs=0.01)
-    assert factors.var().item() == pytest.approx(1 / 84, rel=0.15)  # Beta(10, 10)'s
+    assert factors.var().item() == pytest.approx(1 / 84, rel=0.2)  # Beta(10, 10)'s
     short = torch.randn(800)
     rolled = SoundView(8, roll=True, on_device=True)([sample_of(short)] * 50, keys(50))
-    shifts = set()
-    for row in rolled["waveform"][:, :800]:
-        (shift,) = [k for k in range(800) if torch.equal(row, (short - short.mean()).roll(k))]
-        shifts.add(shift)
-    assert len(shifts) > 40
+    rows, centred = rolled["waveform"][:, :800], short - short.mean()
+    shifts = (rows.argmax(1) - short.argmax()).tolist()
+    assert all(torch.equal(row, centred.roll(shift)) for row, shift in zip(rows, shifts))
+    assert len(set(shifts)) > 40
 
 
 def test_spec_augment_hides_one_run_of_frames_and_one_of_bands():

@@ -12,6 +12,7 @@ from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
+from mmssl.data.shards import Shards
 from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
 from mmssl.data.source import (
     ArraySource,
@@ -54,6 +55,7 @@ __all__ = [
     "Pairs",
     "PointSequence",
     "Sampling",
+    "Shards",
     "SoundClips",
     "SoundSource",
     "SoundView",

@@ -75,11 +75,11 @@ class SoundClips:
 
 
 class SoundSource(FileSource):
-    """The sounds of a folder or a manifest, mixed to mono and resampled to 16 kHz (`pip install soundfile torchaudio`).
+    """The sounds of a folder, a manifest or tar shards as mono at 16 kHz (`pip install soundfile torchaudio`).
 
     root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
-        to the manifest, and optionally `label` (or what `label` says), the class's name.
+        to the manifest, and optionally `label` (or what `label` says), the class's name; or tar shards (see `Shards`).
 
     A sample is {"waveform": float32 [samples]} in -1..1, of what libsndfile reads: WAV, FLAC, Ogg Vorbis, Opus, MP3,
     AIFF, AU, CAF, W64 and RF64, of 1 to 768 kHz, any number of channels, 8 to 32 bits or floating point. Channels are

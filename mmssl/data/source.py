@@ -31,6 +31,7 @@ from mmssl.data.folders import (
     read_manifest,
     walk,
 )
+from mmssl.data.shards import SHARD, Shards
 from mmssl.data.views import Keys
 from mmssl.errors import UserError, as_text
 from mmssl.masking.noise import permutation, uniform
@@ -96,12 +97,15 @@ def shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarr
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
-    A kind of file adds `kind`, `extensions` and `read`. `notes` are sentences on what was taken and what left out.
+    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too. `notes` are
+    sentences on what was taken and what left out.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
+    in_shards: ClassVar[bool] = True
     notes: Sequence[str] = ()
+    shards: Shards | None = None
 
     def __init__(self, root: Path, paths: list[str], labels: Sequence[str | None] | None, channels: int) -> None:
         """labels: each file's class by name, None for one without; the classes are numbered in their names' order."""
@@ -119,24 +123,32 @@ class FileSource:
 
     def opened(self, index: int) -> AbstractContextManager[BufferedReader | BytesIO]:
         """Sample `index`'s file, open for reading; whatever the operating system refuses then raises BrokenSample."""
-        return opened(self.root / self.paths[index])
+        return self.shards.opened(index) if self.shards else opened(self.root / self.paths[index])
 
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[str | None] | None]:
-        """(folder, paths below it, labels) of the files of this kind: a manifest's, or those in a folder (see `find`).
+        """(folder, paths below it, labels) of the files of this kind: those that a manifest lists, or a tar shard or a
+        folder holds (see `find`).
 
-        label: what a manifest calls the class, `label` unless given.
+        label: what a manifest, or the JSON of a sample in shards, calls the class; `label` in manifests unless given.
         """
         if is_manifest(root):
             return root.parent, *read_manifest(root, self.kind, label or "label")
-        if label is not None:
-            raise UserError(f"The classes of {root} are its folders; {label!r} names them in manifests only.")
-        return root, *self.find(root)
+        if self.in_shards and root.suffix.lower() == SHARD and root.is_file():
+            return root.parent, *self._sharded(root.parent, [root.name], label)
+        return root, *self.find(root, label)
 
-    def find(self, root: Path) -> tuple[list[str], Sequence[str | None] | None]:
-        """(paths, labels) of the files of this kind in a folder; UserError when there are none. Sets `notes`.
+    def _sharded(self, folder: Path, tars: list[str], label: str | None) -> tuple[list[str], list[str | None] | None]:
+        self.shards = Shards(folder, tars, self.kind, self.extensions, label)
+        self.notes = self.shards.notes
+        return self.shards.paths, self.shards.labels
+
+    def find(self, root: Path, label: str | None = None) -> tuple[list[str], Sequence[str | None] | None]:
+        """(paths, labels) of the files of this kind in a folder, or in its tar shards where it has none itself.
+
+        UserError when there are none. Sets `notes`.
 
         The first-level folders are the labels where there are at least two, names that mean a part (see `part_meant`)
         not counted; otherwise labels is None. A file that lies in no class folder has the label None.
@@ -149,8 +161,13 @@ class FileSource:
         apart = [] if found.train else [name for name in found.folders if part_meant(name)]
         inside = [path for path in files if _top(path) not in apart]
         paths = [path for path in inside if path.lower().endswith(self.extensions)]
+        tars = [path for path in inside if path.lower().endswith(SHARD)]
+        if not paths and tars and self.in_shards:
+            return self._sharded(root, tars, label)
         if not paths:
             self._refuse(root, files, inside, apart)
+        if label is not None:
+            raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
         tops = [_top(path) for path in paths]
         labels = [None if top is None or no_class(top) else top for top in tops]
         labelled = len(set(labels) - {None}) > 1
@@ -203,7 +220,8 @@ class FolderSource(FileSource):
     and .npy), and decoded by content on `background`, see `decode` and `colour`; hidden files and folders are left out.
     Where pictures lie in at least two first-level folders, these are the classes, numbered in the order of their names,
     and pictures elsewhere have the label -1; otherwise `labels` is None and `classes` is empty. Names that mean a part
-    of the data (train, valid, Test ...) are never classes. `notes` say what was left out.
+    of the data (train, valid, Test ...) are never classes. `notes` say what was left out. Manifests (see `VideoSource`)
+    and tar shards (see `Shards`) are read, too; `label` is what they call the class.
 
     `blended` are the numbers of the pictures, of those read so far in this process, where the background shows.
 
@@ -213,10 +231,11 @@ class FolderSource(FileSource):
     kind = "picture"
     extensions = (*ENDINGS, ".npy")
 
-    def __init__(self, root: str | Path, channels: int = 3, background: str = "white") -> None:
-        root = Path(root)
+    def __init__(
+        self, root: str | Path, channels: int = 3, background: str = "white", label: str | None = None
+    ) -> None:
         self.background, self.blended = colour(background), set[int]()
-        super().__init__(root, *self.find(root), channels)
+        super().__init__(*self.located(Path(root), label), channels)
         self.find_one_readable()
 
     @property
@@ -365,9 +384,14 @@ def told_of_part(source: F, root: Path, split: str | None) -> F:
 
 
 def open_source(
-    path: str | Path, split: str | None = None, channels: int | None = None, background: str = "white"
+    path: str | Path,
+    split: str | None = None,
+    channels: int | None = None,
+    background: str = "white",
+    label: str | None = None,
 ) -> Source:
-    """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits, or a plain folder.
+    """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits or a plain one, a manifest
+    or tar shards.
 
     split: "train", "test", or None for the training part where there are parts and everything otherwise. Parts are
         first-level folders by their names, in any case: `train` or `training`, and of `val`, `valid`, `validation`,
@@ -376,6 +400,7 @@ def open_source(
         training part is trained on whatever else it holds; one with a training part alone has no test part.
     channels: what every picture is converted to; None takes the files' own (1) for IDX and 3 for folders.
     background: what transparent parts of pictures show, see `colour`.
+    label: what manifests, and the JSON of samples in shards, call the class.
 
     The source's `notes` say which part was taken and what was left out. Raises UserError when the path, the split or
     a readable picture is missing, when two folders mean one part, and when a flat `train`, beside other folders and no
@@ -384,7 +409,7 @@ def open_source(
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
         return idx_source(root, checked(split) or "train", channels)
-    return told_of_part(FolderSource(part_of(root, split), channels or 3, background), root, split)
+    return told_of_part(FolderSource(part_of(root, split), channels or 3, background, label), root, split)
 
 
 def idx_source(root: Path, split: str = "train", channels: int | None = None) -> ArraySource:

@@ -143,6 +143,7 @@ class VideoSource(FileSource):
     """
 
     kind = "video"
+    in_shards = False  # decoders want paths
     extensions = (
         *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".mxf"),
         *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
