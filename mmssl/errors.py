@@ -8,7 +8,9 @@ from difflib import get_close_matches
 
 # Who imports what the base installation lacks, and the extra that brings it. A command that lacks tyro will read media.
 EXTRAS = {"tyro": "cli,media", "rich": "cli", "tensorboard": "cli"}
-EXTRAS |= dict.fromkeys(("torchvision", "PIL", "sklearn", "pyarrow", "decord", "av"), "media")
+EXTRAS |= dict.fromkeys(
+    ("torchvision", "PIL", "sklearn", "pyarrow", "decord", "av", "soundfile", "torchaudio"), "media"
+)
 EXTRAS |= dict.fromkeys(("transformers", "timm", "huggingface_hub"), "interop")
 
 

@@ -3,7 +3,8 @@
 `Loader(open_source(path), TrainView(224), batch_size=64).batches(0, 100)` is the whole of it for training,
 `evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
 `open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
-`MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`.
+`MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`. For sounds the source is
+`open_sounds(path, "train", SoundClips(10.0))` and the view `SoundView(1024)`.
 """
 
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
@@ -11,6 +12,8 @@ from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
+from mmssl.data.shards import Shards
+from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
 from mmssl.data.source import (
     ArraySource,
     DrawnSource,
@@ -45,12 +48,17 @@ __all__ = [
     "Ledger",
     "Loader",
     "MaskSequence",
+    "MixedSource",
     "MultiScaleView",
     "MultiView",
     "NoTestPart",
     "Pairs",
     "PointSequence",
     "Sampling",
+    "Shards",
+    "SoundClips",
+    "SoundSource",
+    "SoundView",
     "Source",
     "Subset",
     "TrainView",
@@ -61,6 +69,7 @@ __all__ = [
     "evaluation_batches",
     "hold_out",
     "notes",
+    "open_sounds",
     "open_source",
     "open_videos",
     "read_slots",

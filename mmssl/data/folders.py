@@ -1,13 +1,15 @@
-"""What lies under a root: files at any depth, and which first-level folders mean a part of the data."""
+"""What lies under a root: files at any depth, or those that a manifest lists, and which folders mean a part."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mmssl.errors import UserError
 
@@ -23,6 +25,7 @@ _RANKS = {word: (part, rank) for part, ranks in _PARTS.items() for rank, words i
 _NAME = re.compile(rf"({'|'.join(_RANKS)})(set|data|images|imgs|split|\d{{3,4}})?")
 _UNLABELLED = ("unlabeled", "unlabelled")
 _LISTED = 6
+MANIFESTS = (".csv", ".jsonl")
 
 
 class NoTestPart(UserError):
@@ -134,6 +137,36 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
             else:
                 files.append(path)
     return sorted(files), sorted(refused)
+
+
+def is_manifest(root: Path) -> bool:
+    return root.suffix.lower() in MANIFESTS and root.is_file()
+
+
+def read_manifest(path: Path, kind: str, label: str = "label") -> tuple[list[str], list[str] | None]:
+    """(paths, labels) of a .csv or .jsonl file of some `kind` of files, labels None where no row has one.
+
+    Raises UserError when it is not such.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".csv":
+                rows: list[dict[str, Any]] = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        paths = [str(row["path"]) for row in rows]
+        given = [row.get(label) for row in rows]
+    except KeyError:
+        raise UserError(f'The manifest {path} has rows without "path"; name each {kind}\'s file there.') from None
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+    labels = [str(label) for label in given if label not in (None, "")]
+    if not paths or (labels and len(labels) < len(paths)):
+        problem = (
+            f"labels {len(labels)} of its {len(paths)} {kind}s; label all or none" if paths else f"lists no {kind}"
+        )
+        raise UserError(f"The manifest {path} {problem}.")
+    return paths, labels or None
 
 
 def endings(paths: Sequence[str]) -> str:

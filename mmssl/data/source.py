@@ -6,19 +6,35 @@ import gzip
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from io import BufferedReader, BytesIO
 from itertools import repeat
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
-from mmssl.data.folders import checked, endings, listed, no_class, part_meant, part_of, part_told, parts, walk
+from mmssl.data.folders import (
+    checked,
+    endings,
+    is_manifest,
+    listed,
+    no_class,
+    part_meant,
+    part_of,
+    part_told,
+    parts,
+    read_manifest,
+    walk,
+)
+from mmssl.data.shards import SHARD, Shards
 from mmssl.data.views import Keys
 from mmssl.errors import UserError, as_text
-from mmssl.masking.noise import permutation
+from mmssl.masking.noise import permutation, uniform
 
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 CLASSES_FILE = "classes.txt"
@@ -70,15 +86,26 @@ def read_slots(source: Source, index: int, keys: Keys) -> Iterable[dict[str, Ten
     return repeat(source.read(index), len(keys.sample_id))
 
 
+def shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarray, "slots count"]:
+    """`count` numbers in [0, 1) a slot: the noise's, or the middle of the draw-th of `spread` equal parts."""
+    seed, sample_id, epoch, draw = keys
+    if spread:
+        return (((draw % spread).double() + 0.5) / spread)[:, None].expand(-1, count).numpy()
+    return uniform(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).double().numpy()
+
+
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
-    A kind of file adds `kind`, `extensions` and `read`. `notes` are sentences on what was taken and what left out.
+    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too. `notes` are
+    sentences on what was taken and what left out.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
+    in_shards: ClassVar[bool] = True
     notes: Sequence[str] = ()
+    shards: Shards | None = None
 
     def __init__(self, root: Path, paths: list[str], labels: Sequence[str | None] | None, channels: int) -> None:
         """labels: each file's class by name, None for one without; the classes are numbered in their names' order."""
@@ -94,11 +121,34 @@ class FileSource:
     def name(self, index: int) -> str:
         return as_text(self.paths[index])
 
+    def opened(self, index: int) -> AbstractContextManager[BufferedReader | BytesIO]:
+        """Sample `index`'s file, open for reading; whatever the operating system refuses then raises BrokenSample."""
+        return self.shards.opened(index) if self.shards else opened(self.root / self.paths[index])
+
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def find(self, root: Path) -> tuple[list[str], Sequence[str | None] | None]:
-        """(paths, labels) of the files of this kind in a folder; UserError when there are none. Sets `notes`.
+    def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[str | None] | None]:
+        """(folder, paths below it, labels) of the files of this kind: those that a manifest lists, or a tar shard or a
+        folder holds (see `find`).
+
+        label: what a manifest, or the JSON of a sample in shards, calls the class; `label` in manifests unless given.
+        """
+        if is_manifest(root):
+            return root.parent, *read_manifest(root, self.kind, label or "label")
+        if self.in_shards and root.suffix.lower() == SHARD and root.is_file():
+            return root.parent, *self._sharded(root.parent, [root.name], label)
+        return root, *self.find(root, label)
+
+    def _sharded(self, folder: Path, tars: list[str], label: str | None) -> tuple[list[str], list[str | None] | None]:
+        self.shards = Shards(folder, tars, self.kind, self.extensions, label)
+        self.notes = self.shards.notes
+        return self.shards.paths, self.shards.labels
+
+    def find(self, root: Path, label: str | None = None) -> tuple[list[str], Sequence[str | None] | None]:
+        """(paths, labels) of the files of this kind in a folder, or in its tar shards where it has none itself.
+
+        UserError when there are none. Sets `notes`.
 
         The first-level folders are the labels where there are at least two, names that mean a part (see `part_meant`)
         not counted; otherwise labels is None. A file that lies in no class folder has the label None.
@@ -111,8 +161,13 @@ class FileSource:
         apart = [] if found.train else [name for name in found.folders if part_meant(name)]
         inside = [path for path in files if _top(path) not in apart]
         paths = [path for path in inside if path.lower().endswith(self.extensions)]
+        tars = [path for path in inside if path.lower().endswith(SHARD)]
+        if not paths and tars and self.in_shards:
+            return self._sharded(root, tars, label)
         if not paths:
             self._refuse(root, files, inside, apart)
+        if label is not None:
+            raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
         tops = [_top(path) for path in paths]
         labels = [None if top is None or no_class(top) else top for top in tops]
         labelled = len(set(labels) - {None}) > 1
@@ -165,7 +220,8 @@ class FolderSource(FileSource):
     and .npy), and decoded by content on `background`, see `decode` and `colour`; hidden files and folders are left out.
     Where pictures lie in at least two first-level folders, these are the classes, numbered in the order of their names,
     and pictures elsewhere have the label -1; otherwise `labels` is None and `classes` is empty. Names that mean a part
-    of the data (train, valid, Test ...) are never classes. `notes` say what was left out.
+    of the data (train, valid, Test ...) are never classes. `notes` say what was left out. Manifests (see `VideoSource`)
+    and tar shards (see `Shards`) are read, too; `label` is what they call the class.
 
     `blended` are the numbers of the pictures, of those read so far in this process, where the background shows.
 
@@ -175,10 +231,11 @@ class FolderSource(FileSource):
     kind = "picture"
     extensions = (*ENDINGS, ".npy")
 
-    def __init__(self, root: str | Path, channels: int = 3, background: str = "white") -> None:
-        root = Path(root)
+    def __init__(
+        self, root: str | Path, channels: int = 3, background: str = "white", label: str | None = None
+    ) -> None:
         self.background, self.blended = colour(background), set[int]()
-        super().__init__(root, *self.find(root), channels)
+        super().__init__(*self.located(Path(root), label), channels)
         self.find_one_readable()
 
     @property
@@ -186,7 +243,7 @@ class FolderSource(FileSource):
         return f"background={self.background}"
 
     def read(self, index: int) -> dict[str, Tensor]:
-        with opened(self.root / self.paths[index]) as file:
+        with self.opened(index) as file:
             image, blended = decode_over(file, self.channels, self.background)
         if blended:
             self.blended.add(index)
@@ -327,9 +384,14 @@ def told_of_part(source: F, root: Path, split: str | None) -> F:
 
 
 def open_source(
-    path: str | Path, split: str | None = None, channels: int | None = None, background: str = "white"
+    path: str | Path,
+    split: str | None = None,
+    channels: int | None = None,
+    background: str = "white",
+    label: str | None = None,
 ) -> Source:
-    """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits, or a plain folder.
+    """The source that a path holds: IDX files (Fashion-MNIST's layout), a folder with splits or a plain one, a manifest
+    or tar shards.
 
     split: "train", "test", or None for the training part where there are parts and everything otherwise. Parts are
         first-level folders by their names, in any case: `train` or `training`, and of `val`, `valid`, `validation`,
@@ -338,6 +400,7 @@ def open_source(
         training part is trained on whatever else it holds; one with a training part alone has no test part.
     channels: what every picture is converted to; None takes the files' own (1) for IDX and 3 for folders.
     background: what transparent parts of pictures show, see `colour`.
+    label: what manifests, and the JSON of samples in shards, call the class.
 
     The source's `notes` say which part was taken and what was left out. Raises UserError when the path, the split or
     a readable picture is missing, when two folders mean one part, and when a flat `train`, beside other folders and no
@@ -346,7 +409,7 @@ def open_source(
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
         return idx_source(root, checked(split) or "train", channels)
-    return told_of_part(FolderSource(part_of(root, split), channels or 3, background), root, split)
+    return told_of_part(FolderSource(part_of(root, split), channels or 3, background, label), root, split)
 
 
 def idx_source(root: Path, split: str = "train", channels: int | None = None) -> ArraySource:

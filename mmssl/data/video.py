@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,12 +19,10 @@ from torch import Tensor
 from mmssl.data.decode import BrokenSample
 from mmssl.data.film import Film, import_av, import_decord, within
 from mmssl.data.folders import part_of
-from mmssl.data.source import FileSource, told_of_part
+from mmssl.data.source import FileSource, shares, told_of_part
 from mmssl.data.views import Keys
 from mmssl.errors import UserError
-from mmssl.masking.noise import uniform
 
-MANIFESTS = (".csv", ".jsonl")
 # Container times are rounded (Matroska's to milliseconds) and cameras jitter: a frame that begins within this share of
 # the average interval after the asked time is the one meant.
 TOLERANCE = 0.25
@@ -80,7 +76,7 @@ class Clips:
 
     def times(self, video: Timeline, keys: Keys) -> Float64[np.ndarray, "slots frames"]:
         places = max(1, len(video.starts) - (self.frames - 1) * self.stride)
-        first = np.floor(_shares("clip", 1, self.spread, keys) * places)
+        first = np.floor(shares("clip", 1, self.spread, keys) * places)
         return (first + np.arange(self.frames) * self.stride) * video.interval
 
     def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
@@ -107,12 +103,12 @@ class Pairs:
             )
 
     def times(self, video: Timeline, keys: Keys) -> Float64[np.ndarray, "slots frames"]:
-        shares = _shares("pair", 2, self.spread, keys)
-        middle = 0.5 if self.spread else shares[:, 1:]
+        places = shares("pair", 2, self.spread, keys)
+        middle = 0.5 if self.spread else places[:, 1:]
         end = video.starts[-1]
         gap = np.minimum(self.gap[0] + middle * (self.gap[1] - self.gap[0]), end)
         last = len(video.starts) - 1
-        past = np.minimum(video.shown(shares[:, :1] * (end - gap)), max(0, last - 1))
+        past = np.minimum(video.shown(places[:, :1] * (end - gap)), max(0, last - 1))
         # slow videos: a pair is two frames wherever there are two
         future = np.maximum(video.starts[past] + gap, video.starts[np.minimum(past + 1, last)])
         return np.concatenate([video.starts[past], future], 1)
@@ -120,14 +116,6 @@ class Pairs:
     def sample(self, frames: UInt8[Tensor, "frames height width channels"]) -> dict[str, Tensor]:
         past, future = frames.permute(0, 3, 1, 2)
         return {"image": past, "image.1": future}
-
-
-def _shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarray, "slots count"]:
-    """`count` numbers in [0, 1) a slot: the noise's, or the middle of the draw-th of `spread` equal parts."""
-    seed, sample_id, epoch, draw = keys
-    if spread:
-        return (((draw % spread).double() + 0.5) / spread)[:, None].expand(-1, count).numpy()
-    return uniform(count, seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).double().numpy()
 
 
 class VideoSource(FileSource):
@@ -155,6 +143,7 @@ class VideoSource(FileSource):
     """
 
     kind = "video"
+    in_shards = False  # decoders want paths
     extensions = (
         *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".asf", ".ogv", ".mxf"),
         *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
@@ -176,9 +165,7 @@ class VideoSource(FileSource):
             )
         import_decord()
         import_av()
-        root = Path(root)
-        manifest = root.suffix.lower() in MANIFESTS and root.is_file()
-        super().__init__(root.parent if manifest else root, *(read_manifest if manifest else self.find)(root), channels)
+        super().__init__(*self.located(Path(root)), channels)
         self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
         self._films: dict[int, Film] = {}
         self.find_one_readable()
@@ -239,27 +226,6 @@ def open_videos(
     part = part_of(Path(path), split)
     source = VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit)
     return told_of_part(source, Path(path), split)
-
-
-def read_manifest(path: Path) -> tuple[list[str], list[str] | None]:
-    """(paths, labels) of a .csv or .jsonl file, labels None where no row has one; UserError when it is not such."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".csv":
-                rows: list[dict[str, Any]] = list(csv.DictReader(file))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-        paths = [str(row["path"]) for row in rows]
-        given = [row.get("label") for row in rows]
-    except KeyError:
-        raise UserError(f'The manifest {path} has rows without "path"; name each video\'s file there.') from None
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
-    labels = [str(label) for label in given if label not in (None, "")]
-    if not paths or (labels and len(labels) < len(paths)):
-        problem = f"labels {len(labels)} of its {len(paths)} videos; label all or none" if paths else "lists no video"
-        raise UserError(f"The manifest {path} {problem}.")
-    return paths, labels or None
 
 
 def timeline(starts: Float64[np.ndarray, " frames"]) -> Timeline:
