@@ -108,7 +108,7 @@ class Recipe:
         return TrainSettings(
             epochs=self.epochs if self.steps is None else None,
             steps=self.steps,
-            warmup_epochs=min(40.0, self.epochs / 20) if self.warmup_epochs is None else self.warmup_epochs,
+            warmup_epochs=self.paper_warmup if self.warmup_epochs is None else self.warmup_epochs,
             warmup_steps=warmup_steps,
             batch_size=self.batch_size,
             accumulate=accumulation(self.batch_size, world_size, at_once),
@@ -129,6 +129,11 @@ class Recipe:
             keep=self.keep,
             tracker=self.tracker,
         )
+
+    @property
+    def paper_warmup(self) -> float:
+        """Epochs of warm-up in the paper's share of the whole, at most as many as there."""
+        return min(40.0, self.epochs / 20)
 
     @property
     def paper_min_lr(self) -> float:

@@ -18,7 +18,7 @@ from mmssl.data import (
 )
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
-from mmssl.modality import zero_to_one
+from mmssl.modality import AUDIO, zero_to_one
 from mmssl.report.pictures import neighbours as draw_neighbours
 from mmssl.training import distributed
 from mmssl.training.run_folder import model_in
@@ -87,5 +87,7 @@ def neighbours(
 
 def still(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Pictures in 0-1 for the eye: of clips the frame in the middle."""
+    if "audio" in batch:
+        return AUDIO.upright(AUDIO.brightness(batch["audio"]))
     media = batch["image"] if "image" in batch else batch["video"][:, :, batch["video"].shape[2] // 2]
     return zero_to_one(media)

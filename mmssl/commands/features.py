@@ -7,14 +7,19 @@ from pathlib import Path
 
 import torch
 
+from mmssl.audio import RATE, samples_of
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     Clips,
     EvalView,
     Ledger,
+    SoundClips,
+    SoundView,
     Source,
+    View,
     blending_told,
     evaluation_batches,
+    open_sounds,
     open_source,
     open_videos,
 )
@@ -29,12 +34,14 @@ from mmssl.evaluation import (
     average_clips,
     extract,
 )
-from mmssl.modality import VIDEO
+from mmssl.modality import AUDIO, VIDEO
 
 
 def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading) -> Source:
     """The media of the encoder's kind under `data`."""
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
+    if modality.name == AUDIO.name:
+        return open_sounds(data, split, SoundClips(samples_of(size[0]) / RATE, spread=reading.clips))
     frames = size[0] if modality.name == VIDEO.name else reading.frames
     if not frames:
         return open_source(data, split, modality.channels, reading.background)
@@ -89,9 +96,10 @@ def views(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The media as the encoder was trained to see them: the centre, at its size."""
     *_, height, width = encoder.config.tokenizers[0].size
+    view: View = SoundView(height) if single_modality(encoder).name == AUDIO.name else EvalView((height, width))
     return evaluation_batches(
         source,
-        EvalView((height, width)),
+        view,
         batch_size=reading.batch_size,
         workers=reading.workers,
         ledger=ledger,

@@ -19,13 +19,13 @@ _PICTURE, _FRAME = 32, 16
 
 
 class RawPixels(nn.Module):
-    """The media themselves: pixels in 0-1, averaged down to 32 a side, 16 of a clip's frames, in a row."""
+    """The media themselves, pixels in 0-1 or log-mel, averaged down to 32 a side, 16 of a clip's frames, in a row."""
 
     def features(
         self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "batch values"]:
-        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floating point 0-1."""
-        values = zero_to_one(batch["video" if "video" in batch else "image"])
+        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, or `audio`."""
+        values = zero_to_one(next(batch[name] for name in ("video", "image", "audio") if name in batch))
         most = _PICTURE if values.ndim == 4 else _FRAME
         height, width = values.shape[-2:]
         return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)

@@ -65,6 +65,8 @@ def audiomae_config(
     mask_ratio: float = 0.8,
     axes_ratio: tuple[float, float] | None = None,
     norm_pix: bool = True,
+    mean: float = AUDIO.mean[0],
+    std: float = AUDIO.std[0] / 2,
     seed: int = 0,
     decoder_dim: int | None = None,
     decoder_depth: int | None = None,
@@ -73,11 +75,12 @@ def audiomae_config(
 
     model: tiny, small, base, large or huge. decoder: "local" attends within windows, "global" is MAE's. position:
     "sincos_swapped" is the authors' table, whose codes are not at their places. dropout: of the local decoder's
-    position bias, the authors' 0.1 or none.
+    position bias, the authors' 0.1 or none. mean, std: of the data's log-mel values, AudioSet's by default; twice the
+    deviation is divided by, as the authors do.
     """
     if min(patch, frames, mel) < 1 or frames % patch or mel % patch:
         raise UserError(f"patches of {patch} do not fill {frames} times x {mel} mel bands: choose another --frames")
-    modality = dataclasses.replace(AUDIO, patch=(patch, patch))
+    modality = dataclasses.replace(AUDIO, patch=(patch, patch), mean=(mean,), std=(2 * std,))
     encoder = vit_config(model, modality=modality, input_size=(frames, mel))
     tokenizer = dataclasses.replace(encoder.tokenizers[0], position=position)
     if decoder == "local":

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmssl.data import NoTestPart, Sampling, Source, hold_out, open_source, open_videos, subset
+from mmssl.data import (
+    NoTestPart,
+    Sampling,
+    SoundClips,
+    Source,
+    hold_out,
+    open_sounds,
+    open_source,
+    open_videos,
+    subset,
+)
 
 _HELD_OUT_SHARE = 0.05
 
@@ -34,3 +44,14 @@ def open_clips(
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
         return rest, subset(open_videos(data, "train", held_out, short_side=short_side), apart.indices)
+
+
+def open_recordings(data: Path, seconds: float, seed: int = 0) -> tuple[Source, Source]:
+    """Sounds of a folder, a manifest or tar shards to train on, in clips of so many seconds from a random start, and as
+    in `open_pictures` others held out, of which the middle is heard."""
+    train_source, middle = open_sounds(data, "train", SoundClips(seconds)), SoundClips(seconds, spread=1)
+    try:
+        return train_source, open_sounds(data, "test", middle)
+    except NoTestPart:
+        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
+        return rest, subset(open_sounds(data, "train", middle), apart.indices)
