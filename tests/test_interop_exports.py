@@ -10,7 +10,7 @@ import transformers
 from mmssl import MAE, Encoder, UserError
 from mmssl.commands.export import export
 from mmssl.encoder import vit_config
-from mmssl.modality import AUDIO, image
+from mmssl.modality import DEPTH, image
 
 
 @pytest.fixture(params=[3, 1])
@@ -55,14 +55,14 @@ def test_transformers_loads_every_weight_from_the_folder(encoder, tmp_path):
 
 def test_what_a_model_can_become_is_listed_and_anything_else_refused(tmp_path, capsys):
     MAE("tiny", size=16, patch=8).save_pretrained(tmp_path / "mae")
-    Encoder(vit_config("tiny", modality=AUDIO, input_size=(32, 32))).save_pretrained(tmp_path / "audio")
+    Encoder(vit_config("tiny", modality=DEPTH, input_size=(32, 32))).save_pretrained(tmp_path / "depth")
     export(tmp_path / "mae", None, "list")
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == ["vit", "timm", "vit_mae"] and "ViTMAEForPreTraining" in listed[2]
     for model, to, sentence in (
         ("mae", "videomae", "cannot become 'videomae', only vit, timm, vit_mae"),
         ("mae", "vit", "give --out DIR"),
-        ("audio", "timm", "nor anything else that mmssl writes"),
+        ("depth", "timm", "nor anything else that mmssl writes"),
     ):
         with pytest.raises(UserError, match=sentence):
             export(tmp_path / model, None, to)
@@ -70,5 +70,5 @@ def test_what_a_model_can_become_is_listed_and_anything_else_refused(tmp_path, c
 
 def test_what_no_library_has_is_named(tmp_path):
     audio = Encoder(vit_config("tiny", modality=AUDIO, input_size=(16, 128)))
-    with pytest.raises(UserError, match=r"^timm has nothing that an encoder of audio could be written as$"):
+    with pytest.raises(UserError, match=r"^timm has nothing that an encoder of depth could be written as$"):
         audio.save_timm(tmp_path)

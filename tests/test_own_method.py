@@ -83,7 +83,7 @@ def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path
     for name, sentence in (
         ("nowhere:Luma", "the module nowhere cannot be imported"),
         ("tests.luma:Lumo", "no class 'Lumo': choose one of MAE, LumaMAE"),
-        ("mmssl.encoder:Encoder", "neither a recipe nor an objective that derives from one of MAE"),
+        ("mmssl.encoder:Encoder", "neither a recipe nor an objective that derives from one of AudioMAE"),
         ("../luma:X", "is no module's name"),
         ("lumo", "unknown method 'lumo'"),
     ):
