@@ -254,6 +254,21 @@ def test_the_device_makes_the_same_bits_as_the_workers(tree, workers):
             assert spectrograms(one).keys() == one.keys()
 
 
+def test_no_number_of_threads_changes_a_bit(tmp_path):
+    """torch takes the mean of more than 32768 values in one part a thread; workers have one thread."""
+    for k in range(6):
+        write(tmp_path / f"{k}.wav", 6.0, seed=k, subtype="FLOAT")
+    loader = Loader(SoundSource(tmp_path, SoundClips(5.0)), SoundView(500, gain=True), batch_size=6)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            made += [batch["audio"] for batch in loader.batches(0, 1)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def sample_of(waveform, **more):
     return {"waveform": waveform, **more}
 
