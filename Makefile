@@ -8,15 +8,17 @@ export PYTHONPATH := .:kernels
 demo: .venv/ready
 	$(BIN)/mmssl demo
 
-# The kernel tests run a second time on the Triton code, in its interpreter, beside the others: one core is enough for them.
+# Two processes for two cores: one for the kernel tests, on the Triton code in its interpreter and then on the PyTorch path,
+# and one for all others.
 test: lint types
-	@interpreted=$$(mktemp); \
-	TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest tests/kernels > $$interpreted 2>&1 & \
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest; plain=$$?; \
-	wait $$!; triton=$$?; \
-	echo "The kernel tests on the Triton code, in its interpreter:"; cat $$interpreted; rm $$interpreted; \
-	exit $$((plain | triton))
+	@told=$$(mktemp); \
+	{ TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/kernels; triton=$$?; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels; exit $$((triton | $$?)); } > $$told 2>&1 & \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --ignore=tests/kernels; others=$$?; \
+	wait $$!; kernels=$$?; \
+	echo "The kernel tests, on the Triton code in its interpreter and on the PyTorch path:"; cat $$told; rm $$told; \
+	exit $$((others | kernels))
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -301,12 +301,14 @@ class Encoder(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
         `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
-        return self.save_as(interop.form_of(self.forms, "transformers", "this encoder"), folder)
+        return self.save_as(
+            interop.form_of(self.forms, "transformers", f"an encoder of {', '.join(self.tokenizers)}"), folder
+        )
 
     def save_timm(self, folder: str | Path) -> Path:
         """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads. Raises UserError for an
         encoder that timm's ViT cannot express."""
-        return self.save_as(interop.form_of(self.forms, "timm", "this encoder"), folder)
+        return self.save_as(interop.form_of(self.forms, "timm", f"an encoder of {', '.join(self.tokenizers)}"), folder)
 
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
@@ -142,9 +142,7 @@ class Recipe:
     def build(self) -> Objective:
         """The method with fresh weights. Where a user's own has further settings in its config, they keep their
         defaults."""
-        settings = self.method()
-        known = {each.name: getattr(settings, each.name) for each in fields(settings)}
-        return self.objective(self.objective.config_class(**known))
+        return self.objective(self.objective.completed(self.method()))
 
     def train(
         self,

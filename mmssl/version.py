@@ -8,8 +8,8 @@ from typing import Any
 from mmssl.errors import UserError
 
 __version__ = "0.1.0"
-# Raised when files are written that earlier versions would misread. What had no number yet is 0; all are read.
-FORMAT = 1
+# Raised when files are written that earlier versions would misread; what had no number yet is 0 as well.
+FORMAT = 0
 
 
 def stamp() -> dict[str, Any]:
@@ -18,8 +18,11 @@ def stamp() -> dict[str, Any]:
 
 
 def check(told: Mapping[str, Any], where: object) -> None:
-    """UserError, which names the version that reads it, where `told` is of a later format than this version's."""
-    if (found := told.get("format", 0)) > FORMAT:
+    """UserError, which names the version that reads it, where `told` is of a later format than this version's; and
+    where its format is no number."""
+    if not isinstance(found := told.get("format", 0), int):
+        raise UserError(f"{where}: its format is {found!r}, which is no number")
+    if found > FORMAT:
         later = told.get("version", "a later version")
         raise UserError(
             f"{where}: written by mmssl {later} in format {found}, and {__version__} reads formats up to {FORMAT}: "

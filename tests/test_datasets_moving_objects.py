@@ -16,9 +16,9 @@ import torch
 import tyro
 
 from mmssl.cli import Data
-from mmssl.data import moving_objects, real_clips
 from mmssl.data.sequences import DavisFolder
 from mmssl.data.source import ArraySource, Source
+from mmssl.datasets import moving_objects, real_clips
 from mmssl.datasets.fashion_mnist import CLASSES
 from mmssl.datasets.moving_objects import MOTIONS, MovingObjects, background_clips, write_moving_objects
 from mmssl.datasets.real_clips import fetch_clips

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from mmssl import MAE, Encoder, SiamMAE, VideoMAE
 from mmssl.cli import run
 from mmssl.decoder import mae_decoder_config
-from mmssl.encoder import vit_config
+from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.interop import mae as mae_forms
 from mmssl.interop import to_theirs
@@ -188,3 +190,30 @@ def test_a_recipe_continues_on_ones_own_data_and_resumes(tmp_path, monkeypatch, 
     assert "resuming after step 3" in capsys.readouterr().out
     assert recipe() == 2
     assert "init: " in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class PooledConfig:
+    encoder: EncoderConfig = vit_config("tiny", modality=image(3, (8, 8)), input_size=(16, 16))
+
+
+class Pooled(Objective):
+    """A method without a decoder."""
+
+    config_class = PooledConfig
+
+    def __init__(self, config: PooledConfig):
+        super().__init__()
+        self.config, self.encoder = config, Encoder(config.encoder)
+        self.head = nn.Linear(192, 4)
+
+
+def test_a_method_without_a_decoder_starts_from_its_like_and_from_encoders(tmp_path):
+    given = Pooled(PooledConfig())
+    given.save_pretrained(tmp_path / "whole")
+    given.encoder.save_pretrained(tmp_path / "encoder")
+    for folder, told in (("whole", "all of it"), ("encoder", "the encoder; all else starts from random weights")):
+        started, what = start_from(Pooled(PooledConfig()), str(tmp_path / folder))
+        assert what.endswith(told)
+        assert torch.equal(started.encoder.prefix_tokens, given.encoder.prefix_tokens)
+        assert torch.equal(started.head.weight, given.head.weight) == (folder == "whole")

@@ -66,3 +66,9 @@ def test_what_a_model_can_become_is_listed_and_anything_else_refused(tmp_path, c
     ):
         with pytest.raises(UserError, match=sentence):
             export(tmp_path / model, None, to)
+
+
+def test_what_no_library_has_is_named(tmp_path):
+    audio = Encoder(vit_config("tiny", modality=AUDIO, input_size=(16, 128)))
+    with pytest.raises(UserError, match=r"^timm has nothing that an encoder of audio could be written as$"):
+        audio.save_timm(tmp_path)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl import UserError, train
+from mmssl import MAE, UserError, train
 from mmssl.cli import import_modules
+from mmssl.commands.export import export
 from mmssl.encoder import Encoder
 from mmssl.methods import find
-from mmssl.objectives import METHODS, load
+from mmssl.objectives import METHODS, MAEConfig, load
 from mmssl.report import Report
 from mmssl.report.run import draw_figures
 from tests.luma import LumaMAE
@@ -93,6 +96,44 @@ def test_modules_and_names_that_are_not_there_get_one_sentence(trained, tmp_path
             load(tmp_path)
 
 
+def test_an_export_says_when_its_class_is_not_found_and_writes_the_encoder_all_the_same(trained, tmp_path):
+    lost = shutil.copytree(trained / "final", tmp_path / "lost")
+    config = json.loads((lost / "config.json").read_text())
+    (lost / "config.json").write_text(json.dumps(config | {"mmssl": "LostMAE", "module": "nowhere"}))
+    with pytest.raises(UserError, match=r"cannot become .vit_mae., only vit, timm .*the module nowhere cannot be"):
+        export(lost, tmp_path / "out", "vit_mae")
+    export(lost, tmp_path / "out", "timm")
+    assert Encoder.from_pretrained(tmp_path / "out").dim == 192
+
+
+def test_two_modules_may_have_methods_of_one_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("mine", "yours"):
+        (tmp_path / f"{module}.py").write_text("from mmssl import MAE\n\n\nclass Twin(MAE):\n    pass\n")
+    mine, yours = (find(f"{module}:Twin").config.objective for module in ("mine", "yours"))
+    for kind in (mine, yours):
+        folder = kind("tiny", size=16, patch=8).save_pretrained(tmp_path / kind.__module__)
+        assert type(load(folder)) is kind
+
+
+@dataclass(frozen=True)
+class WeightedConfig(MAEConfig):
+    weight: float = 2.0
+
+
+class WeightedMAE(MAE):
+    config_class = WeightedConfig
+
+
+def test_settings_of_its_own_are_taken_beside_the_usual_ones():
+    assert WeightedMAE("tiny", size=16, patch=8).config.weight == 2.0
+    method = WeightedMAE("tiny", size=16, patch=8, weight=3.0)
+    assert isinstance(method.config, WeightedConfig) and method.config.weight == 3.0
+    assert method.tokenizer.size_grid == (2, 2)
+    with pytest.raises(UserError, match="has no setting 'wait': did you mean 'weight'"):
+        WeightedMAE("tiny", wait=3.0)
+
+
 def test_modules_are_imported_for_any_command():
     assert import_modules(["--import", "tests.luma", "report", "runs/mine"]) == ["report", "runs/mine"]
     assert import_modules(["evaluate", "--import=tests.luma", "--model", "m"]) == ["evaluate", "--model", "m"]
@@ -111,3 +152,6 @@ def test_models_of_a_later_format_name_the_version_that_reads_them(trained, tmp_
     for kind in (Encoder, LumaMAE):
         with pytest.raises(UserError, match=r"written by mmssl 7\.1 in format 99, .*: read it with mmssl 7\.1"):
             kind.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": "two"}))
+    with pytest.raises(UserError, match="its format is 'two', which is no number"):
+        Encoder.from_pretrained(tmp_path)

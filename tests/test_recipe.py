@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import mmssl.cli
 from mmssl import MAE, Encoder, train
-from mmssl.cli import run
-from mmssl.errors import UserError
+from mmssl.errors import UserError, run
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--precision", "fp32"]
@@ -50,10 +50,33 @@ def recipe(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300)
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from mmssl.cli import main; main()"
-    call = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, env=environment(), timeout=300)
+@pytest.fixture
+def one_thread():
+    """As the recipes' processes have: sums over threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, one_thread):
+    """The recipe or, by its first word, a command of `mmssl`, in this process, which has all its imports."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.setenv("COLUMNS", "120")
+    import image_mae
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, arguments))
+        monkeypatch.setattr(sys, "argv", ["mmssl", *words])
+        capsys.readouterr()
+        try:
+            code = run(image_mae.main if words[0].startswith("-") else mmssl.cli.main)
+        except SystemExit as stopped:
+            code = stopped.code
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
 def losses(run: Path) -> list[float]:
@@ -141,10 +164,10 @@ def test_every_flag_has_a_help_text(monkeypatch, capsys, name):
     assert not re.findall(r"(--[a-z-]+) +(?:[A-Z{][^ ]* +){0,2}\((?:default|required)", told)
 
 
-def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
+def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path, here):
     model = ["--model", finished / "final", "--data", pictures, "--workers", 0]
     for name in ("features.parquet", "features.npz"):
-        done = command("embed", *model, "--out", tmp_path / name)
+        done = here("embed", *model, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
     arrays = np.load(tmp_path / "features.npz")
     assert arrays["features"].shape == (32, 192)
@@ -154,7 +177,7 @@ def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
     table = parquet.read_table(tmp_path / "features.parquet").to_pydict()
     assert np.allclose(np.array(table["feature"]), arrays["features"])
     assert table["name"] == arrays["names"].tolist()
-    done = command("evaluate", *model, "--out", tmp_path / "evaluation")
+    done = here("evaluate", *model, "--out", tmp_path / "evaluation")
     assert done.returncode == 0, done.stderr
     assert "| top-1 accuracy, % |" in done.stdout
     assert "chance: 50.0 %, the largest class alone 50.0 %; kNN: k = 20" in done.stdout
@@ -165,7 +188,7 @@ def test_the_commands_use_what_the_recipe_made(finished, pictures, tmp_path):
         "raw pixels",
     ]
     before = (finished / "report.html").read_bytes()
-    assert command("report", finished).returncode == 0
+    assert here("report", finished).returncode == 0
     assert (finished / "report.html").read_bytes() == before
 
 
@@ -213,15 +236,6 @@ def test_a_run_folder_stands_for_its_model_also_while_it_trains(pictures, tmp_pa
     assert all(torch.equal(final[name], value) for name, value in load_file(last / "ema.safetensors").items())
 
 
-@pytest.fixture
-def one_thread():
-    """As the recipes' processes have: sums over threads round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
@@ -251,14 +265,14 @@ def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
     assert "none.json: cannot be read as a run's settings.json" in capsys.readouterr().err
 
 
-def test_exports_are_read_by_the_other_libraries(finished, tmp_path):
+def test_exports_are_read_by_the_other_libraries(finished, tmp_path, here):
     import transformers
 
     for kind, cls in (("vit_mae", transformers.ViTMAEForPreTraining), ("vit", transformers.ViTModel)):
-        done = command("export", "--model", finished / "final", "--out", tmp_path / kind, "--to", kind)
+        done = here("export", "--model", finished / "final", "--out", tmp_path / kind, "--to", kind)
         assert done.returncode == 0, done.stderr
         assert cls.from_pretrained(tmp_path / kind).config.hidden_size == 192
-    assert command("export", "--model", finished / "final", "--out", tmp_path / "timm", "--to", "timm").returncode == 0
+    assert here("export", "--model", finished / "final", "--out", tmp_path / "timm", "--to", "timm").returncode == 0
     assert "blocks.0.attn.qkv.weight" in load_file(tmp_path / "timm" / "model.safetensors")
 
 
@@ -336,12 +350,12 @@ def test_settings_that_cannot_work_get_one_sentence(pictures, tmp_path, monkeypa
     assert errors.count("\n") == 1
 
 
-def test_changed_settings_are_named_on_resume(finished, pictures):
+def test_changed_settings_are_named_on_resume(finished, pictures, here):
     again = ["--data", pictures, "--out", finished, "--epochs", 2, "--validate-every", 2, *SMALL]
-    done = recipe(*again, "--norm-pix", "--base-lr", 1)
+    done = here(*again, "--norm-pix", "--base-lr", 1)
     assert done.returncode == 2
     assert "base_lr: 0.00015 -> 1.0" in done.stderr
-    done = recipe(*again)
+    done = here(*again)
     assert done.returncode == 2
     assert "method.norm_pix: true -> false" in done.stderr
 
@@ -356,23 +370,23 @@ def test_another_background_is_noticed_on_resume(finished, pictures, monkeypatch
     assert 'sampling: "background=(255, 255, 255)" -> "background=(0, 0, 0)"' in capsys.readouterr().err
 
 
-def test_a_refused_resume_changes_nothing(finished, pictures):
+def test_a_refused_resume_changes_nothing(finished, pictures, here):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert recipe("--data", pictures, "--out", finished, *SMALL, "--epochs", 2, "--size", 32).returncode == 2
+    assert here("--data", pictures, "--out", finished, *SMALL, "--epochs", 2, "--size", 32).returncode == 2
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
-def test_changed_data_is_noticed_on_resume(pictures, tmp_path):
+def test_changed_data_is_noticed_on_resume(pictures, tmp_path, here):
     shutil.copytree(pictures, tmp_path / "data")
     arguments = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1, *SMALL]
-    assert recipe(*arguments).returncode == 0
+    assert here(*arguments).returncode == 0
     next((tmp_path / "data").rglob("*.jpg")).unlink()
-    done = recipe(*arguments)
+    done = here(*arguments)
     assert done.returncode == 2
     assert "media: " in done.stderr
 
 
-def test_evaluation_matches_classes_by_name(finished, tmp_path):
+def test_evaluation_matches_classes_by_name(finished, tmp_path, here):
     for part, labels in (("train", "abc"), ("val", "bc")):
         for label in labels:
             folder = tmp_path / part / label
@@ -381,30 +395,30 @@ def test_evaluation_matches_classes_by_name(finished, tmp_path):
                 shade = np.full((20, 20, 3), 10 * i, dtype=np.uint8)
                 shade[..., "abc".index(label)] = 200
                 Image.fromarray(shade).save(folder / f"{i}.png")
-    done = command("evaluate", "--model", finished / "final", "--data", tmp_path, "--workers", 0, "--baselines", "off")
+    done = here("evaluate", "--model", finished / "final", "--data", tmp_path, "--workers", 0, "--baselines", "off")
     assert done.returncode == 0, done.stderr
     accuracies = [float(value) for value in re.findall(r"\| (\d+\.\d) ", done.stdout)]
     assert min(accuracies) > 90
 
 
-def test_unknown_flags_get_the_nearest_spelling(pictures):
-    done = recipe("--data", pictures, "--mask-ration", "0.5")
+def test_unknown_flags_get_the_nearest_spelling(pictures, here):
+    done = here("--data", pictures, "--mask-ration", "0.5")
     assert done.returncode == 2
     assert "--mask-ratio" in done.stdout + done.stderr
 
 
-def test_missing_empty_and_unreadable_folders_are_named(tmp_path):
+def test_missing_empty_and_unreadable_folders_are_named(tmp_path, here):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.jpg").write_text("not a picture")
     for name in ("missing", "empty", "text"):
-        done = recipe("--data", tmp_path / name, "--out", tmp_path / "run", *SMALL)
+        done = here("--data", tmp_path / name, "--out", tmp_path / "run", *SMALL)
         assert done.returncode == 2, name
         assert str(tmp_path / name) in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_broken_files_are_skipped_counted_and_listed(pictures, tmp_path):
+def test_broken_files_are_skipped_counted_and_listed(pictures, tmp_path, here):
     mixed = tmp_path / "mixed"
     for i, path in enumerate(sorted(path for path in pictures.rglob("*") if path.is_file())):
         (mixed / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -413,10 +427,10 @@ def test_broken_files_are_skipped_counted_and_listed(pictures, tmp_path):
     for i in range(2):
         (mixed / "broken" / f"{i}.png").write_bytes(b"")
     arguments = ["--data", mixed, "--epochs", 1, *SMALL]
-    refused = recipe(*arguments, "--out", tmp_path / "strict")
+    refused = here(*arguments, "--out", tmp_path / "strict")
     assert refused.returncode == 2
     assert "files cannot be read, and --max-skipped 0.001 allows 1: broken/" in refused.stderr
-    done = recipe(*arguments, "--max-skipped", 0.5, "--out", tmp_path / "run")
+    done = here(*arguments, "--max-skipped", 0.5, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["skipped"] > 0
@@ -424,9 +438,9 @@ def test_broken_files_are_skipped_counted_and_listed(pictures, tmp_path):
     assert "broken/" in (tmp_path / "run" / "skipped.jsonl").read_text()
 
 
-def test_pictures_of_many_channels_train(tmp_path):
+def test_pictures_of_many_channels_train(tmp_path, here):
     for i in range(6):
         np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).random((20, 20, 5), dtype=np.float32))
-    done = recipe("--data", tmp_path, "--channels", 5, "--epochs", 1, "--out", tmp_path / "run", *SMALL)
+    done = here("--data", tmp_path, "--channels", 5, "--epochs", 1, "--out", tmp_path / "run", *SMALL)
     assert done.returncode == 0, done.stderr
     assert MAE.from_pretrained(tmp_path / "run" / "final").modality.channels == 5

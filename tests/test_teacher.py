@@ -31,6 +31,14 @@ def test_it_follows_by_its_momentum() -> None:
     assert all(torch.equal(*pair) for pair in zip(teacher.module.parameters(), student.parameters(), strict=True))
 
 
+def test_it_may_be_built_without_what_the_student_drops() -> None:
+    student, still = (nn.Sequential(nn.Linear(3, 4), nn.Dropout(drop)) for drop in (0.5, 0.0))
+    teacher = Teacher(still)
+    teacher.follow(student, 0.0)
+    rows = torch.randn(6, 3)
+    assert torch.equal(teacher(rows), student[0](rows))
+
+
 def test_it_is_never_trained_and_nothing_learns_through_it() -> None:
     method = Views()
     rows = torch.randn(4, 8, requires_grad=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmssl import version
 from mmssl.errors import UserError
 from mmssl.training import adamw, checkpoints, parameter_groups
 
@@ -254,3 +255,13 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         "optimizer.safetensors",
         "meta.json",
     }
+
+
+def test_a_checkpoint_of_a_later_format_names_the_version_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version, "stamp", lambda: {"format": 99, "version": "7.1"})
+    path = save(tmp_path, 3)
+    assert checkpoints.damage(path) is None
+    with pytest.raises(UserError, match=r"written by mmssl 7\.1 in format 99, .*: read it with mmssl 7\.1"):
+        checkpoints.load(path)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.heads import HeadConfig, mlp_head
 from mmssl.objectives import Objective
+from mmssl.pretraining.pretrain import held_out_loss
 from mmssl.training import Interrupted, checkpoints, read_metrics, train
-from mmssl.training.gradients import Gradients
+from mmssl.training.gradients import Gradients, chunked_norms
 from mmssl.training.stopping import StopRequest
 from tests.training_toy import BF16, Pairs, Toy, ToyLoader, settings, strip
 
@@ -91,3 +93,20 @@ def test_a_run_that_compares_samples_is_stopped_and_ends_with_the_same_bits(tmp_
     whole, run = (checkpoints.load(tmp_path / name / "step-00000012").state for name in ("whole", "run"))
     torch.testing.assert_close(run, whole, rtol=0, atol=0)
     assert run["model"]["passes"] == 24
+
+
+def test_a_method_that_compares_samples_is_watched_as_one_batch() -> None:
+    objective = Pairs(dropout=0.0).eval()
+    halves = [{name: value[rows] for name, value in BATCH.items() if value.ndim} for rows in (slice(2), slice(2, None))]
+    with torch.no_grad():
+        loss = held_out_loss(objective, halves, CPU)
+        assert loss == pytest.approx(objective(BATCH).loss.item(), rel=1e-5)
+        assert loss > held_out_loss(objective, halves[:1], CPU)
+
+
+def test_batch_norms_of_chunks_are_told_of() -> None:
+    objective = Pairs()
+    assert not chunked_norms(objective, 2, 4)
+    objective.head = mlp_head(4, HeadConfig((8, 4)))
+    assert not chunked_norms(objective, 8, 1)
+    assert "each chunk of 2 samples" in chunked_norms(objective, 2, 4)[0]

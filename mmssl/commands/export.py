@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
-from mmssl.interop import Form
+from mmssl.interop import Form, read_config
 from mmssl.objectives import Objective, load
 from mmssl.training.run_folder import model_in
 
@@ -18,16 +17,19 @@ def export(model: Path, out: Path | None, to: str) -> None:
     folder = model_in(model)
     encoder = Encoder.from_pretrained(folder)
     forms: dict[str, tuple[Form, Encoder | Objective]] = {name: (form, encoder) for name, form in encoder.forms.items()}
-    with suppress(UserError):  # of an encoder alone
+    missing = ""
+    try:
         method = load(folder)
         forms |= {name: (form, method) for name, form in method.forms.items()}
+    except UserError as error:  # of an encoder alone; that of a method whose class is not found can be written, too
+        missing = f" ({error})" if read_config(folder).get("mmssl") not in (None, "Encoder") else ""
     if to == "list":
         width = max(map(len, forms), default=0)
         print(*(f"{name:<{width}}  {form.what}" for name, (form, _) in forms.items()), sep="\n")
         return
     if to not in forms:
         others = f"only {', '.join(forms)}" if forms else "nor anything else that mmssl writes"
-        raise UserError(f"{model}: cannot become {to!r}, {others}")
+        raise UserError(f"{model}: cannot become {to!r}, {others}{missing}")
     if out is None:
         raise UserError("give --out DIR, the folder to write")
     form, whole = forms[to]

@@ -41,12 +41,13 @@ def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
     return {form.name: form for form in known}
 
 
-def form_of(forms: Mapping[str, Form], library: Library, what: str) -> Form:
-    """The one of these forms that is this library's; UserError where there is none for `what`."""
+def form_of(forms: Mapping[str, Form], library: Library, what: str, remedy: str = "") -> Form:
+    """The one of these forms that is this library's; UserError, which ends in `remedy`, where there is none for
+    `what`."""
     for form in forms.values():
         if form.library == library:
             return form
-    raise UserError(f"{library} has nothing that {what} could be written as; its encoder alone may, `encoder.forms`")
+    raise UserError(f"{library} has nothing that {what} could be written as{remedy}")
 
 
 def save_as(form: Form, settings: Settings, state: Mapping[str, Tensor], folder: str | Path) -> Path:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
+from mmssl_kernels.frame import op
 from torch import Tensor
 
 Word = TypeVar("Word", int, Tensor)
@@ -76,14 +77,28 @@ def random_bits(
     `epoch` and `draw` are one value for the batch or one a sample.
     """
     device = sample_id.device
-    root = stream_key(seed, stream)
     epoch = torch.as_tensor(epoch, dtype=torch.int64, device=device).expand_as(sample_id)
     draw = torch.as_tensor(draw, dtype=torch.int64, device=device).expand_as(sample_id)
-    key = threefry2x32((torch.full_like(sample_id, root[0]), torch.full_like(sample_id, root[1])), (epoch, draw))
+    # Its hundreds of operations feed each other twice: Inductor, which would make one loop of them, takes minutes.
+    bits = _BITS if torch.compiler.is_compiling() else _bits
+    return bits(*stream_key(seed, stream), count, sample_id, epoch, draw)
+
+
+def _bits(first: int, second: int, count: int, sample_id: Tensor, epoch: Tensor, draw: Tensor) -> Tensor:
+    key = threefry2x32((torch.full_like(sample_id, first), torch.full_like(sample_id, second)), (epoch, draw))
     key = threefry2x32(key, (sample_id & _MASK, sample_id >> 32 & _MASK))
-    position = torch.arange(count, device=device).expand(len(sample_id), count)
+    position = torch.arange(count, device=sample_id.device).expand(len(sample_id), count)
     high, low = threefry2x32((key[0][:, None], key[1][:, None]), (position, torch.zeros_like(position)))
     return high << 30 | low >> 2
+
+
+_BITS = op.define(
+    "random_bits",
+    "(int first, int second, SymInt count, Tensor sample_id, Tensor epoch, Tensor draw) -> Tensor",
+    fast=_bits,
+    triton=None,
+    fake=lambda first, second, count, sample_id, epoch, draw: sample_id.new_empty(len(sample_id), count),
+)
 
 
 def uniform(

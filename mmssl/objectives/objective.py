@@ -76,20 +76,32 @@ class Objective(nn.Module):
 
     @classmethod
     def configured(cls, config: Any, settings: Mapping[str, Any]) -> Any:
-        """The config itself; where it is the name of a model, `named` makes it, with these settings."""
-        known = list(inspect.signature(cls.named).parameters)[1:]
+        """The config itself; where it is the name of a model, `named` makes it, with these settings and those that
+        `config_class` has besides."""
+        usual = next(each for each in cls.__mro__ if "named" in vars(each)).config_class  # type: ignore[attr-defined]
+        own = [each for each in _fields(cls.config_class) if each not in _fields(usual)]
+        known = [*list(inspect.signature(cls.named).parameters)[1:], *own]
         for name in settings:
             if name not in known:
                 raise UserError(f"{cls.__name__} has no setting {name!r}: {nearest(name, known)}")
         if isinstance(config, str):
-            return cls.named(config, **settings)
+            made = cls.named(config, **{name: settings[name] for name in settings if name not in own})
+            return cls.completed(made, **{name: settings[name] for name in settings if name in own})
         if settings:
             given = ", ".join(settings)
             raise UserError(f"{cls.__name__} takes a whole config, or a model's name and {given}: not both")
+        if not isinstance(config, cls.config_class):
+            wanted = cls.config_class.__name__
+            raise UserError(f"{cls.__name__} takes the name of a model or a {wanted}, not a {type(config).__name__}")
         return config
 
+    @classmethod
+    def completed(cls, config: Any, **further: Any) -> Any:
+        """What `named` gave as this class's own kind of config: with `further` settings, or their defaults."""
+        return cls.config_class(**{name: getattr(config, name) for name in _fields(config)}, **further)
+
     def __repr__(self) -> str:
-        config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        config = {name: getattr(self.config, name) for name in _fields(self.config)}
         plain = [f"{name}={value!r}" for name, value in config.items() if isinstance(value, (bool, int, float, str))]
         parts = []
         for name, part in self.trained_parts():
@@ -191,9 +203,8 @@ class Objective(nn.Module):
         """
         state, name = interop.official_state(source)
         form = interop.form_read(cls._names(), ["official"], {}, state, name)
-        fields = [each.name for each in dataclasses.fields(cls.config_class)]
         for setting in settings:
-            if setting not in (known := [*form.options, *fields]):
+            if setting not in (known := [*form.options, *_fields(cls.config_class)]):
                 raise UserError(f"{cls.__name__} has no setting {setting!r}: {nearest(setting, known)}")
         options = {key: value for key, value in settings.items() if key in form.options}
         found = form.read({}, state, name, **options)
@@ -224,4 +235,10 @@ class Objective(nn.Module):
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' class of the same method reads, decoder included. Raises UserError where
         transformers has none, or it cannot express this model."""
-        return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__), folder)
+        remedy = "; its encoder alone may, `encoder.forms`"
+        return self.save_as(interop.form_of(self.forms, "transformers", type(self).__name__, remedy), folder)
+
+
+def _fields(config: Any) -> list[str]:
+    """The names of a dataclass's settings."""
+    return [each.name for each in dataclasses.fields(config)]

@@ -37,16 +37,18 @@ def load(folder: str | Path) -> Objective:
     if kind is None:
         state = interop.read_weights(Path(folder))
         kind = interop.form_read(list(METHODS), ["transformers"], config, state, str(folder)).method
-    if kind not in METHODS and config.get("module"):
+    method, module = METHODS.get(kind), config.get("module")
+    if module and (method is None or importable(method.__module__) != module):  # two modules may have the same name
         try:
-            imported(config["module"])
+            method = getattr(imported(module), kind, method)
         except UserError as error:
-            raise UserError(f"{folder}: holds {kind}: {error}") from error
-    if kind not in METHODS:
+            if method is None:
+                raise UserError(f"{folder}: holds {kind}: {error}") from error
+    if method is None:
         raise UserError(
             f"{folder}: holds {kind or 'no method'}; methods are {', '.join(METHODS)}, and --import MODULE adds others"
         )
-    return METHODS[kind].from_pretrained(folder)
+    return method.from_pretrained(folder)
 
 
 def imported(name: str) -> ModuleType:
@@ -65,7 +67,7 @@ def imported(name: str) -> ModuleType:
 
 def importable(module: str) -> str | None:
     """The name by which others import a module; None for what is typed into an interpreter."""
-    if module != "__main__":
+    if module not in ("__main__", "__mp_main__"):  # the latter in processes that it spawns
         return module
     main = sys.modules["__main__"]
     if (spec := getattr(main, "__spec__", None)) is not None:

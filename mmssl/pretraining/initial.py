@@ -27,7 +27,8 @@ def start_from(objective: Objective, source: str, *, own_decoder: object = None)
     method, given = found(type(objective), source)
     _same_sizes(objective.config.encoder, given.config, source)
     config = dataclasses.replace(objective.config, encoder=_adopted(objective.config.encoder, given.config))
-    if method is not None:
+    decodes = hasattr(objective.config, "decoder")
+    if method is not None and decodes:
         asked, has = objective.config.decoder, method.config.decoder
         sizes = [(each.transformer.dim, each.transformer.depth) for each in (asked, has)]
         if own_decoder and sizes[0] != sizes[1]:
@@ -38,7 +39,10 @@ def start_from(objective: Objective, source: str, *, own_decoder: object = None)
         config = dataclasses.replace(config, decoder=has)
     fresh = type(objective)(config)
     _take(fresh if method is not None else fresh.encoder, method or given, source)
-    what = "encoder and decoder" if method is not None else "the encoder; the decoder starts from random weights"
+    if method is not None:
+        what = "encoder and decoder" if decodes else "all of it"
+    else:
+        what = f"the encoder; {'the decoder' if decodes else 'all else'} starts from random weights"
     return fresh, f"{'starts':<9} from {source}: {what}"
 
 

@@ -96,13 +96,8 @@ def pretrain(
     watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
-        losses, counts = [], []
-        for batch in watched:
-            moved = {name: value.to(device) for name, value in batch.items()}
-            with torch.autocast(device.type, low_precision, enabled=low_precision is not None):
-                losses.append(float(objective(moved).loss))
-            counts.append(len(batch["sample_id"]))
-        mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        with torch.autocast(device.type, low_precision, enabled=low_precision is not None):
+            mean = held_out_loss(objective, watched, device)
         found = extract(objective.encoder, watched, device=device)
         rank = effective_rank(found.features)
         return {"heldout_loss": mean, "effective_rank": rank, **watched_accuracies(found)}
@@ -130,6 +125,17 @@ def pretrain(
             print(line)
         replace_file(run_dir / PICTURES, save(_shown(watched)))
     return result
+
+
+def held_out_loss(objective: Objective, watched: list[dict[str, Tensor]], device: torch.device) -> float:
+    """The mean over the watched samples, or of a method that compares samples the loss of all of them together."""
+    batches = ({name: value.to(device) for name, value in batch.items()} for batch in watched)
+    if objective.compares_samples:
+        found = [objective.features(batch) for batch in batches]
+        return float(objective.compare({name: torch.cat([each[name] for each in found]) for name in found[0]}).loss)
+    counts = [len(batch["sample_id"]) for batch in watched]
+    losses = [float(objective(batch).loss) for batch in batches]
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[dict[str, Tensor]]:

@@ -75,10 +75,10 @@ def save(
             for group, tensors in state.items():
                 name = f"{group}.safetensors"
                 files[name] = _write(aside / name, safetensors.save(_own_copies(tensors)))
-            files[_META] = _write(aside / _META, _json(meta))
+            files[_META] = _write(aside / _META, _json({**version.stamp(), **meta}))
             if config is not None:
                 files[CONFIG] = _write(aside / CONFIG, _json(config))
-            _write(aside / _MANIFEST, _json({"step": step, **version.stamp(), "files": files}))
+            _write(aside / _MANIFEST, _json({"step": step, "files": files}))
             _sync_folder(aside)
         except OSError:
             shutil.rmtree(aside, ignore_errors=True)
@@ -129,10 +129,11 @@ def damage(path: Path) -> str | None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that `newest` found whole. Raises UserError for one of a later version's format."""
     manifest = json.loads((path / _MANIFEST).read_bytes())
-    version.check(manifest, path)
     groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
     state = {group: safetensors.load_file(path / f"{group}.safetensors") for group in groups}
-    return Checkpoint(manifest["step"], state, json.loads((path / _META).read_bytes()))
+    meta = json.loads((path / _META).read_bytes())
+    version.check(meta, path)
+    return Checkpoint(manifest["step"], state, {name: meta[name] for name in meta if name not in version.stamp()})
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

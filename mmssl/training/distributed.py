@@ -73,10 +73,14 @@ def mean(values: Tensor) -> Tensor:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Make the gradients of every rank their mean over ranks; each must have them for the same parameters."""
+    """Make the gradients of every rank their mean over ranks; one that a rank has not counts as zero."""
     if world_size() == 1:
         return
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    gradients = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
     flat = mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))  # one message instead of hundreds
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmssl.heads import GlobalBatchNorm
 from mmssl.objectives.objective import Objective
 from mmssl.training import distributed
 from mmssl.training.resume import Batch
@@ -140,3 +141,13 @@ class Gradients:
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], self.device)
+
+
+def chunked_norms(objective: Objective, chunk: int, chunks: int) -> list[str]:
+    """A sentence where batch norms will see chunks instead of the batch; else none."""
+    if chunks == 1 or not any(isinstance(part, GlobalBatchNorm) for part in objective.modules()):
+        return []
+    return [
+        f"batch norms normalise each chunk of {chunk} samples a process by itself, so {chunks} chunks are not quite "
+        "one batch: raise --at-once to hold more at once"
+    ]

@@ -20,7 +20,7 @@ from mmssl.objectives.objective import Objective
 from mmssl.position import mark_trained
 from mmssl.training import checkpoints, distributed
 from mmssl.training.average import Average
-from mmssl.training.gradients import Gradients
+from mmssl.training.gradients import Gradients, chunked_norms
 from mmssl.training.journal import Journal
 from mmssl.training.optim import optimizer_for, schedule, set_learning_rate, set_weight_decay
 from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, save
@@ -87,6 +87,7 @@ def train(
     average = None if settings.ema is None else Average(objective, settings.ema)
     start, notes = resume(run_dir, objective, optimizer, loader, settled, average)
     notes += large_batch(settings.batch_size, loader.steps_per_epoch, total) + slow_average(settings.ema, total)
+    notes += chunked_norms(objective, settings.batch_size // world // settings.accumulate, settings.accumulate)
     gradients_of = Gradients(objective, settings.accumulate, device, low_precision, settings.compile)
 
     row: dict[str, Any] = {}

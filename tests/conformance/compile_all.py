@@ -43,20 +43,17 @@ def shallow(entry: Entry) -> Objective:
 
 
 def one_graph(entry: Entry) -> None:
-    """A method's step in one graph, its mask given: the first graph break is an error."""
+    """A method's step in one graph, its mask drawn in it: the first graph break is an error."""
     objective, batch = shallow(entry), entry.batch(0)
-    mask = objective(batch).mask
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
-    assert_compiled_equals_eager(objective, compiled, batch, mask)
+    assert_compiled_equals_eager(objective, compiled, batch)
 
 
 @torch.no_grad()
 def another_size() -> None:
-    """The mask of MAE, whose noise is that of all methods, in one graph; its loss on wider pictures in another."""
+    """MAE's loss on wider pictures in one graph more."""
     entry = ENTRIES["MAE"]
     objective, batch = entry.make(), floating(entry.batch(0))
-    hide = torch.compile(objective.hide, backend="eager", fullgraph=True)
-    assert torch.equal(hide(batch).hide.index, objective.hide(batch).hide.index)
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
     mark_trained(objective)
     for size in ((16, 16), (16, 24)):
@@ -69,7 +66,7 @@ def inductor() -> None:
     """MAE's step in the code that Inductor writes for it."""
     entry = ENTRIES["MAE"]
     objective, batch = entry.make(), entry.batch(0)
-    assert_compiled_equals_eager(objective, torch.compile(objective, fullgraph=True), batch, objective.hide(batch))
+    assert_compiled_equals_eager(objective, torch.compile(objective, fullgraph=True), batch)
 
 
 def outcome(check: Callable[[], None]) -> tuple[str, float]:
@@ -79,7 +76,7 @@ def outcome(check: Callable[[], None]) -> tuple[str, float]:
     try:
         check()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return reason, time.perf_counter() - began
 
 

@@ -25,7 +25,10 @@ def test_a_folder_holds_the_method_exactly(entry: Entry, tmp_path: Path) -> None
         assert again.config == objective.config
         assert_states_equal(again.state_dict(), objective.state_dict())
         assert torch.equal(again.eval()(entry.batch(0)).loss, objective.eval()(entry.batch(0)).loss)
-    assert_states_equal(Encoder.from_pretrained(folder).state_dict(), objective.encoder.state_dict())
+    encoder = Encoder.from_pretrained(folder)
+    assert_states_equal(encoder.state_dict(), objective.encoder.state_dict())
+    alone = Encoder.from_pretrained(encoder.save_pretrained(tmp_path / "encoder"))
+    assert_states_equal(alone.state_dict(), encoder.state_dict())
     again.save_pretrained(tmp_path / "twice")
     assert json.loads((tmp_path / "twice" / "config.json").read_text()) == written
 

@@ -20,7 +20,7 @@ from tests.conformance.table import Batch, Entry, rows
 def test_the_loss_is_finite_and_falls(entry: Entry, run: Path) -> None:
     losses = [row["loss"] for row in read_metrics(run)]
     assert all(map(math.isfinite, losses))
-    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])  # each is the same two batches
+    assert sum(losses[-2:]) < 0.92 * sum(losses[:2])  # each is the same two batches
 
 
 def test_parts_are_scalars_and_make_up_the_loss(entry: Entry) -> None:
