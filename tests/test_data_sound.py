@@ -141,6 +141,8 @@ def test_folders_are_classes_and_manifests_name_them(tree, tmp_path):
     listed = open_sounds(manifest, "train", SoundClips(0.2))
     assert (listed.paths, listed.labels, listed.classes) == (["b.wav", "a.wav"], [1, 0], ["a", "b"])
     assert open_sounds(manifest, None, SoundClips(0.2), label="tone").classes == ["aa", "bb"]
+    with pytest.raises(UserError, match=r"No row of the manifest .* has a 'tune'"):
+        open_sounds(manifest, None, SoundClips(0.2), label="tune")
     with pytest.raises(UserError, match=r"classes of .* are its folders"):
         open_sounds(tree, None, SoundClips(0.2), label="tone")
     (tmp_path / "bad.csv").write_text("file\na.wav\n")
