@@ -141,6 +141,8 @@ def test_folders_are_classes_and_manifests_name_them(tree, tmp_path):
     listed = open_sounds(manifest, "train", SoundClips(0.2))
     assert (listed.paths, listed.labels, listed.classes) == (["b.wav", "a.wav"], [1, 0], ["a", "b"])
     assert open_sounds(manifest, None, SoundClips(0.2), label="tone").classes == ["aa", "bb"]
+    with pytest.raises(UserError, match=r"No row of the manifest .* has a 'tune'"):
+        open_sounds(manifest, None, SoundClips(0.2), label="tune")
     with pytest.raises(UserError, match=r"classes of .* are its folders"):
         open_sounds(tree, None, SoundClips(0.2), label="tone")
     (tmp_path / "bad.csv").write_text("file\na.wav\n")
@@ -252,6 +254,21 @@ def test_the_device_makes_the_same_bits_as_the_workers(tree, workers):
             made = spectrograms(other)
             assert made.keys() == one.keys() and all(torch.equal(made[name], one[name]) for name in one)
             assert spectrograms(one).keys() == one.keys()
+
+
+def test_no_number_of_threads_changes_a_bit(tmp_path):
+    """torch takes the mean of more than 32768 values in one part a thread; workers have one thread."""
+    for k in range(6):
+        write(tmp_path / f"{k}.wav", 6.0, seed=k, subtype="FLOAT")
+    loader = Loader(SoundSource(tmp_path, SoundClips(5.0)), SoundView(500, gain=True), batch_size=6)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            made += [batch["audio"] for batch in loader.batches(0, 1)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 def sample_of(waveform, **more):

@@ -98,7 +98,7 @@ class Augmentation:
             raise UserError(f"A blur of {kernel} pixels needs sides of more than {kernel // 2}, not {shorter}.")
         out = medium.clamp(0, 1) if medium.is_floating_point() else medium.clone()
         frames = out.movedim(1, -3)  # torchvision's [..., C, H, W]
-        with _one_thread(), torch.autocast("cpu", enabled=False):
+        with one_thread(), torch.autocast("cpu", enabled=False):
             for row, operations in enumerate(drawn):
                 values = frames[row]
                 for operation, parameter in operations.items():
@@ -125,8 +125,8 @@ DINO_COLOURS = (
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a loader's worker has: torch takes a large picture's mean, for its contrast, in one part a thread."""
+def one_thread() -> Iterator[None]:
+    """As a loader's worker has: torch takes the mean of a large picture, or of a sound, in one part a thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from mmssl.audio import BANDS, RATE, WINDOW, centred, filter_bank, hide, samples_of
+from mmssl.data.augment import one_thread
 from mmssl.data.decode import BrokenSample, first_bytes
 from mmssl.data.folders import part_of
 from mmssl.data.source import FileSource, Source, Subset, read_slots, shares, told_of_part
@@ -208,6 +209,10 @@ class SoundView:
             )
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        with one_thread():
+            return self._batch(samples, keys)
+
+    def _batch(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
         rows, extra = [], []
         numbers = uniform(3 * _BETA + 6, stream="sound", **keys._asdict()).double().numpy()
         for row, sample in enumerate(samples):
@@ -221,11 +226,10 @@ class SoundView:
         batch: dict[str, Tensor] = {}
         hidden = torch.from_numpy(np.stack([self._hidden(rest) for *_, rest in extra]))
         if self.on_device:
-            lengths = torch.tensor([len(row) for row in rows])
             batch["waveform"] = torch.zeros(len(rows), samples_of(self.frames))
             for place, waveform in zip(batch["waveform"], rows):
                 place[: len(waveform)] = waveform
-            batch["waveform.length"] = lengths
+            batch["waveform.length"] = torch.tensor([len(row) for row in rows])
             batch |= {"waveform.hidden": hidden} if any(self.spec_augment) else {}
         else:
             audio = filter_bank(rows, self.frames)

@@ -135,7 +135,10 @@ class FileSource:
         label: what a manifest, or the JSON of a sample in shards, calls the class; `label` in manifests unless given.
         """
         if is_manifest(root):
-            return root.parent, *read_manifest(root, self.kind, label or "label")
+            paths, labels = read_manifest(root, self.kind, label or "label")
+            if label is not None and labels is None:
+                raise UserError(f"No row of the manifest {root} has a {label!r}.")
+            return root.parent, paths, labels
         if self.in_shards and root.suffix.lower() == SHARD and root.is_file():
             return root.parent, *self._sharded(root.parent, [root.name], label)
         return root, *self.find(root, label)
