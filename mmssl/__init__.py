@@ -1,4 +1,4 @@
-"""Self-supervised pretraining by masking, for pictures and video."""
+"""Self-supervised pretraining by masking, for pictures, video and sound."""
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
