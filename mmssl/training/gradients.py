@@ -59,7 +59,7 @@ class Gradients:
         """Leave them, averaged over ranks, in the parameters, which have none yet; the loss and its parts, detached.
 
         Loss and parts are this rank's. None where a stop was asked for between two chunks; then the gradients are worth
-        nothing.
+        nothing, and buffers, such as statistics that forward passes move, are as before.
         """
         size = len(batch["sample_id"])
         bounds = [chunk * size // self.chunks for chunk in range(self.chunks + 1)]
@@ -67,7 +67,11 @@ class Gradients:
             {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in batch.items()}
             for start, end in pairwise(bounds)
         ]
-        return (self._of_features if self.by_features else self._of_chunks)(shares, stop, on_chunk)
+        before = self._buffers() if self.chunks > 1 else []
+        made = (self._of_features if self.by_features else self._of_chunks)(shares, stop, on_chunk)
+        if made is None:
+            self._put(before)
+        return made
 
     def _of_chunks(
         self, shares: list[Batch], stop: StopRequest, on_chunk: OnChunk | None

@@ -112,15 +112,11 @@ def train(
             set_learning_rate(optimizer, rate)
             set_weight_decay(optimizer, settings, progress)
             optimizer.zero_grad()
-            # a step of several chunks may be dropped in its middle, and forward passes may move statistics
-            buffers = [buffer.clone() for buffer in objective.buffers()] if settings.accumulate > 1 else []
             _seed(settings.seed, step)
             objective.before_step(progress)
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             gradients = gradients_of(batch, stop, partial(journal.chunk, step + 1) if journal else None)
             if gradients is None:
-                for buffer, value in zip(objective.buffers(), buffers, strict=True):
-                    buffer.copy_(value)
                 loader.ledger.seen = seen  # the batch that was begun will be read again
                 del loader.ledger.skipped[skipped:]
                 if step > 0:
