@@ -81,7 +81,7 @@ def plain(waveforms: torch.Tensor) -> int:
     return len(torch.stack([plain_log_mel(waveform) for waveform in waveforms]))
 
 
-def plain_log_mel(waveform: torch.Tensor) -> torch.Tensor:
+def plain_log_mel(waveform: torch.Tensor, frames: int = FRAMES) -> torch.Tensor:
     """Audio-MAE's front end for one clip [samples], as its authors write it: [1, frames, 128]."""
     made = fbank(
         (waveform - waveform.mean())[None],
@@ -93,7 +93,7 @@ def plain_log_mel(waveform: torch.Tensor) -> torch.Tensor:
         dither=0.0,
         frame_shift=10,
     )
-    return pad(made, (0, 0, 0, max(0, FRAMES - len(made))))[None, :FRAMES]
+    return pad(made, (0, 0, 0, max(0, frames - len(made))))[None, :frames]
 
 
 def our_sounds(source: SoundSource, count: int) -> int:

@@ -92,9 +92,7 @@ class Position(nn.Module):
 
     def _interpolated(self, grid: tuple[int, ...]) -> Float[Tensor, "patches dim"]:
         base = self.grid
-        if (
-            self.layout == "sincos_swapped"
-        ):  # on the grid that the table was made for; its codes are read off as they were
+        if self.layout == "sincos_swapped":  # on the grid that its codes were made for
             base, grid = base[::-1], grid[::-1]
         table = self.table.T.unflatten(1, base)
         if len(grid) > 1:

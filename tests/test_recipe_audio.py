@@ -1,7 +1,6 @@
 """The audio recipe as a user runs it: sounds in, an encoder, a report and numbers out."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import soundfile
 import timm
 
 from mmssl import AudioMAE, Encoder
-from mmssl.cli import run
 from mmssl.objectives import load
-from tests.test_recipe_video import command
+from tests.test_recipe_video import command, recipe
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -36,17 +34,10 @@ def sounds(tmp_path_factory) -> Path:
     return root
 
 
-def recipe(monkeypatch, line: str) -> int:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    monkeypatch.setattr(sys, "argv", ["audio_audiomae.py", *line.split()])
-    monkeypatch.setenv("COLUMNS", "120")
-    return run(__import__("audio_audiomae").main)
-
-
 def test_sounds_become_an_audiomae_a_report_accuracies_and_a_timm_model(sounds, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     line = f"--data {sounds} --out {out} {SMALL}"
-    assert recipe(monkeypatch, line) == 0, capsys.readouterr().err
+    assert recipe(monkeypatch, "audio_audiomae", line) == 0, capsys.readouterr().err
     assert "not a sound" not in capsys.readouterr().err
     method = load(out / "final")
     assert isinstance(method, AudioMAE) and method.config.encoder.tokenizers[0].size == (64, 128)
@@ -54,7 +45,7 @@ def test_sounds_become_an_audiomae_a_report_accuracies_and_a_timm_model(sounds, 
     assert {path.stem for path in (out / "pictures").iterdir()} == names
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["seen"] + rows[-1]["skipped"] == rows[-1]["step"] * 4
-    assert recipe(monkeypatch, f"{line} --std 3.0") == 2  # other statistics than in the past
+    assert recipe(monkeypatch, "audio_audiomae", f"{line} --std 3.0") == 2  # other statistics than in the past
     assert "method.encoder.tokenizers.0.modality.std" in capsys.readouterr().err
     reading = f"--model {out} --data {sounds} --workers 0 --device cpu"
     command(monkeypatch, f"evaluate {reading} --clips 2")

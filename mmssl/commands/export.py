@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
-from mmssl.interop import Form, read_config
+from mmssl.interop import read_config
 from mmssl.objectives import Objective, load
 from mmssl.training.run_folder import model_in
 
@@ -15,14 +15,15 @@ from mmssl.training.run_folder import model_in
 def export(model: Path, out: Path | None, to: str) -> None:
     """Write a model for another library; `to` is one of the forms it has, or "list" for a list of them."""
     folder = model_in(model)
-    encoder = Encoder.from_pretrained(folder)
-    forms: dict[str, tuple[Form, Encoder | Objective]] = {name: (form, encoder) for name, form in encoder.forms.items()}
+    models: list[Encoder | Objective]
     missing = ""
     try:
         method = load(folder)
-        forms |= {name: (form, method) for name, form in method.forms.items()}
-    except UserError as error:  # of an encoder alone; that of a method whose class is not found can be written, too
+        models = [method.encoder, method]
+    except UserError as error:  # an encoder alone; that of a method whose class is not found can be written, too
+        models = [Encoder.from_pretrained(folder)]
         missing = f" ({error})" if read_config(folder).get("mmssl") not in (None, "Encoder") else ""
+    forms = {name: (form, each) for each in models for name, form in each.forms.items()}
     if to == "list":
         width = max(map(len, forms), default=0)
         print(*(f"{name:<{width}}  {form.what}" for name, (form, _) in forms.items()), sep="\n")

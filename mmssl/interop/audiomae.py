@@ -12,25 +12,19 @@ import torch
 from mmssl.errors import UserError
 from mmssl.interop import mae, vit
 from mmssl.interop.forms import Form, Found
-from mmssl.interop.parts import Size, depth, layer, timm_blocks
+from mmssl.interop.parts import Size, depth, layer
 from mmssl.interop.rules import KeyMap, Rule, State
 from mmssl.modality import AUDIO
 from mmssl.position import sincos_table
 
 _OURS, _THEIRS = "decoder.transformer.blocks.{i}", "decoder_blocks.{i}"
 
+GLOBAL = mae.authors("audio")
 LOCAL: KeyMap = (
-    *vit.timm_vit("encoder.", "audio"),
-    *mae.AUTHORS_DECODER,
-    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
+    *GLOBAL,
     Rule((f"{_OURS}.attn.layer.temperature",), (f"{_THEIRS}.attn.tau",)),
     *layer(f"{_OURS}.attn.layer.offset1", f"{_THEIRS}.attn.meta_mlp.fc1"),
     *layer(f"{_OURS}.attn.layer.offset2", f"{_THEIRS}.attn.meta_mlp.fc2"),
-)
-GLOBAL: KeyMap = (
-    *vit.timm_vit("encoder.", "audio"),
-    *mae.AUTHORS_DECODER,
-    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
 )
 
 
@@ -74,8 +68,8 @@ def read_official_encoder(
     size: Size = None,
 ) -> Found:
     """The encoder in an authors' file, pretrained or fine-tuned."""
-    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-    return Found(encoder_settings(state, source, heads, eps, size), vit.timm_vit("", "audio"), tensors)
+    rules = vit.timm_vit("", "audio")
+    return Found(encoder_settings(state, source, heads, eps, size), rules, vit.without_decoder(state))
 
 
 def read_official(
@@ -116,10 +110,8 @@ def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
 
     Statistics are those noted there, or AudioSet's where they are none of log-mel values or the deviation not doubled.
     """
-    details = config["pretrained_cfg"]
-    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
-    found = read_official_encoder({}, state, source, heads=heads, size=size)
-    (mean,), (std,) = details["mean"], details["std"]
+    found = read_official_encoder({}, state, source, **vit.timm_options(config))
+    (mean,), (std,) = (config["pretrained_cfg"][name] for name in ("mean", "std"))
     if mean < 0 and not math.isclose(2 * std, AUDIO.std[0], rel_tol=1e-3):
         found.settings["tokenizers"][0]["modality"] |= {"mean": (mean,), "std": (std,)}
     return found

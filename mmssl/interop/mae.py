@@ -10,9 +10,9 @@ from mmssl.interop import vit
 from mmssl.interop.forms import Form, Found, Settings, Written
 from mmssl.interop.parts import (
     Size,
+    blocks_settings,
     decoder,
     decoder_fields,
-    decoder_settings,
     depth,
     hub_names,
     image_processor,
@@ -22,11 +22,15 @@ from mmssl.interop.parts import (
 from mmssl.interop.rules import KeyMap, State
 
 AUTHORS_DECODER = decoder("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_norm", "decoder_pred")
-AUTHORS: KeyMap = (
-    *vit.timm_vit("encoder."),
-    *AUTHORS_DECODER,
-    *timm_blocks("decoder.transformer.blocks", "decoder_blocks"),
-)
+
+
+def authors(modality: str = "image") -> KeyMap:
+    """The authors' names, on media of this modality."""
+    blocks = timm_blocks("decoder.transformer.blocks", "decoder_blocks")
+    return (*vit.timm_vit("encoder.", modality), *AUTHORS_DECODER, *blocks)
+
+
+AUTHORS = authors()
 TRANSFORMERS: KeyMap = (
     *vit.transformers_vit("encoder.", "vit."),
     *decoder(
@@ -65,7 +69,7 @@ def read_transformers(config: Mapping[str, Any], state: State, source: str) -> F
     """A ViTMAEForPreTraining folder."""
     settings = {
         "encoder": vit.transformers_settings(config),
-        "decoder": {"transformer": decoder_settings(config)},
+        "decoder": {"transformer": blocks_settings(config, "decoder_")},
         "mask_ratio": config["mask_ratio"],
         "norm_pix": config.get("norm_pix_loss", False),
     }

@@ -168,15 +168,18 @@ def table_size(size: Size, patch: Sequence[int], positions: int, source: str) ->
     return size
 
 
-def blocks_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """TransformerConfig's settings that every ViT-like config.json has. Raises UserError for another activation."""
+def blocks_settings(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """TransformerConfig's settings that every ViT-like config.json has, of the encoder or another `part` ("decoder_").
+
+    Raises UserError for another activation.
+    """
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"hidden_act {config['hidden_act']!r} of this transformers model is not supported, only 'gelu'")
     return {
-        "dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "hidden": config["intermediate_size"],
+        "dim": config[f"{part}hidden_size"],
+        "depth": config[f"{part}num_hidden_layers"],
+        "heads": config[f"{part}num_attention_heads"],
+        "hidden": config[f"{part}intermediate_size"],
         "norm_eps": config.get("layer_norm_eps", 1e-12),
     }
 
@@ -190,17 +193,6 @@ def blocks_config(transformer: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": transformer["hidden"] or 4 * transformer["dim"],
         "layer_norm_eps": transformer["norm_eps"],
         "hidden_act": "gelu",
-    }
-
-
-def decoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """TransformerConfig's settings of the decoder in a config.json of ViTMAE or VideoMAE."""
-    return {
-        "dim": config["decoder_hidden_size"],
-        "depth": config["decoder_num_hidden_layers"],
-        "heads": config["decoder_num_attention_heads"],
-        "hidden": config["decoder_intermediate_size"],
-        "norm_eps": config.get("layer_norm_eps", 1e-12),
     }
 
 

@@ -16,7 +16,6 @@ from mmssl.interop.parts import (
     blocks_config,
     blocks_settings,
     decoder_fields,
-    decoder_settings,
     default_heads,
     depth,
     grid_of_size,
@@ -50,13 +49,17 @@ def authors_encoder(ours: str = "", theirs: str = "") -> KeyMap:
     )
 
 
-AUTHORS: KeyMap = (
-    *authors_encoder("encoder.", "encoder."),
+# What stands round the blocks of the decoder, the same in both.
+_DECODER: KeyMap = (
     Rule(("decoder.embed.weight",), ("encoder_to_decoder.weight",)),
     Rule(("decoder.mask_token",), ("mask_token",), "shape", (1, 1, -1)),
-    *timm_blocks("decoder.transformer.blocks", "decoder.blocks", query_value=True),
     *layer("decoder.transformer.final_norm", "decoder.norm"),
     *layer("decoder.pred", "decoder.head"),
+)
+AUTHORS: KeyMap = (
+    *authors_encoder("encoder.", "encoder."),
+    *_DECODER,
+    *timm_blocks("decoder.transformer.blocks", "decoder.blocks", query_value=True),
 )
 
 
@@ -72,11 +75,8 @@ def transformers_videomae(ours: str = "", theirs: str = "") -> KeyMap:
 
 TRANSFORMERS: KeyMap = (
     *transformers_videomae("encoder.", "videomae."),
-    Rule(("decoder.embed.weight",), ("encoder_to_decoder.weight",)),
-    Rule(("decoder.mask_token",), ("mask_token",), "shape", (1, 1, -1)),
+    *_DECODER,
     *transformers_blocks("decoder.transformer.blocks", "decoder.decoder_layers", query_value=True),
-    *layer("decoder.transformer.final_norm", "decoder.norm"),
-    *layer("decoder.pred", "decoder.head"),
 )
 
 
@@ -253,7 +253,7 @@ def read_transformers(config: Mapping[str, Any], state: State, source: str) -> F
     """A VideoMAEForPreTraining folder."""
     encoder = transformers_settings(config, state)
     kept = {"final_norm_eps": TRANSFORMERS_EPS, "qkv_bias": encoder["transformer"]["qkv_bias"]}
-    decoder = _decoder(decoder_settings(config) | kept)
+    decoder = _decoder(blocks_settings(config, "decoder_") | kept)
     settings = {"encoder": encoder, "decoder": decoder, "norm_pix": config.get("norm_pix_loss", True)}
     return Found(settings, TRANSFORMERS, hub_names(state))
 

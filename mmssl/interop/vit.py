@@ -97,8 +97,12 @@ def read_official(
     size: Size = None,
 ) -> Found:
     """The encoder in an authors' file; a decoder is left aside."""
-    tensors = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-    return Found(official_settings(state, source, heads, eps, size), timm_vit(), tensors)
+    return Found(official_settings(state, source, heads, eps, size), timm_vit(), without_decoder(state))
+
+
+def without_decoder(state: State) -> dict[str, Tensor]:
+    """The tensors of an authors' file but for MAE's decoder."""
+    return {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
 
 
 def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,12 +156,16 @@ def _is_plain(settings: Settings, modality: str = "image") -> bool:
 
 def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
     """The encoder in a folder of timm's ViT of pictures, with the statistics noted there."""
-    details = config["pretrained_cfg"]
-    heads, size = config.get("model_args", {}).get("num_heads"), tuple(details["input_size"][1:])
-    found = read_official({}, state, source, heads=heads, size=size)
+    details, found = config["pretrained_cfg"], read_official({}, state, source, **timm_options(config))
     statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
     found.settings["tokenizers"][0]["modality"] |= statistics
     return found
+
+
+def timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's config.json tells of an encoder that its tensors do not."""
+    size = tuple(config["pretrained_cfg"]["input_size"][1:])
+    return {"heads": config.get("model_args", {}).get("num_heads"), "size": size}
 
 
 def write_timm(settings: Settings) -> Written:
