@@ -17,7 +17,7 @@ from mmssl.masking.noise import permutation
 
 PACKAGE = "gcin-voice"
 DEBIAN_FOLDER = Path("/usr/share/gcin-voice/ogg")
-_INITIALS = "ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏㄐㄑㄒㄓㄔㄕㄖㄗㄘㄙ"
+INITIALS = "ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏㄐㄑㄒㄓㄔㄕㄖㄗㄘㄙ"
 # What the folders' names end in; the first tone has no digit.
 _TONES = {"1": "neutral", "2": "second", "3": "third", "4": "fourth"}
 _TEST_SHARE = 0.3
@@ -72,7 +72,7 @@ def syllables(folder: Path) -> list[Syllable]:
     for path in sorted(folder.glob("*/*.ogg")):
         sound = path.parent.name.rstrip("".join(_TONES))
         tone = _TONES.get(path.parent.name[len(sound) :], "first")
-        initial = sound[0] if sound[0] in _INITIALS else "none"
+        initial = sound[0] if sound[0] in INITIALS else "none"
         found.append(Syllable(f"ogg/{path.relative_to(folder).as_posix()}", sound, tone, initial, path.stem))
     return found
 
