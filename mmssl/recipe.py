@@ -23,6 +23,7 @@ from mmssl.pretraining.media import open_clips
 from mmssl.pretraining.pretrain import accumulation, pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
+from mmssl.training.loop import Prepare
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,15 @@ class Recipe:
         view: View,
         held_out_view: View,
         *,
+        prepare: Prepare | None = None,
         repeats: int = 1,
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
-        repeats: views of each sample in a row. `afterwards` runs on rank 0, before the report is drawn.
+        prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
+        runs on rank 0, before the report is drawn.
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
@@ -183,6 +186,7 @@ class Recipe:
                 view=view,
                 held_out_view=held_out_view,
                 device=device,
+                prepare=prepare,
                 workers=self.workers,
                 repeats=repeats,
                 watch=watch,

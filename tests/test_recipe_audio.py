@@ -1,6 +1,7 @@
 """The audio recipe as a user runs it: sounds in, an encoder, a report and numbers out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import timm
 
 from mmssl import AudioMAE, Encoder
 from mmssl.objectives import load
+from mmssl.training import read_metrics
 from tests.test_recipe_video import command, recipe
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +59,20 @@ def test_sounds_become_an_audiomae_a_report_accuracies_and_a_timm_model(sounds, 
     command(monkeypatch, f"export --model {out} --out {tmp_path}/timm --to timm")
     assert timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True).patch_embed.img_size == (64, 128)
     assert Encoder.from_pretrained(tmp_path / "timm").config.tokenizers[0].modality.name == "audio"
+
+
+def test_log_mel_on_the_device_trains_to_the_same_bits_also_from_the_middle_on(sounds, tmp_path, monkeypatch, capsys):
+    line = f"--data {sounds} {SMALL} --roll --at-once 2 --save-every 2 --keep 0 --tracker none"
+    for place in ("workers", "device"):
+        assert recipe(monkeypatch, "audio_audiomae", f"{line} --out {tmp_path}/{place} --log-mel {place}") == 0
+    half = "step-00000002"
+    shutil.copytree(tmp_path / "workers" / half, tmp_path / "resumed" / half)
+    assert recipe(monkeypatch, "audio_audiomae", f"{line} --out {tmp_path}/resumed --log-mel device") == 0
+    assert "resuming after step 2" in capsys.readouterr().out
+    runs = [tmp_path / run for run in ("workers", "device", "resumed")]
+    assert len({(run / "final" / "model.safetensors").read_bytes() for run in runs}) == 1
+    told = [read_metrics(run)[-1] for run in runs]
+    assert len({(row["loss"], row["heldout_loss"], row["grad_norm"]) for row in told}) == 1
 
 
 def test_the_defaults_are_the_papers(monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from io import BufferedReader, BytesIO
@@ -198,7 +198,7 @@ class SoundView:
     gain: bool = False
     roll: bool = False
     spec_augment: tuple[int, int] = (0, 0)
-    on_device: bool = False
+    on_device: bool = field(default=False, repr=False)  # decides on no value: a resumed run may change it
 
     def __post_init__(self) -> None:
         most = self.frames, BANDS
