@@ -36,6 +36,9 @@ class Recipe:
     objective: ClassVar[type[Objective]]
     data: Path
     """The media to train on."""
+    label: str | None = None
+    """What a manifest, or the JSON beside a sample in tar shards, calls the class: accuracies on what is held out are
+    among the curves then. Where not given `label` in manifests, in shards the text of `.cls`."""
     out: Path = Path("runs/recipe")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     decoder_dim: int | None = None
@@ -265,4 +268,5 @@ class VideoRecipe(Recipe):
     def media(self, clips: Clips | Pairs) -> tuple[Source, Source]:
         """What is trained on, sampled as `clips` says, and what is held out, always the same samples of it."""
         short_side = self.short_side or self.size * 8 // 7
-        return open_clips(self.data, clips, replace(clips, spread=1), short_side=short_side, seed=self.seed)
+        middle = replace(clips, spread=1)
+        return open_clips(self.data, clips, middle, short_side=short_side, seed=self.seed, label=self.label)

@@ -107,7 +107,7 @@ class AudioAudioMAE(Recipe):
     def run(self) -> TrainResult:
         """Train on clips of the sounds of `data`."""
         return self.train(
-            lambda: open_recordings(self.data, samples_of(self.frames) / RATE, self.seed),
+            lambda: open_recordings(self.data, samples_of(self.frames) / RATE, self.seed, self.label),
             SoundView(self.frames, gain=self.gain, roll=self.roll, on_device=self.log_mel == "device"),
             SoundView(self.frames, on_device=True),  # the report lets one hear what is watched
             prepare=spectrograms,

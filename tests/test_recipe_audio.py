@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,37 @@ def test_log_mel_on_the_device_trains_to_the_same_bits_also_from_the_middle_on(s
     assert len({(run / "final" / "model.safetensors").read_bytes() for run in runs}) == 1
     told = [read_metrics(run)[-1] for run in runs]
     assert len({(row["loss"], row["heldout_loss"], row["grad_norm"]) for row in told}) == 1
+
+
+@pytest.fixture(scope="module")
+def shards(sounds, tmp_path_factory) -> Path:
+    """The sounds in two shards, a training and a test part, their class in the JSON beside them as `pitch`."""
+    root = tmp_path_factory.mktemp("shards")
+    whole = sorted(path for path in sounds.glob("*/*") if path.name != "broken.wav")
+    for part, chosen in (("train", whole[:6] + whole[8:14]), ("val", whole[2:8] + whole[10:])):
+        (root / part).mkdir()
+        with tarfile.open(root / part / "0.tar", "w") as tar:
+            for path in chosen:
+                told = json.dumps({"pitch": path.parent.name, "number": int(path.stem)}).encode()
+                for name, content in ((path.name, path.read_bytes()), (f"{path.stem}.json", told)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, BytesIO(content))
+    return root
+
+
+def test_a_key_of_the_json_in_shards_is_the_label(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = f"--data {shards} --out {tmp_path}/run {SMALL} --steps 2 --tracker none"
+    assert recipe(monkeypatch, "audio_audiomae", f"{line} --label tone") == 2
+    assert "has 'tone' in its JSON: choose one of number, pitch" in capsys.readouterr().err
+    assert recipe(monkeypatch, "audio_audiomae", f"{line} --label pitch") == 0
+    assert {"knn_accuracy", "linear_accuracy"} <= read_metrics(tmp_path / "run")[-1].keys()
+    reading = f"--model {tmp_path}/run --data {shards} --label pitch --workers 0 --device cpu"
+    command(monkeypatch, f"evaluate {reading} --baselines off")
+    assert "train: 12 samples, 2 classes; test: 12 samples, 2 classes" in capsys.readouterr().out
+    command(monkeypatch, f"embed {reading} --out {tmp_path}/features.npz")
+    assert set(np.load(tmp_path / "features.npz")["labels"]) == {"high", "low"}
 
 
 def test_the_defaults_are_the_papers(monkeypatch):

@@ -411,6 +411,10 @@ def open_source(
     """
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
+        if label is not None:
+            raise UserError(
+                f"The classes of {root} are in its IDX files; {label!r} names those of manifests and shards."
+            )
         return idx_source(root, checked(split) or "train", channels)
     return told_of_part(FolderSource(part_of(root, split), channels or 3, background, label), root, split)
 
