@@ -47,6 +47,7 @@ def test_sounds_become_an_audiomae_a_report_accuracies_and_a_timm_model(sounds, 
     assert isinstance(method, AudioMAE) and method.config.encoder.tokenizers[0].size == (64, 128)
     names = {"reconstructions", "features", "attention", "heads"}
     assert {path.stem for path in (out / "pictures").iterdir()} == names
+    assert (out / "report.html").read_text().count('src="data:audio/ogg;base64,') == 1  # one is held out
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["seen"] + rows[-1]["skipped"] == rows[-1]["step"] * 4
     assert recipe(monkeypatch, "audio_audiomae", f"{line} --std 3.0") == 2  # other statistics than in the past

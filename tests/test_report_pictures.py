@@ -57,10 +57,10 @@ def test_any_number_of_channels_can_be_shown(channels, used):
     assert np.array_equal(shown, wanted)
 
 
-def test_values_out_of_range_or_not_finite_are_clipped():
+def test_values_out_of_range_are_clipped_and_what_is_no_number_is_grey():
     original = torch.tensor([-3.0, 9.0, float("nan"), 0.2]).reshape(1, 1, 2, 2)
     shown = opened(side_by_side([original]))
-    assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 0, 51]
+    assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 128, 51]
 
 
 def test_equal_patches_have_equal_colours_and_different_ones_do_not():
