@@ -78,6 +78,34 @@ def test_log_mel_on_the_device_trains_to_the_same_bits_also_from_the_middle_on(s
     assert len({(row["loss"], row["heldout_loss"], row["grad_norm"]) for row in told}) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--frames 100", "patches of 16 do not fill 100 times x 128 mel bands: choose another --frames"),
+        ("--frames 48", "(4, 4) patches do not tile (3, 8) of them: take a multiple of 64 times (--frames)"),
+        ("--data {}/none", "has files but no sound; sounds end in .wav"),
+        ("--data {}/film", "film.wav, is no sound: its content is of no kind"),
+        ("--data {}/clock", "clock.wav, has a header without a possible sample rate"),
+        ("--data {}/list.csv", "the first, missing.wav, cannot be opened (No such file or directory)"),
+        ("--label tone", "are its folders; 'tone' names those of manifests and shards"),
+    ],
+)
+def test_bad_input_gets_one_sentence(sounds, tmp_path, monkeypatch, capsys, line, words):
+    for name in ("none", "film", "clock"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "none" / "clip.mp4").touch()
+    (tmp_path / "film" / "film.wav").write_bytes(b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2" + bytes(200))
+    wave = bytearray((sounds / "low" / "3.wav").read_bytes())
+    wave[24:28] = bytes(4)  # the sample rate
+    (tmp_path / "clock" / "clock.wav").write_bytes(wave)
+    (tmp_path / "list.csv").write_text("path\nmissing.wav\n")
+    line = f"--data {sounds} --out {tmp_path}/run --batch-size 4 {line.format(tmp_path)}"
+    assert recipe(monkeypatch, "audio_audiomae", line) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def shards(sounds, tmp_path_factory) -> Path:
     """The sounds in two shards, a training and a test part, their class in the JSON beside them as `pitch`."""

@@ -311,6 +311,8 @@ def _decoding(file: BufferedReader | BytesIO) -> Iterator[SoundFile]:
             raise BrokenSample("is no sound: its content is of no kind that libsndfile reads") from error
         if "SF_INFO" in text:
             raise BrokenSample("has a header without a possible sample rate or number of channels") from error
+        if "psf_fseek" in text or "lost sync" in text:
+            raise BrokenSample("is damaged or cut short") from error
         raise BrokenSample(f"cannot be decoded ({text.rstrip('.')})") from error
 
 
