@@ -93,6 +93,12 @@ def test_components_do_not_flip_and_cope_with_few_dimensions_and_no_variance():
     assert np.ptp(flat_colour) == 0
 
 
+def test_wide_pictures_stand_above_what_belongs_to_them():
+    wide = torch.rand(2, 1, 128, 512)
+    assert opened(patch_components(wide, torch.rand(2, 8, 32, 5), across=3)).shape == (4 * 128 + 3 * GAP, 512, 4)
+    assert opened(attention_maps(wide, torch.rand(2, 3, 8, 32))).shape == (8 * 128 + 7 * GAP, 512, 4)
+
+
 def test_attention_is_brightest_where_it_looks():
     attention = torch.zeros(1, 2, 7, 7)
     attention[0, 0, 2, 3] = 0.04

@@ -93,7 +93,7 @@ def patch_components(
     colours = torch.full((len(flat), 3), 0.5)
     colours[:, : scores.shape[1]] = scores.float()
     components = _enlarged(colours.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2), original)
-    return _png(_grid(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
+    return _png(_beside(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
 
 
 def neighbours(pictures: Float[Tensor, "queries shown channels height width"]) -> bytes:
@@ -119,7 +119,7 @@ def attention_maps(
         _tiles(0.35 * shown.mean(dim=1, keepdim=True) + 0.65 * heat(_enlarged(weights[:, head, None], original)))
         for head in range(weights.shape[1])
     ]
-    return _png(_grid(list(zip(_tiles(shown), *overlays, strict=True)), across))
+    return _png(_beside(list(zip(_tiles(shown), *overlays, strict=True)), across))
 
 
 def _rgb(pictures: Float[Tensor, "pictures channels height width"]) -> Float32[Tensor, "pictures 3 height width"]:
@@ -147,6 +147,13 @@ def _tiles(pictures: Float[Tensor, "pictures 3 height width"]) -> list[Picture]:
     factor = max(1, round(_TILE / max(pictures.shape[2:])))
     large = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     return list((large * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+
+
+def _beside(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "height width 4"]:
+    """The tiles of a group beside each other, or where they are wide, such as spectrograms, below each other."""
+    if groups and groups[0][0].shape[1] > 2 * groups[0][0].shape[0]:
+        return _grid([[tile] for group in groups for tile in group], 1)
+    return _grid(groups, across)
 
 
 def _grid(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "height width 4"]:

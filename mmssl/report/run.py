@@ -55,6 +55,8 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
     patches = tokens.x[:, tokens.prefix :].unflatten(1, grid)
     if len(grid) == 2:
         original, patches = modality.upright(original), modality.upright(patches.movedim(-1, 1)).movedim(1, -1)
+        if original.shape[-1] > 2 * original.shape[-2]:
+            original, patches = original[:_CLIPS], patches[:_CLIPS]
     if original.ndim == 5:  # one picture a slice of tubes: its first frame
         original = original[:_CLIPS, :, :: modality.patch[0]].transpose(1, 2).flatten(0, 1)
         patches = patches[:_CLIPS].flatten(0, 1)
@@ -64,7 +66,7 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
         name="features",
     )
     if encoder.config.prefix and len(grid) == 2:
-        weights = modality.upright(encoder.class_attention(batch))
+        weights = modality.upright(encoder.class_attention(batch))[: len(original)]
         report.figure(
             attention_maps(original, weights.mean(1, keepdim=True), across=3),
             "Where the class token of the last block looks: the mean over its heads.",
