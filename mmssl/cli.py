@@ -113,10 +113,25 @@ class MovingObjects:
 
 
 @dataclass(frozen=True)
+class Syllables:
+    """Fetch 2 358 spoken Mandarin syllables (8 MB) out of a Debian package; tone, initial and speaker are known."""
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A folder that already has the files, {syllable}/{speaker}.ogg."""
+    out: Path = Path("runs/data/syllables")
+
+    def __call__(self) -> None:
+        from mmssl.datasets import write_syllables
+
+        out = write_syllables(self.out, self.source)
+        print(f"{out} holds train.csv and test.csv, whose sounds are other syllables")
+
+
+@dataclass(frozen=True)
 class Data:
     """Fetch or make a data set."""
 
-    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects]]
+    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects | Syllables]]
 
     def __call__(self) -> None:
         self.which()
