@@ -147,10 +147,10 @@ class ReadMedia(Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(ReadMedia):
-    """Write a feature vector a picture or video: .parquet (name, label, feature) or .npz (names, labels, features)."""
+    """Write a feature vector a sample: .parquet (name, label, feature) or .npz (names, labels, features)."""
 
     data: Path
-    """Folder of pictures or videos, of the model's kind."""
+    """Folder of pictures, videos or sounds, of the model's kind."""
     out: Path = Path("features.parquet")
     patches: bool = False
     """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
@@ -166,7 +166,7 @@ class Neighbours(ReadMedia):
     """Draw pictures beside those whose features are nearest to theirs: a line a query."""
 
     data: Path
-    """Folder of pictures or videos, of the model's kind."""
+    """Folder of pictures, videos or sounds, of the model's kind."""
     out: Path = Path("neighbours.png")
     queries: int = 8
     """So many queries, evenly spread over the data."""

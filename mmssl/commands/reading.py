@@ -8,12 +8,15 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Batches, pooling, and which clips of a video."""
+    """Batches, pooling, labels, and which clips of a video."""
 
     pool: Literal["mean", "class"] = "mean"
     batch_size: int = 64
     workers: int = 2
     device: str = "auto"
+    label: str | None = None
+    """What a manifest, or the JSON beside a sample in tar shards, calls the class; where not given `label` in
+    manifests, in shards the text of `.cls`."""
     clips: int = 1
     """Clips of each video, evenly spread; their features are averaged."""
     stride: int = 4
