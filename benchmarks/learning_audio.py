@@ -20,7 +20,7 @@ import csv
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -41,9 +41,9 @@ from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainSettings
 
-FRAMES, PATCH, DEPTH, SEED, CPU = 64, 16, 4, 0, torch.device("cpu")
+FRAMES, PATCH, DEPTH, SEED, CPU = 64, (4, 32), 4, 0, torch.device("cpu")
 # Width and blocks: those of the local one come in pairs, of which the second is shifted.
-DECODERS = {"global": (64, 2), "local": (64, 4)}
+DECODERS: dict[Literal["global", "local"], tuple[int, int]] = {"global": (64, 2), "local": (64, 4)}
 SPEAKERS = ("3", "5")
 CLASSES = {"tone": ["neutral", "first", "second", "third", "fourth"], "initial": ["none", *INITIALS]}
 
@@ -67,7 +67,7 @@ class LogMel(nn.Module):
         return adaptive_avg_pool2d(batch["audio"][:, 0, :40], (40, 32)).flatten(1)
 
 
-def objective(decoder: str, mean: float, std: float) -> AudioMAE:
+def objective(decoder: Literal["global", "local"], mean: float, std: float) -> AudioMAE:
     """ViT-tiny of four blocks and a decoder of two or four."""
     torch.manual_seed(SEED)
     width, blocks = DECODERS[decoder]
@@ -125,7 +125,7 @@ def accuracies(encoder: FeatureEncoder, train: Part, test: Part) -> dict[str, fl
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def pretrained(decoder: str, data: Path, run: Path, options: argparse.Namespace) -> AudioMAE:
+def pretrained(decoder: Literal["global", "local"], data: Path, run: Path, options: argparse.Namespace) -> AudioMAE:
     """Train one decoder's model into its run folder, or go on with what is there."""
     method = objective(decoder, *statistics(data))
     settings = TrainSettings(

@@ -81,7 +81,7 @@ def test_log_mel_on_the_device_trains_to_the_same_bits_also_from_the_middle_on(s
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--frames 100", "patches of 16 do not fill 100 times x 128 mel bands: choose another --frames"),
+        ("--frames 100", "patches of 16 x 16 do not fill 100 times x 128 mel bands: choose another --frames"),
         ("--frames 48", "(4, 4) patches do not tile (3, 8) of them: take a multiple of 64 times (--frames)"),
         ("--data {}/none", "has files but no sound; sounds end in .wav"),
         ("--data {}/film", "film.wav, is no sound: its content is of no kind"),
