@@ -173,7 +173,7 @@ class Evaluate(ReadMedia):
     data: tuple[Path, ...]
     """Folders of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
     baselines: Literal["on", "off"] = "on"
-    """Measure the model's random initialisation and the raw pixels (averaged down to 32 a side), too."""
+    """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), too."""
     out: Path | None = None
     """Folder for accuracies.json, or masks.json or points.json; of several data sets each has one of its name in it."""
     task: Literal["classes", "masks", "points"] = "classes"

@@ -22,20 +22,21 @@ from mmssl.data import (
     notes,
     subset,
 )
-from mmssl.encoder import Encoder
+from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (
     CROPMAE,
     DINO,
     MaskRow,
     PointRow,
-    RawPixels,
+    RawMedia,
     evaluate_masks,
     evaluate_points,
     label_budgets,
     mask_table,
     pck,
     penalties,
+    raw_name,
     table,
     untrained,
 )
@@ -76,9 +77,9 @@ def counted(source: Subset) -> str:
 def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baselines: bool = True) -> None:
     """Print, and write where asked, kNN and linear-probe accuracies of the model and of what it is held against."""
     encoder = Encoder.from_pretrained(model_in(model))
-    encoders: dict[str, Encoder | RawPixels] = {as_text(model.name): encoder}
+    encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
-        encoders |= {"random initialisation": untrained(encoder), "raw pixels": RawPixels()}
+        encoders |= {"random initialisation": untrained(encoder), raw_name(single_modality(encoder)): RawMedia()}
     classless = f"{data}: no labels; evaluation needs a folder of class folders, at least two"
     train_source, held_out = labelled(open_media(encoder, data, "train", reading), classless), ""
     try:

@@ -29,7 +29,7 @@ from mmssl.evaluation import (
     FeatureSet,
     FrameEncoder,
     PatchEncoder,
-    RawPixels,
+    RawMedia,
     SideBySide,
     average_clips,
     extract,
@@ -50,7 +50,7 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
 
 
 def features_of(
-    encoders: Mapping[str, Encoder | RawPixels],
+    encoders: Mapping[str, Encoder | RawMedia],
     source: Source,
     reading: Reading,
     device: torch.device,

@@ -3,7 +3,7 @@
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
 """
 
-from mmssl.evaluation.baselines import RawPixels, SideBySide, untrained
+from mmssl.evaluation.baselines import RawMedia, SideBySide, raw_name, untrained
 from mmssl.evaluation.clips import FrameEncoder, average_clips
 from mmssl.evaluation.features import FeatureSet, PatchEncoder, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
@@ -44,7 +44,7 @@ __all__ = [
     "PatchEncoder",
     "PointRow",
     "Propagation",
-    "RawPixels",
+    "RawMedia",
     "Row",
     "SideBySide",
     "average_clips",
@@ -69,6 +69,7 @@ __all__ = [
     "propagate",
     "propagate_masks",
     "propagate_points",
+    "raw_name",
     "region_similarity",
     "table",
     "untrained",
