@@ -3,6 +3,7 @@
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
 """
 
+from mmssl.evaluation.answers import average_precisions
 from mmssl.evaluation.baselines import RawMedia, SideBySide, raw_name, untrained
 from mmssl.evaluation.clips import FrameEncoder, average_clips
 from mmssl.evaluation.features import FeatureSet, PatchEncoder, effective_rank, extract, pixels
@@ -48,6 +49,7 @@ __all__ = [
     "Row",
     "SideBySide",
     "average_clips",
+    "average_precisions",
     "boundary_measure",
     "effective_rank",
     "evaluate",
