@@ -26,5 +26,5 @@ def test_clips_of_a_video_are_averaged_under_its_label_and_name():
     means = average_clips(features, 3)
     assert means.features.tolist() == [[2.0, 3.0], [8.0, 9.0]]
     assert (means.labels.tolist(), means.names) == ([0, 1], ["a", "b"])
-    with pytest.raises(UserError, match="6 clips are not 4 of each video"):
+    with pytest.raises(UserError, match="6 clips are not 4 of each sample"):
         average_clips(features, 4)

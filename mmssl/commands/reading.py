@@ -8,17 +8,20 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Batches, pooling, and which clips of a video."""
+    """Batches, pooling, labels, and which clips of a video or sound."""
 
     pool: Literal["mean", "class"] = "mean"
     batch_size: int = 64
     workers: int = 2
     device: str = "auto"
     clips: int = 1
-    """Clips of each video, evenly spread; their features are averaged."""
+    """Clips of each video or sound, evenly spread; their features are averaged."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
     frames: int = 0
     """Ask a model of pictures about videos: frames of a clip, whose features are joined."""
+    label: str | None = None
+    """What manifests, and the JSON of samples in tar shards, call the class; in manifests `label`, or `labels` for
+    several each, unless given."""
     background: str = "white"
     """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""

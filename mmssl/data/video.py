@@ -123,7 +123,8 @@ class VideoSource(FileSource):
 
     root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
-        to the manifest, and optionally `label`, the class's name.
+        to the manifest, and optionally `label` (or what `label` says), the class's name, or `labels`, several of them
+        (see `read_manifest`).
     channels: 3 (RGB) or 1 (grey, as Pillow's "L").
     short_side: videos at least twice as large are decoded at this many pixels on the shorter side (FFmpeg's bicubic
         filter, antialiased; the other side as the aspect asks); others, and all with None, at their own size, because
@@ -157,6 +158,7 @@ class VideoSource(FileSource):
         channels: int = 3,
         short_side: int | None = None,
         time_limit: float = 30.0,
+        label: str | None = None,
     ) -> None:
         if channels not in (1, 3) or (short_side is not None and short_side < 1) or time_limit <= 0:
             raise UserError(
@@ -165,7 +167,7 @@ class VideoSource(FileSource):
             )
         import_decord()
         import_av()
-        super().__init__(*self.located(Path(root)), channels)
+        super().__init__(*self.located(Path(root), label), channels)
         self.clips, self.short_side, self.time_limit = clips, short_side, time_limit
         self._films: dict[int, Film] = {}
         self.find_one_readable()
@@ -219,12 +221,13 @@ def open_videos(
     channels: int = 3,
     short_side: int | None = None,
     time_limit: float = 30.0,
+    label: str | None = None,
 ) -> VideoSource:
     """The `split` of a folder of videos ("train", "test" or None, see `open_source`), or of a manifest, which has no
     parts; the rest as in VideoSource.
     """
     part = part_of(Path(path), split)
-    source = VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit)
+    source = VideoSource(part, clips, channels=channels, short_side=short_side, time_limit=time_limit, label=label)
     return told_of_part(source, Path(path), split)
 
 
