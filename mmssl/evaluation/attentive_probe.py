@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mmssl.evaluation.answers import Labels, losses
 from mmssl.evaluation.choice import Trial, best, folds, numbered, tried
+from mmssl.masking.noise import random_bits
 from mmssl.schedules import cosine
 
 # As many held-out answers as this are enough to tell settings apart by.
@@ -157,9 +158,9 @@ def _train(
     size = min(_BATCH, len(patches))
     steps = max(_STEPS, _EPOCHS * len(patches) // size)
     schedule = LambdaLR(optimizer, lambda step: cosine((step + 1) / (steps + 1), 1.0, 0.0, warmup=_WARMUP))
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(patches), generator=generator) for _ in range(-(-steps * size // len(patches)))]
-    for rows in torch.cat(orders)[: steps * size].split(size):
+    epochs = torch.arange(-(-steps * size // len(patches)))
+    bits = random_bits(len(patches), seed=seed, stream="evaluation/batches", sample_id=epochs)
+    for rows in bits.argsort(dim=1, stable=True).flatten()[: steps * size].split(size):
         batch = (patches[rows].to(mean) - mean) / deviation
         answers, shown = targets[rows].to(mean.device), train[:, rows].T.to(mean.device)
         share = shown / shown.sum(dim=0).clamp(min=1)
