@@ -65,6 +65,14 @@ def test_a_class_that_all_or_no_training_samples_have_does_no_harm():
         linear_probe(features, torch.zeros_like(odd))
 
 
+def test_where_nobody_held_out_has_a_label_the_middle_of_the_penalties_is_taken():
+    labels = torch.zeros(40, 2, dtype=torch.bool)
+    labels[3, 0] = labels[4, 1] = True
+    probe = linear_probe(random(40, 60), labels)
+    assert (probe.l2, probe.at_edge) == (1e-2, False)
+    assert probe.logits(random(40, 60)).argmax(dim=0).tolist() == [3, 4]
+
+
 def test_rare_classes_are_held_out_in_every_fold():
     labels = multi_hot([(0,)] * 60 + [(0, 1)] * 20 + [(0, 1, 2)] * 10 + [()] * 10 + [(3, 0)], 4)
     assert rarest(labels).tolist() == [0] * 60 + [1] * 20 + [2] * 10 + [4] * 10 + [3]

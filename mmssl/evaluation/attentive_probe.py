@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmssl.evaluation.answers import Labels, losses
-from mmssl.evaluation.choice import Trial, best, folds, numbered, tried
+from mmssl.evaluation.choice import Trial, best, folds, numbered, telling, tried
 from mmssl.masking.noise import random_bits
 from mmssl.schedules import cosine
 
@@ -126,7 +126,7 @@ def attentive_probe(
 
     trials: list[Trial] = []
     train = folds(targets, seed, _ENOUGH)
-    if len(settings) > 1 and (~train).sum() >= len(classes):
+    if len(settings) > 1 and telling(train, targets, len(classes)):
         answers = torch.cat([targets[~shown] for shown in train])
         for candidate in trained(settings, train):
             scores = _scores(candidate, patches, mean, deviation)

@@ -58,6 +58,13 @@ def folds(targets: Labels, seed: int, enough: int) -> Bool[Tensor, "folds sample
     return part != torch.arange(min(_FOLDS, math.ceil(enough * _FOLDS / len(key))), device=key.device)[:, None]
 
 
+def telling(train: Bool[Tensor, "folds samples"], targets: Labels, classes: int) -> bool:
+    """Whether what is held out can tell settings apart: as many samples as classes, and of several labels with any."""
+    held_out = ~train
+    labelled = not several(targets) or bool(targets[held_out.any(dim=0)].any())
+    return bool(held_out.sum() >= classes) and labelled
+
+
 def tried(scores: Float[Tensor, "samples classes"], answers: Labels) -> Trial:
     """What scores of held-out samples amount to. Accuracy has the standard error of a share, mean average precision is
     taken as it is."""

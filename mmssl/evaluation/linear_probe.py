@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from mmssl.evaluation.answers import Labels, chances, losses
-from mmssl.evaluation.choice import Trial, best, folds, numbered, tried
+from mmssl.evaluation.choice import Trial, best, folds, numbered, telling, tried
 
 L2_GRID = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 # Below the grid the search goes on, a tenth at a time, as long as that helps.
@@ -90,7 +90,7 @@ def linear_probe(
         inputs = inputs.double()
 
     train = folds(targets, seed, _ENOUGH)
-    enough = len(l2_grid) > 1 and (~train).sum() >= len(classes)
+    enough = len(l2_grid) > 1 and telling(train, targets, len(classes))
     trials = dict(_trials(inputs, targets, l2_grid, train, len(classes))) if enough else {}
     values = list(trials) or sorted(l2_grid)
     l2 = values[best(list(trials.values())) if trials else len(values) // 2]
