@@ -97,8 +97,8 @@ def attentive_probe(
 
     It is the cross-attention of learned queries to the patches that MAE-like models are probed by, whose features are
     not made to be averaged: Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2024,
-    section 4 (attentive probing), and Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations
-    from Video", TMLR 2024, section 4.1. In the light form of Psomas et al., "Attention, Please! Revisiting Attentive
+    and Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024, both
+    under this name. In the light form of Psomas et al., "Attention, Please! Revisiting Attentive
     Probing Through the Lens of Efficiency", ICLR 2026: keys are the patches themselves (a query absorbs its key
     projection), values are projected behind the pooling (both are linear), there is no MLP behind.
 
