@@ -122,6 +122,12 @@ def _levels(pieces: Float32[Tensor, "frames 400"]) -> Float32[Tensor, "frames 12
     return bands.clamp_(min=_FLOOR).log_().T
 
 
+def band_edges() -> tuple[float, ...]:
+    """The 129 frequencies, in Hz, that part the bands of `log_mel`: half way, in mel, from one's peak to the next's."""
+    low, step = _scale()
+    return tuple(700.0 * math.expm1((low + (number + 0.5) * step) / 1127.0) for number in range(BANDS + 1))
+
+
 def spectrograms(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch of `SoundView(..., on_device=True)` with the `audio` that it would hold otherwise.
 
@@ -161,10 +167,15 @@ def _constants(device: torch.device) -> _Constants:
     return _Constants(*(each.to(device) for each in (window, points, filters[numbers, points], first)))
 
 
+def _scale() -> tuple[float, float]:
+    """Where the lowest triangle begins and how far the next one does from there, in HTK's mel."""
+    low, high = (1127.0 * math.log(1.0 + hertz / 700.0) for hertz in (_LOWEST, _HIGHEST))
+    return low, (high - low) / (BANDS + 1)
+
+
 def _triangles() -> Float32[Tensor, "128 points"]:
     """Kaldi's MelBanks, in float32 as there: the weight of a point near a triangle's foot is all rounding."""
-    low, high = (1127.0 * math.log(1.0 + hertz / 700.0) for hertz in (_LOWEST, _HIGHEST))
-    step = (high - low) / (BANDS + 1)
+    low, step = _scale()
     number = torch.arange(BANDS)[:, None]
     left, centre, right = low + number * step, low + (number + 1.0) * step, low + (number + 2.0) * step
     # the point of 8 kHz is in no triangle

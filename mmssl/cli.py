@@ -113,10 +113,25 @@ class MovingObjects:
 
 
 @dataclass(frozen=True)
+class Syllables:
+    """Fetch 2 358 spoken Mandarin syllables (8 MB) out of a Debian package; tone, initial and speaker are known."""
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A folder that already has the files, {syllable}/{speaker}.ogg."""
+    out: Path = Path("runs/data/syllables")
+
+    def __call__(self) -> None:
+        from mmssl.datasets import write_syllables
+
+        out = write_syllables(self.out, self.source)
+        print(f"{out} holds train.csv and test.csv, whose sounds are other syllables")
+
+
+@dataclass(frozen=True)
 class Data:
     """Fetch or make a data set."""
 
-    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects]]
+    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects | Syllables]]
 
     def __call__(self) -> None:
         self.which()
@@ -132,10 +147,10 @@ class ReadMedia(Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(ReadMedia):
-    """Write a feature vector a picture or video: .parquet (name, label, feature) or .npz (names, labels, features)."""
+    """Write a feature vector a sample: .parquet (name, label, feature) or .npz (names, labels, features)."""
 
     data: Path
-    """Folder of pictures or videos, of the model's kind."""
+    """Folder of pictures, videos or sounds, of the model's kind."""
     out: Path = Path("features.parquet")
     patches: bool = False
     """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
@@ -151,7 +166,7 @@ class Neighbours(ReadMedia):
     """Draw pictures beside those whose features are nearest to theirs: a line a query."""
 
     data: Path
-    """Folder of pictures or videos, of the model's kind."""
+    """Folder of pictures, videos or sounds, of the model's kind."""
     out: Path = Path("neighbours.png")
     queries: int = 8
     """So many queries, evenly spread over the data."""

@@ -12,11 +12,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmssl.audio import BANDS, HOP, RATE, band_edges
 from mmssl.errors import UserError
 
 # What a batch holds by these names is uint8 0-255 or floating point 0-1; log-mel, depth and others are as they are.
 ZERO_TO_ONE = ("image", "video")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the pixels along one side of a picture mean.
+
+    edges: the value, in `unit`, where each pixel begins, ascending, and last where the last one ends. marks: the values
+    that are worth a mark; evenly spaced round ones where there are none.
+    """
+
+    unit: str
+    edges: tuple[float, ...]
+    marks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,14 @@ class Modality:
         """What lies on this modality's axes `[..., *axes]` as one looks at it: time runs to the right, high notes lie
         above low ones."""
         return media.transpose(-1, -2).flip(-2) if self.axes == ("time", "mel") else media
+
+    def scales(self, sizes: tuple[int, ...]) -> tuple[Axis, Axis] | None:
+        """What lies to the right and upwards in what `upright` gives of media of these sizes: seconds and Hz of
+        spectrograms as `mmssl.audio.log_mel` makes them; None where nothing is known to be measured."""
+        if self.axes != ("time", "mel") or sizes[1] != BANDS:
+            return None
+        seconds = tuple(frame * HOP / RATE for frame in range(sizes[0] + 1))
+        return Axis("s", seconds), Axis("Hz", band_edges(), tuple(125.0 * 2**octave for octave in range(7)))
 
 
 IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -23,6 +23,7 @@ from mmssl.pretraining.media import open_clips
 from mmssl.pretraining.pretrain import accumulation, pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
+from mmssl.training.loop import Prepare
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Recipe:
     objective: ClassVar[type[Objective]]
     data: Path
     """The media to train on."""
+    label: str | None = None
+    """What a manifest, or the JSON beside a sample in tar shards, calls the class: accuracies on what is held out are
+    among the curves then. Where not given `label` in manifests, in shards the text of `.cls`."""
     out: Path = Path("runs/recipe")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
     decoder_dim: int | None = None
@@ -155,13 +159,15 @@ class Recipe:
         view: View,
         held_out_view: View,
         *,
+        prepare: Prepare | None = None,
         repeats: int = 1,
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
-        repeats: views of each sample in a row. `afterwards` runs on rank 0, before the report is drawn.
+        prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
+        runs on rank 0, before the report is drawn.
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
@@ -183,6 +189,7 @@ class Recipe:
                 view=view,
                 held_out_view=held_out_view,
                 device=device,
+                prepare=prepare,
                 workers=self.workers,
                 repeats=repeats,
                 watch=watch,
@@ -261,4 +268,5 @@ class VideoRecipe(Recipe):
     def media(self, clips: Clips | Pairs) -> tuple[Source, Source]:
         """What is trained on, sampled as `clips` says, and what is held out, always the same samples of it."""
         short_side = self.short_side or self.size * 8 // 7
-        return open_clips(self.data, clips, replace(clips, spread=1), short_side=short_side, seed=self.seed)
+        middle = replace(clips, spread=1)
+        return open_clips(self.data, clips, middle, short_side=short_side, seed=self.seed, label=self.label)

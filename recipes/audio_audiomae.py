@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmssl.audio import RATE, samples_of
+from mmssl.audio import RATE, samples_of, spectrograms
 from mmssl.cli import run
 from mmssl.data import SoundView
 from mmssl.modality import AUDIO
@@ -64,6 +64,9 @@ class AudioAudioMAE(Recipe):
     """Multiply each sound by a random factor around 1."""
     roll: bool = False
     """Roll each sound round by a random time."""
+    log_mel: Literal["workers", "device"] = "workers"
+    """Where spectrograms are computed while training: by the workers, or where the model is. May be changed on a run
+    that is there."""
     mean: float = AUDIO.mean[0]
     """Mean of the data's log-mel values."""
     std: float = AUDIO.std[0] / 2
@@ -104,9 +107,10 @@ class AudioAudioMAE(Recipe):
     def run(self) -> TrainResult:
         """Train on clips of the sounds of `data`."""
         return self.train(
-            lambda: open_recordings(self.data, samples_of(self.frames) / RATE, self.seed),
-            SoundView(self.frames, gain=self.gain, roll=self.roll),
-            SoundView(self.frames),
+            lambda: open_recordings(self.data, samples_of(self.frames) / RATE, self.seed, self.label),
+            SoundView(self.frames, gain=self.gain, roll=self.roll, on_device=self.log_mel == "device"),
+            SoundView(self.frames, on_device=True),  # the report lets one hear what is watched
+            prepare=spectrograms,
         )
 
 

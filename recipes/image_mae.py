@@ -74,7 +74,7 @@ class ImageMAE(Recipe):
     def run(self) -> TrainResult:
         """Train on pictures of `data`."""
         return self.train(
-            lambda: open_pictures(self.data, self.channels, self.seed, self.background),
+            lambda: open_pictures(self.data, self.channels, self.seed, self.background, self.label),
             TrainView(self.size, scale=self.crop_scale),
             EvalView(self.size),
         )

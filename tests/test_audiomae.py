@@ -92,6 +92,24 @@ def test_another_length_resizes_the_table_on_the_grid_it_was_made_for():
     assert torch.equal(position((32, 8)), resized.flatten(1).T)
 
 
+@pytest.mark.parametrize("position", ["sincos", "sincos_swapped"])
+def test_a_files_table_follows_shorter_spectrograms_each_code_from_where_it_belongs(position):
+    """The authors' table is resized on the grid of 8 x 64 that its codes were made for, and scrambled again."""
+    state = to_theirs(AudioMAE("tiny", position=position).state_dict(), forms.LOCAL, (16, 16))
+    encoder = Encoder.from_official(state, size=(1024, 128)).eval()
+    table = state["pos_embed"][0, 1:].T
+    grid, shorter = ((64, 8), (31, 8)) if position == "sincos" else ((8, 64), (8, 31))
+    planes = F.interpolate(table.unflatten(1, grid)[None], shorter, mode="bicubic", align_corners=False)
+    resized = planes[0].flatten(1).T
+    (tokenizer,) = encoder.config.tokenizers
+    short = dataclasses.replace(tokenizer, size=(496, 128))
+    expected = Encoder(dataclasses.replace(encoder.config, tokenizers=(short,)))
+    expected.load_state_dict(encoder.state_dict() | {"tokenizers.audio.position.table": resized})
+    batch = spectrograms(frames=496, mel=128)
+    with torch.no_grad():
+        assert relative(encoder(batch).x, expected.eval()(batch).x) < 1e-6
+
+
 @pytest.mark.parametrize("decoder", ["local", "global"])
 def test_loss_predictions_and_gradients_are_those_of_timms_and_swins_blocks(decoder):
     ours, batch = tiny(decoder), spectrograms()
@@ -171,11 +189,16 @@ def test_the_bias_dropout_is_the_authors_only_in_training():
 def test_bad_input_gets_one_sentence():
     for settings, sentence in (
         ({"frames": 1000}, "patches of 16 do not fill 1000 times x 128 mel bands"),
-        ({"frames": 32, "mel": 128}, r"windows of \(4, 4\) patches do not tile \(2, 8\)"),
+        (
+            {"frames": 32, "mel": 128},
+            r"windows of \(4, 4\) patches do not tile \(2, 8\) of them: take a multiple",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             AudioMAE("tiny", **settings)
     with pytest.raises(UserError, match="audio: got shape"):
         tiny()({"audio": torch.zeros(1, 1, 500, 64)})
+    with pytest.raises(UserError, match=r"do not tile \(31, 4\) of them: take a multiple of 64 times"):
+        tiny()({"audio": torch.zeros(1, 1, 496, 64)})
     with pytest.raises(UserError, match="not a checkpoint of Audio-MAE"):
         AudioMAE.from_official({"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)})

@@ -106,7 +106,7 @@ def test_an_attentive_probe_stands_beside_the_others(model, tmp_path, capsys, mo
     evaluate(model, tmp_path, None, HERE, baselines=False, attentive=True)
     told = capsys.readouterr().out
     assert "| top-1 accuracy, % | kNN, all | linear, all | attentive, all |" in told
-    assert "| model0 | 100.0 | 100.0 | 100.0 |" in told
+    assert f"| {model.name} | 100.0 | 100.0 | 100.0 |" in told
 
 
 def test_a_test_part_may_lie_elsewhere(model, tmp_path, capsys):

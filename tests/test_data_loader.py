@@ -166,9 +166,9 @@ def test_a_broken_file_counts_once_and_one_alone_is_let_pass():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_readable_is_one_sentence_from_any_process(workers):
     source = Holes(5, range(5))
-    with pytest.raises(UserError, match=r"^64 samples tried in a row .* is truncated\.$"):
+    with pytest.raises(UserError, match=r"^64 samples in a row .* is truncated\.$"):
         list(Loader(source, TrainView(4), batch_size=2, workers=workers).batches(0, 1))
-    with pytest.raises(UserError, match=r"^64 samples tried"):
+    with pytest.raises(UserError, match=r"^64 samples in a row"):
         list(evaluation_batches(source, EvalView(4), batch_size=2, workers=workers))
 
 

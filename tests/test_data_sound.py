@@ -184,9 +184,9 @@ def broken_files(root):
         "nan.wav": "not finite",
         "cut.ogg": "is cut short",
         "cut.opus": "is cut short",
-        "cut.flac": "cannot be decoded",
+        "cut.flac": "is damaged or cut short",
         "cut.mp3": "is cut short",
-        "film.mp3": "",
+        "film.mp3": "is no sound: its content",
         "gone.wav": "cannot be opened",
     }
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mmssl import Encoder, demo
 from mmssl.errors import UserError
+from mmssl.evaluation import protocol
 
 
 def test_the_demo_falls_back_to_digits(tmp_path, monkeypatch, capsys):
@@ -12,6 +13,7 @@ def test_the_demo_falls_back_to_digits(tmp_path, monkeypatch, capsys):
         raise UserError("nothing is reachable")
 
     monkeypatch.setattr(demo, "fetch_fashion_mnist", unreachable)
+    monkeypatch.setattr(protocol, "_DRAWS", 1)  # each is a search for a penalty
     short, settings = 1.0, demo.demo_settings
     monkeypatch.setattr(demo, "demo_settings", lambda epochs: replace(settings(short), validate_every=2))
     demo.demo(None, tmp_path / "demo")

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 import mmssl.cli
 from mmssl import MAE, Encoder, train
 from mmssl.errors import UserError, run
+from tests.processes import ROOT, Script
 
-ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "image_mae.py"
 SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--precision", "fp32"]
 SMALL += ["--workers", "0", "--log-every", "1"]
 
@@ -40,14 +41,8 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def environment(**more: str) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **more}
-
-
-def recipe(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=300)
+def recipe(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return Script(RECIPE, *arguments).finish()
 
 
 @pytest.fixture
@@ -282,8 +277,9 @@ def test_two_processes_give_the_losses_of_one(pictures, tmp_path):
     alone = recipe(*arguments, "--out", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(ROOT / "recipes" / "image_mae.py"), *arguments, "--out", str(tmp_path / "two")]
-    together = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment(), timeout=300)
+    script = [str(RECIPE), *arguments, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    together = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, timeout=300)
     assert together.returncode == 0, together.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
@@ -291,13 +287,12 @@ def test_two_processes_give_the_losses_of_one(pictures, tmp_path):
 def test_killed_and_resumed_is_the_uninterrupted_run(pictures, tmp_path):
     arguments = ["--data", str(pictures), "--epochs", "3", "--save-every", "2", "--drop-path", "0.2", *SMALL]
     assert recipe(*arguments, "--out", tmp_path / "whole").returncode == 0
-    script = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *arguments, "--out", str(tmp_path / "killed")]
     for saved in (2, 6):
-        process = subprocess.Popen(script, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (tmp_path / "killed" / f"step-{saved:08d}").is_dir():
+        killed = Script(RECIPE, *arguments, "--out", tmp_path / "killed")
+        while killed.process.is_alive() and not (tmp_path / "killed" / f"step-{saved:08d}").is_dir():
             time.sleep(0.01)
-        process.kill()
-        process.wait()
+        killed.process.kill()
+        assert killed.finish().returncode == -signal.SIGKILL
     # another number of workers changes nothing
     last = recipe(*arguments[:-4], "--workers", 1, "--log-every", 1, "--out", tmp_path / "killed")
     assert last.returncode == 0, last.stderr
@@ -308,13 +303,12 @@ def test_killed_and_resumed_is_the_uninterrupted_run(pictures, tmp_path):
 
 def test_sigterm_saves_and_exits_with_75(pictures, tmp_path):
     arguments = ["--data", str(pictures), "--epochs", "200", "--save-every", "1000", *SMALL, "--out", str(tmp_path)]
-    script = [sys.executable, str(ROOT / "recipes" / "image_mae.py"), *arguments]
-    process = subprocess.Popen(script, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None and not (tmp_path / "metrics.jsonl").is_file():
+    script = Script(RECIPE, *arguments)
+    while script.process.is_alive() and not (tmp_path / "metrics.jsonl").is_file():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
+    script.process.terminate()
+    done = script.finish()
+    assert done.returncode == 75, done.stderr
     assert list(tmp_path.glob("step-*"))
 
 

@@ -30,6 +30,7 @@ def full_report() -> Report:
     report.accuracies(ROWS)
     report.curves([{"step": step, "loss": 1.0 / (step + 1), "lr": 0.1} for step in range(9)])
     report.figure(picture(), 'A "caption" <img src=x>', name="attention")
+    report.sounds([b"one", b"two"], "What <i>was</i>")
     report.settings({"model": "tiny", "data": "<b>/a/b", "betas": (0.9, 0.95)})
     return report
 
@@ -64,15 +65,15 @@ def test_page_is_self_contained_and_well_formed():
     assert found.open == []
     assert not re.search(r"https?:|@import|url\(", html)
     links = [value for name, value in found.attributes if name in ("src", "href", "srcset", "action", "data")]
-    assert len(links) == 1
-    assert links[0].startswith("data:image/png;base64,")
+    assert len(links) == 3
+    assert links[0].startswith("data:image/png;base64,") and links[1] == "data:audio/ogg;base64,b25l"
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert not [name for name, _ in found.attributes if name.startswith("on")]
 
 
 def test_every_given_text_is_escaped():
     html = full_report().html()
-    for raw in ("<script", "<pixels>", "<title> &", "<b>", "<img src=x>"):
+    for raw in ("<i>", "<script", "<pixels>", "<title> &", "<b>", "<img src=x>"):
         assert raw not in html
     for escaped in (
         "A &lt;title&gt; &amp; more",
@@ -80,6 +81,7 @@ def test_every_given_text_is_escaped():
         "&lt;script&gt;",
         "&lt;b&gt;/a/b",
         "&quot;caption",
+        "What &lt;i&gt;was",
     ):
         assert escaped in html
     assert html.count("<p>") == 2

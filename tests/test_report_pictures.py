@@ -57,10 +57,10 @@ def test_any_number_of_channels_can_be_shown(channels, used):
     assert np.array_equal(shown, wanted)
 
 
-def test_values_out_of_range_or_not_finite_are_clipped():
+def test_values_out_of_range_are_clipped_and_what_is_no_number_is_grey():
     original = torch.tensor([-3.0, 9.0, float("nan"), 0.2]).reshape(1, 1, 2, 2)
     shown = opened(side_by_side([original]))
-    assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 0, 51]
+    assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 128, 51]
 
 
 def test_equal_patches_have_equal_colours_and_different_ones_do_not():
@@ -91,6 +91,12 @@ def test_components_do_not_flip_and_cope_with_few_dimensions_and_no_variance():
     assert opened(patch_components(image, features[..., :1])).shape[0] == 112
     flat_colour = opened(patch_components(image, torch.ones(2, 7, 7, 5), across=1))[:112, 112 + GAP :, :3]
     assert np.ptp(flat_colour) == 0
+
+
+def test_wide_pictures_stand_above_what_belongs_to_them():
+    wide = torch.rand(2, 1, 128, 512)
+    assert opened(patch_components(wide, torch.rand(2, 8, 32, 5), across=3)).shape == (4 * 128 + 3 * GAP, 512, 4)
+    assert opened(attention_maps(wide, torch.rand(2, 3, 8, 32))).shape == (8 * 128 + 7 * GAP, 512, 4)
 
 
 def test_attention_is_brightest_where_it_looks():

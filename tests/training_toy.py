@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator
@@ -28,6 +27,7 @@ from mmssl.ranks import everywhere, training_ranks
 from mmssl.schedules import cosine
 from mmssl.teacher import Teacher
 from mmssl.training import Interrupted, TrainSettings, distributed, train
+from tests.processes import server
 
 SAMPLES, WIDTH, BATCH = 22, 8, 4
 
@@ -227,10 +227,8 @@ def run_ranks(
     count: int, jobs: list[str], prepare: Callable[[dict[str, Any], int, int], Prepared] = toy
 ) -> list[int | None]:
     """Train each job in turn in `count` processes of their own, as torchrun would: their exit codes."""
-    server = multiprocessing.get_context("forkserver")  # imports torch once, then forks: many real kills in a moment
-    server.set_forkserver_preload(["torch.utils.tensorboard", "torch._dynamo"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = [server.Process(target=run_rank, args=(rank, count, store.port, jobs, prepare)) for rank in range(count)]
+    ranks = [server().Process(target=run_rank, args=(rank, count, store.port, jobs, prepare)) for rank in range(count)]
     for process in ranks:
         process.start()
     for process in ranks:

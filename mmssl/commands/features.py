@@ -44,15 +44,19 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     """The media of the encoder's kind under `data`."""
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     if modality.name == AUDIO.name:
-        return open_sounds(
-            data, split, SoundClips(samples_of(size[0]) / RATE, spread=reading.clips), label=reading.label
-        )
+        clips = SoundClips(samples_of(size[0]) / RATE, spread=reading.clips)
+        return open_sounds(data, split, clips, label=reading.label)
     frames = size[0] if modality.name == VIDEO.name else reading.frames
     if not frames:
         return open_source(data, split, modality.channels, reading.background, reading.label)
-    clips = Clips(frames, reading.stride, spread=reading.clips)
-    short_side = int(max(size[-2:]) / 0.875)
-    return open_videos(data, split, clips, channels=modality.channels, short_side=short_side, label=reading.label)
+    return open_videos(
+        data,
+        split,
+        Clips(frames, reading.stride, spread=reading.clips),
+        channels=modality.channels,
+        short_side=int(max(size[-2:]) / 0.875),
+        label=reading.label,
+    )
 
 
 def features_of(

@@ -14,14 +14,14 @@ class Reading:
     batch_size: int = 64
     workers: int = 2
     device: str = "auto"
+    label: str | None = None
+    """What a manifest, or the JSON beside a sample in tar shards, calls the class; where not given `label` in
+    manifests, or `labels` for several each, in shards the text of `.cls`."""
     clips: int = 1
     """Clips of each video or sound, evenly spread; their features are averaged."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
     frames: int = 0
     """Ask a model of pictures about videos: frames of a clip, whose features are joined."""
-    label: str | None = None
-    """What manifests, and the JSON of samples in tar shards, call the class; in manifests `label`, or `labels` for
-    several each, unless given."""
     background: str = "white"
     """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""

@@ -128,7 +128,7 @@ class Reader(Dataset):
                 return index, draw[0], next(iter(read_slots(self.source, index, own)))
             except BrokenSample as error:
                 reason = f"{self.source.name(index)} {error.reason}"
-        raise UserError(f"{SUBSTITUTES} samples tried in a row could not be read; the last: {reason}.")
+        raise UserError(f"{SUBSTITUTES} samples in a row cannot be read, mend or remove them; the last: {reason}.")
 
 
 class Loader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from io import BufferedReader, BytesIO
@@ -199,7 +199,7 @@ class SoundView:
     gain: bool = False
     roll: bool = False
     spec_augment: tuple[int, int] = (0, 0)
-    on_device: bool = False
+    on_device: bool = field(default=False, repr=False)  # decides on no value: a resumed run may change it
 
     def __post_init__(self) -> None:
         most = self.frames, BANDS
@@ -312,6 +312,8 @@ def _decoding(file: BufferedReader | BytesIO) -> Iterator[SoundFile]:
             raise BrokenSample("is no sound: its content is of no kind that libsndfile reads") from error
         if "SF_INFO" in text:
             raise BrokenSample("has a header without a possible sample rate or number of channels") from error
+        if "psf_fseek" in text or "lost sync" in text:
+            raise BrokenSample("is damaged or cut short") from error
         raise BrokenSample(f"cannot be decoded ({text.rstrip('.')})") from error
 
 

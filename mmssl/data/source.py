@@ -102,12 +102,13 @@ class FileSource:
     Where files have several labels each, `label_sets` holds the numbers of each file's classes and `labels` is None.
 
     A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too. `notes` are
-    sentences on what was taken and what left out.
+    sentences on what was taken and what left out; `given` is the folder, manifest or shard that was asked for.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
     in_shards: ClassVar[bool] = True
+    given: Path
     notes: Sequence[str] = ()
     shards: Shards | None = None
 
@@ -143,6 +144,7 @@ class FileSource:
         label: what a manifest, or the JSON of a sample in shards, calls the class; in manifests `label` or `labels`
         unless given (see `read_manifest`).
         """
+        self.given = root
         if is_manifest(root):
             paths, labels = read_manifest(root, self.kind, label)
             if label is not None and labels is None:
@@ -217,7 +219,7 @@ class FileSource:
             except BrokenSample as error:
                 reasons.append(error.reason)
         raise UserError(
-            f"{self.root} holds no readable {self.kind}: {len(reasons)} of {len(self)} files were tried, "
+            f"{self.given} holds no readable {self.kind}: {len(reasons)} of {len(self)} files were tried, "
             f"and the first, {self.name(0)}, {reasons[0]}."
         )
 
@@ -440,6 +442,10 @@ def open_source(
     """
     root = Path(path)
     if any((root / _idx_name(prefix, "images")).exists() for prefix in IDX_PREFIX.values()):
+        if label is not None:
+            raise UserError(
+                f"The classes of {root} are in its IDX files; {label!r} names those of manifests and shards."
+            )
         return idx_source(root, checked(split) or "train", channels)
     return told_of_part(FolderSource(part_of(root, split), channels or 3, background, label), root, split)
 

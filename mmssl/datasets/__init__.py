@@ -1,8 +1,9 @@
-"""Data sets that mmssl fetches or makes: Fashion-MNIST, a few real videos, and objects that move over them."""
+"""Data sets that mmssl fetches or makes: Fashion-MNIST, real videos, objects that move over them, spoken syllables."""
 
 from mmssl.datasets.fashion_mnist import digits_source, fetch_fashion_mnist
 from mmssl.datasets.moving_objects import MOTIONS, MovingObjects, background_clips, part_clips, write_moving_objects
 from mmssl.datasets.real_clips import fetch_clips
+from mmssl.datasets.syllables import write_syllables
 
 __all__ = [
     "MOTIONS",
@@ -13,4 +14,5 @@ __all__ = [
     "fetch_fashion_mnist",
     "part_clips",
     "write_moving_objects",
+    "write_syllables",
 ]

@@ -103,10 +103,19 @@ class AudioMAE(PixelObjective):
 
     def __init__(self, config: AudioMAEConfig | str = "base", **settings: Any):
         super().__init__(config, settings)
-        grid, window = self.tokenizer.size_grid, self.config.decoder.transformer.window
+        self._tiled(self.tokenizer.size_grid)
+        visible_count(math.prod(self.tokenizer.size_grid), self.config.mask_ratio)
+
+    def _tiled(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The grid itself; UserError where the decoder's windows do not tile it."""
+        window = self.config.decoder.transformer.window
         if window is not None and any(side % by for side, by in zip(grid, window.size)):
-            raise UserError(f"windows of {window.size} patches do not tile {grid} of them: choose other --frames")
-        visible_count(math.prod(grid), self.config.mask_ratio)
+            times, bands = (by * patch for by, patch in zip(window.size, self.modality.patch))
+            raise UserError(
+                f"windows of {window.size} patches do not tile {grid} of them: take a multiple of {times} "
+                f"times (--frames) and of {bands} mel bands, or the global decoder (--decoder global)"
+            )
+        return grid
 
     def hide(self, batch: Batch) -> Mask:
         """A random mask for every sample: int(N * (1 - mask_ratio)) patches stay, or that share of times and bands."""
@@ -123,6 +132,6 @@ class AudioMAE(PixelObjective):
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
         tokens = self.encoder(batch, mask)
-        prediction = self.decoder(tokens, mask.hide, self.tokenizer.grid(batch))
+        prediction = self.decoder(tokens, mask.hide, self._tiled(self.tokenizer.grid(batch)))
         loss = self.loss(prediction, batch, mask.hide)
         return Output(loss, {"mse": loss.detach()}, prediction, mask)

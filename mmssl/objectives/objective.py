@@ -16,6 +16,7 @@ from mmssl import interop, ranks, version
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask
+from mmssl.modality import Axis
 from mmssl.objectives.registry import importable, register
 from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch
@@ -38,13 +39,15 @@ class Figure:
     """Something to look at, for the report.
 
     columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
-    clips [B, C, T, H, W] of values in 0-1, of any channels. Figures of one heading stand together.
+    clips [B, C, T, H, W] of values in 0-1, of any channels, NaN where there is nothing to see. axes: what the pixels of
+    pictures mean, to the right and upwards, where that is measured. Figures of one heading stand together.
     """
 
     name: str
     heading: str
     caption: str
     columns: tuple[Tensor, ...]
+    axes: tuple[Axis, Axis] | None = None
 
 
 class Objective(nn.Module):

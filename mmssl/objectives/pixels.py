@@ -83,9 +83,10 @@ class PixelObjective(Objective):
         shown, hidden = self.target.modality, self.target.where(out.mask.hide, media)
         original = shown.brightness(media)
         predicted = torch.where(hidden, shown.brightness(self.reconstruct(batch, out)), original)
-        columns = tuple(map(shown.upright, (torch.where(hidden, 0.5, original), predicted, original)))
+        columns = tuple(map(shown.upright, (torch.where(hidden, torch.nan, original), predicted, original)))
         kind = "clips" if media.ndim == 5 else "sounds" if shown.name == "audio" else "pictures"
-        caption = f"Held-out {kind}: {self.config.mask_ratio:.0%} hidden, what the model predicts there, the original"
+        share = float(hidden.float().mean())
+        caption = f"Held-out {kind}: {share:.0%} hidden (grey), what the model predicts there, the original"
         if self.config.norm_pix:
             caption += " (the model predicts standardised patches: their mean and contrast are the original's)"
-        return [Figure("reconstructions", "What it predicts", f"{caption}.", columns)]
+        return [Figure("reconstructions", "What it predicts", f"{caption}.", columns, shown.scales(media.shape[2:]))]

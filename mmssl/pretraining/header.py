@@ -33,7 +33,7 @@ def header(
     """Data, model, length, place and expected size of a run of `total` steps, a line each."""
     whole = whole_of(media)
     kind = f"{whole.kind}s" if isinstance(whole, FileSource) else "samples"
-    where = f" of {as_text(str(whole.root))}" if isinstance(whole, FileSource) else ""
+    where = f" of {as_text(str(whole.given))}" if isinstance(whole, FileSource) else ""
     chunk = settings.batch_size // distributed.world_size() // settings.accumulate
     split = f", in {settings.accumulate} chunks of {chunk}" if settings.accumulate > 1 else ""
     processes = f" on each of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from mmssl.data import (
@@ -20,38 +21,47 @@ _HELD_OUT_SHARE = 0.05
 
 
 def open_pictures(
-    data: Path, channels: int | None = None, seed: int = 0, background: str = "white"
+    data: Path, channels: int | None = None, seed: int = 0, background: str = "white", label: str | None = None
 ) -> tuple[Source, Source]:
     """Pictures to train on and pictures held out, both on `background`.
 
-    Held out is the test part where `data` has one (see `open_source`), else a twentieth, drawn by `seed`.
+    Held out is the test part where `data` has one (see `open_source`), else a twentieth, drawn by `seed`. label: what a
+    manifest or the JSON in tar shards calls the class.
     """
-    train_source = open_source(data, "train", channels, background)
+    train_source = open_source(data, "train", channels, background, label)
     try:
-        return train_source, open_source(data, "test", channels, background)
+        return train_source, open_source(data, "test", channels, background, label)
     except NoTestPart:  # what is only watched need not hold every class
         return hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
 
 
 def open_clips(
-    data: Path, clips: Sampling, held_out: Sampling, *, short_side: int | None = None, seed: int = 0
+    data: Path,
+    clips: Sampling,
+    held_out: Sampling,
+    *,
+    short_side: int | None = None,
+    seed: int = 0,
+    label: str | None = None,
 ) -> tuple[Source, Source]:
     """Videos of a folder or manifest to train on, sampled as `clips` says, and as in `open_pictures` others held out,
     sampled as `held_out` says."""
-    train_source = open_videos(data, "train", clips, short_side=short_side)
+    opened = partial(open_videos, data, short_side=short_side, label=label)
+    train_source = opened("train", clips)
     try:
-        return train_source, open_videos(data, "test", held_out, short_side=short_side)
+        return train_source, opened("test", held_out)
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
-        return rest, subset(open_videos(data, "train", held_out, short_side=short_side), apart.indices)
+        return rest, subset(opened("train", held_out), apart.indices)
 
 
-def open_recordings(data: Path, seconds: float, seed: int = 0) -> tuple[Source, Source]:
+def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None = None) -> tuple[Source, Source]:
     """Sounds of a folder, a manifest or tar shards to train on, in clips of so many seconds from a random start, and as
     in `open_pictures` others held out, of which the middle is heard."""
-    train_source, middle = open_sounds(data, "train", SoundClips(seconds)), SoundClips(seconds, spread=1)
+    opened, middle = partial(open_sounds, data, label=label), SoundClips(seconds, spread=1)
+    train_source = opened("train", SoundClips(seconds))
     try:
-        return train_source, open_sounds(data, "test", middle)
+        return train_source, opened("test", middle)
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
-        return rest, subset(open_sounds(data, "train", middle), apart.indices)
+        return rest, subset(opened("train", middle), apart.indices)

@@ -29,6 +29,7 @@ from mmssl.pretraining.header import header
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
 from mmssl.training.checkpoints import replace_file
+from mmssl.training.loop import Prepare, placed
 
 _SHOWN = 12
 
@@ -63,6 +64,7 @@ def pretrain(
     view: View,
     held_out_view: View,
     device: torch.device,
+    prepare: Prepare | None = None,
     workers: int = 0,
     repeats: int = 1,
     watch: int = 1024,
@@ -73,7 +75,9 @@ def pretrain(
     """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
     what kNN and a linear probe make of their features.
 
-    repeats: views of each sample in a row, for media that are costly to open. The run folder gets all a report needs.
+    prepare: what the views leave to the device, done there with each batch of training and with those that are watched
+    (see `mmssl.audio.spectrograms`). repeats: views of each sample in a row, for media that are costly to open. The run
+    folder gets all a report needs.
     """
     if as_text(str(run_dir)) != str(run_dir):
         raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
@@ -93,7 +97,9 @@ def pretrain(
     if distributed.rank() == 0:
         for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
             print(line, flush=True)
-    watched = distributed.on_first_rank(lambda: _watched(held_out, held_out_view, watch, ceiling))
+    watched, shown = distributed.on_first_rank(
+        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare)
+    )
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
         with torch.autocast(device.type, low_precision, enabled=low_precision is not None):
@@ -104,7 +110,7 @@ def pretrain(
 
     def logged(row: dict[str, Any]) -> None:
         if not (run_dir / PICTURES).is_file():  # not before the run is known to go on, but soon: a report needs them
-            replace_file(run_dir / PICTURES, save(_shown(watched)))
+            replace_file(run_dir / PICTURES, save(shown))
         if on_log:
             on_log(row)
 
@@ -115,6 +121,7 @@ def pretrain(
         settings,
         run_dir,
         device=device,
+        prepare=prepare,
         validate=validate,
         on_log=logged,
         context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
@@ -123,7 +130,7 @@ def pretrain(
     if distributed.rank() == 0:
         for line in blending_told(len(seen_through)):
             print(line)
-        replace_file(run_dir / PICTURES, save(_shown(watched)))
+        replace_file(run_dir / PICTURES, save(shown))
     return result
 
 
@@ -138,23 +145,31 @@ def held_out_loss(objective: Objective, watched: list[dict[str, Tensor]], device
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
-def _watched(held_out: Source, view: View, most: int, ceiling: float) -> list[dict[str, Tensor]]:
-    """Batches of the held-out samples that are watched; those that cannot be read are named."""
+def _watched(
+    held_out: Source,
+    view: View,
+    most: int,
+    ceiling: float,
+    device: torch.device,
+    prepare: Prepare | None,
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Batches of the held-out samples that are watched, on the CPU, and what the report shows of the first: everything
+    with channels and two axes or more, and what `prepare` made it of. Samples that cannot be read are named."""
     chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), most)).long().unique().tolist()
     ledger = Ledger()
-    batches = list(evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger))
+    batches: list[dict[str, Tensor]] = []
+    firsts: list[dict[str, Tensor]] = []
+    for read in evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger):
+        batch = {name: value.cpu() for name, value in placed(read, device, prepare).items()}
+        if sum(len(each["sample_id"]) for each in batches) < _SHOWN:
+            firsts.append({name: v for name, v in (read | batch).items() if v.ndim >= 4 or name not in batch})
+        batches.append(batch)
     for name, reason in ledger.skipped:
         print(f"held-out sample skipped: {name} {reason}")
     for line in blending_told(len(ledger.blended)):
         print(f"held-out samples: {line}")
     ledger.judge(ceiling, len(chosen))
-    return batches
-
-
-def _shown(watched: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The media of the first samples: everything with channels and two axes or more."""
-    names = [name for name, values in watched[0].items() if values.ndim >= 4]
-    return {name: torch.cat([batch[name] for batch in watched])[:_SHOWN].contiguous() for name in names}
+    return batches, {name: torch.cat([first[name] for first in firsts])[:_SHOWN] for name in firsts[0]}
 
 
 def fingerprint(source: Source) -> str:

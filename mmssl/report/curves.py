@@ -104,11 +104,11 @@ def _y(value: float, bounds: tuple[float, float]) -> float:
 
 def _axes(x_range: tuple[float, float], y_range: tuple[float, float], x_label: str) -> Iterator[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick, text in _ticks(*y_range):
+    for tick, text in ticks(*y_range):
         y = _y(tick, y_range)
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
         yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-    for tick, text in _ticks(*x_range):
+    for tick, text in ticks(*x_range):
         x = _x(tick, x_range)
         yield f'<path class="axis" d="M{x:.1f} {bottom}v5"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
@@ -116,7 +116,7 @@ def _axes(x_range: tuple[float, float], y_range: tuple[float, float], x_label: s
     yield f'<text x="{right}" y="{_HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>'
 
 
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Multiples of 1, 2 or 5 times a power of ten within the bounds, about five, and their texts."""
     power = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5.5)

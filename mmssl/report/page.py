@@ -47,6 +47,8 @@ pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--panel); border-radius
 details { margin: 1.25rem 0; } summary { cursor: pointer; color: var(--soft); font-weight: 600; }
 figure img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; }
 figcaption, .note { color: var(--soft); font-size: 0.875rem; line-height: 1.45; max-width: 44rem; margin-top: 0.6rem; }
+.sounds { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; color: var(--soft); font-size: 0.875rem; }
+.sounds div { display: flex; align-items: center; gap: 0.5rem; } .sounds audio { width: 16rem; height: 2.25rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
   margin: 1.25rem 0; }
 .chart { width: 100%; height: auto; background: var(--panel); border-radius: 8px; padding: 0.5rem; }
@@ -109,9 +111,10 @@ class Report:
         ]
         self._sections.append(f'<div class="charts">{"".join(charts)}</div>')
 
-    def figure(self, png: bytes, caption: str, *, name: str) -> None:
+    def figure(self, png: bytes, caption: str, *, name: str, enlarged: bool = True) -> None:
         """A PNG picture with its caption; `name` (letters, digits, dot, dash, underscore) is its file name on `write`.
 
+        enlarged: it is shown larger than it is, without smoothing; not where it has texts.
         Raises ValueError for a name with other characters or one already taken.
         """
         if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII) or name in self._pictures:
@@ -119,9 +122,21 @@ class Report:
         self._pictures[name] = png
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         text = escape(caption)
-        width = _ENLARGED * int.from_bytes(png[16:20])  # as the PNG's header says
-        image = f'<img src="{source}" alt="{text}" style="width:{width:g}px">'
+        width = int.from_bytes(png[16:20])  # as the PNG's header says
+        style = f"width:{_ENLARGED * width:g}px" if enlarged else f"width:{width}px;image-rendering:auto"
+        image = f'<img src="{source}" alt="{text}" style="{style}">'
         self._sections.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+
+    def sounds(self, files: Sequence[bytes], caption: str) -> None:
+        """A player for each of some Ogg files, numbered from 1, with their caption."""
+        players = "".join(
+            f'<div>{number}<audio controls preload="metadata" aria-label="sound {number}" '
+            f'src="data:audio/ogg;base64,{base64.b64encode(file).decode()}"></audio></div>'
+            for number, file in enumerate(files, 1)
+        )
+        self._sections.append(
+            f'<figure><div class="sounds">{players}</div><figcaption>{escape(caption)}</figcaption></figure>'
+        )
 
     @contextmanager
     def folded(self, summary: str) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -16,10 +17,14 @@ from torch.nn.functional import interpolate
 
 from mmssl.evaluation.tracking_scores import VOID
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Picture = UInt8[Tensor, "tile_height tile_width 3"]
 
 _TILE = 112
 _GAP = 6
+_NOTHING = 0.5  # the grey of what is not a number: of what is hidden
 # Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
 _HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
 
@@ -39,12 +44,6 @@ def side_by_side(columns: Sequence[Float[Tensor, "pictures _ height width"]], *,
     Pictures with neither one nor at least three channels show their first channel; more than three, the first three.
     """
     return _png(_grid(list(zip(*(_tiles(_rgb(column)) for column in columns), strict=True)), across))
-
-
-def below_each_other(columns: Sequence[Float[Tensor, "pictures _ height width"]]) -> bytes:
-    """The same for pictures that are too wide: those of one sample, one from each column, below each other."""
-    tiles = zip(*(_tiles(_rgb(column)) for column in columns), strict=True)
-    return _png(_grid([[tile] for sample in tiles for tile in sample], 1))
 
 
 def strips(columns: Sequence[Float[Tensor, "clips _ frames height width"]]) -> bytes:
@@ -94,7 +93,7 @@ def patch_components(
     colours = torch.full((len(flat), 3), 0.5)
     colours[:, : scores.shape[1]] = scores.float()
     components = _enlarged(colours.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2), original)
-    return _png(_grid(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
+    return _png(_beside(list(zip(_tiles(_rgb(original)), _tiles(components), strict=True)), across))
 
 
 def neighbours(pictures: Float[Tensor, "queries shown channels height width"]) -> bytes:
@@ -117,15 +116,15 @@ def attention_maps(
     weights = attention.detach().float().cpu()
     weights = weights / weights.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
     overlays = [
-        _tiles(0.35 * shown.mean(dim=1, keepdim=True) + 0.65 * _heat(_enlarged(weights[:, head, None], original)))
+        _tiles(0.35 * shown.mean(dim=1, keepdim=True) + 0.65 * heat(_enlarged(weights[:, head, None], original)))
         for head in range(weights.shape[1])
     ]
-    return _png(_grid(list(zip(_tiles(shown), *overlays, strict=True)), across))
+    return _png(_beside(list(zip(_tiles(shown), *overlays, strict=True)), across))
 
 
 def _rgb(pictures: Float[Tensor, "pictures channels height width"]) -> Float32[Tensor, "pictures 3 height width"]:
     shown = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1)
-    return shown.detach().float().cpu().nan_to_num().clamp(0, 1)
+    return shown.detach().float().cpu().nan_to_num(_NOTHING).clamp(0, 1)
 
 
 def _enlarged(
@@ -134,18 +133,27 @@ def _enlarged(
     return interpolate(maps, size=original.shape[2:], mode="nearest-exact")
 
 
-def _heat(values: Float[Tensor, "pictures 1 height width"]) -> Float[Tensor, "pictures 3 height width"]:
+def heat(values: Float[Tensor, "pictures 1 height width"]) -> Float[Tensor, "pictures 3 height width"]:
+    """Values in 0-1 as colours; NaN is grey."""
+    values = values.detach().float().cpu()
     stops = torch.tensor(_HEAT)
     place = values[:, 0].clamp(0, 1) * (len(stops) - 1)
-    lower = place.long().clamp(max=len(stops) - 2)
+    lower = place.nan_to_num().long().clamp(max=len(stops) - 2)
     share = (place - lower)[..., None]
-    return (stops[lower] * (1 - share) + stops[lower + 1] * share).permute(0, 3, 1, 2)
+    return (stops[lower] * (1 - share) + stops[lower + 1] * share).nan_to_num(_NOTHING).permute(0, 3, 1, 2)
 
 
 def _tiles(pictures: Float[Tensor, "pictures 3 height width"]) -> list[Picture]:
     factor = max(1, round(_TILE / max(pictures.shape[2:])))
     large = pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     return list((large * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+
+
+def _beside(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "height width 4"]:
+    """The tiles of a group beside each other, or where they are wide, such as spectrograms, below each other."""
+    if groups and groups[0][0].shape[1] > 2 * groups[0][0].shape[0]:
+        return _grid([[tile] for group in groups for tile in group], 1)
+    return _grid(groups, across)
 
 
 def _grid(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "height width 4"]:
@@ -169,6 +177,11 @@ def _grid(groups: Sequence[Sequence[Picture]], across: int) -> UInt8[Tensor, "he
 def _png(canvas: UInt8[Tensor, "height width 4"]) -> bytes:
     from PIL import Image
 
+    return png(Image.fromarray(canvas.numpy(), "RGBA"))
+
+
+def png(picture: Image) -> bytes:
+    """A picture as the bytes of its file."""
     buffer = io.BytesIO()
-    Image.fromarray(canvas.numpy(), "RGBA").save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

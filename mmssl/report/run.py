@@ -14,12 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mmssl.audio import RATE
 from mmssl.encoder import single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
+from mmssl.report.axes import with_axes
 from mmssl.report.page import Report
-from mmssl.report.pictures import attention_maps, below_each_other, patch_components, side_by_side, strips, tracks
+from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
+from mmssl.report.sounds import LONGEST, ogg
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
@@ -28,7 +31,7 @@ from mmssl.training.settings import record
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
 # Media in a figure: what is seen well at a page's width.
-_SHOWN, _CLIPS = 6, 2
+_SHOWN, _CLIPS, _SPECTROGRAMS = 6, 2, 4
 
 
 @torch.no_grad()
@@ -39,6 +42,8 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
     batch = {name: values[:_SHOWN] for name, values in batch.items()}
     count = len(next(iter(batch.values())))
     draw_figures(report, objective.figures({**batch, "sample_id": torch.arange(count)}))
+    if "waveform" in batch:
+        draw_sounds(report, batch)
     encoder = objective.encoder
     modality = single_modality(encoder)
     batch = {modality.name: batch[modality.name]}
@@ -50,6 +55,8 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
     patches = tokens.x[:, tokens.prefix :].unflatten(1, grid)
     if len(grid) == 2:
         original, patches = modality.upright(original), modality.upright(patches.movedim(-1, 1)).movedim(1, -1)
+        if original.shape[-1] > 2 * original.shape[-2]:
+            original, patches = original[:_CLIPS], patches[:_CLIPS]
     if original.ndim == 5:  # one picture a slice of tubes: its first frame
         original = original[:_CLIPS, :, :: modality.patch[0]].transpose(1, 2).flatten(0, 1)
         patches = patches[:_CLIPS].flatten(0, 1)
@@ -59,7 +66,7 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
         name="features",
     )
     if encoder.config.prefix and len(grid) == 2:
-        weights = modality.upright(encoder.class_attention(batch))
+        weights = modality.upright(encoder.class_attention(batch))[: len(original)]
         report.figure(
             attention_maps(original, weights.mean(1, keepdim=True), across=3),
             "Where the class token of the last block looks: the mean over its heads.",
@@ -75,14 +82,21 @@ def draw_figures(report: Report, figures: Sequence[Figure]) -> None:
     for figure in figures:
         if figure.heading != heading:
             report.heading(heading := figure.heading)
-        *_, height, width = figure.columns[0].shape
-        if figure.columns[0].ndim == 5:
+        if figure.axes:
+            png = with_axes([each[:_SPECTROGRAMS] for each in figure.columns], figure.axes)
+        elif figure.columns[0].ndim == 5:
             png = strips([each[:_CLIPS] for each in figure.columns])
-        elif width > 2 * height:  # spectrograms
-            png = below_each_other([each[:_CLIPS] for each in figure.columns])
         else:
             png = side_by_side(figure.columns)
-        report.figure(png, figure.caption, name=figure.name)
+        report.figure(png, figure.caption, name=figure.name, enlarged=figure.axes is None)
+
+
+def draw_sounds(report: Report, batch: Mapping[str, Tensor]) -> None:
+    """The sounds that a batch's spectrograms were made of (see `mmssl.audio.spectrograms`), to be heard."""
+    lengths = batch["waveform.length"].tolist()
+    rows = [row[:length] for row, length in zip(batch["waveform"], lengths, strict=True)][:_SPECTROGRAMS]
+    longer = f", the first {LONGEST} seconds of each" if max(lengths) > LONGEST * RATE else ""
+    report.sounds([ogg(row) for row in rows], f"What there was, to listen to: mono, 16 kHz{longer}.")
 
 
 def draw_tracks(report: Report, followed: dict[str, Tensor]) -> None:

@@ -27,6 +27,9 @@ from mmssl.training.resume import Batch, BatchSource, ledger_totals, resume, sav
 from mmssl.training.settings import TrainSettings, autocast_dtype, large_batch, record, slow_average
 from mmssl.training.stopping import Interrupted, stop_request
 
+Prepare = Callable[[Batch], Batch]
+"""Finishes a batch on the device."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -47,6 +50,7 @@ def train(
     run_dir: Path,
     *,
     device: torch.device,
+    prepare: Prepare | None = None,
     validate: Callable[[Objective, int], Mapping[str, float]] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     context: Mapping[str, Any] | None = None,
@@ -54,7 +58,9 @@ def train(
 ) -> TrainResult:
     """Train `objective` on `loader`, or go on with the newest whole checkpoint in `run_dir`.
 
-    `context` holds the caller's own settings (model, data): they are kept beside `settings` and compared on resume.
+    `prepare(batch)` finishes the loader's batches on the device, before they are split into chunks; it is not compared
+    on resume, as it is to say where work is done and not what is computed. `context` holds the caller's own settings
+    (model, data): they are kept beside `settings` and compared on resume.
     `validate(objective, step)` runs on rank 0, in eval mode and without gradients, and must not use collectives; its
     numbers join the metrics. `on_log` gets each row of metrics. `objective.before_step(progress)` comes before the
     forward pass and is the place for schedules, `after_step(progress)` after the optimizer and is the place for
@@ -114,7 +120,7 @@ def train(
             optimizer.zero_grad()
             _seed(settings.seed, step)
             objective.before_step(progress)
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            batch = placed(batch, device, prepare)
             gradients = gradients_of(batch, stop, partial(journal.chunk, step + 1) if journal else None)
             if gradients is None:
                 loader.ledger.seen = seen  # the batch that was begun will be read again
@@ -181,6 +187,12 @@ def train(
         objective.save_pretrained(run_dir / "final")
     distributed.barrier()
     return TrainResult(max(start, total), start, row)
+
+
+def placed(batch: Batch, device: torch.device, prepare: Prepare | None = None) -> Batch:
+    """A loader's batch as the objective reads it: on the device, and there finished by `prepare`."""
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return batch if prepare is None else prepare(batch)
 
 
 def _due(every: int, done: int, total: int) -> bool:

@@ -1,4 +1,5 @@
-"""Writes what later versions must still read: `python -m tests.formats.write`, once for each format number.
+"""Writes what later versions must still read: `python -m tests.formats.write NUMBER`, once for each format number, and
+`NUMBER NAME` for a method that comes later.
 
 A folder a method, under the format's number: a tiny `objective` and `encoder`, a run's checkpoint in the middle, and in
 expected.json what they gave when they were written. Everything is made of integers and the house's own noise, so that
@@ -14,19 +15,31 @@ from pathlib import Path
 
 import torch
 
-from mmssl.data import EvalView, TrainView
+from mmssl.audio import BANDS, log_mel, samples_of, spectrograms
+from mmssl.data import EvalView, SoundView, TrainView
 from mmssl.decoder import DecoderConfig
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking.noise import random_bits
-from mmssl.modality import VIDEO, image
-from mmssl.objectives import MAE, MAEConfig, Objective, SiamMAE, SiamMAEConfig, VideoMAE, VideoMAEConfig
+from mmssl.modality import AUDIO, VIDEO, image
+from mmssl.objectives import (
+    MAE,
+    AudioMAE,
+    AudioMAEConfig,
+    MAEConfig,
+    Objective,
+    SiamMAE,
+    SiamMAEConfig,
+    VideoMAE,
+    VideoMAEConfig,
+)
 from mmssl.pretraining.pretrain import pretrain
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings, read_metrics
-from mmssl.transformer import TransformerConfig
+from mmssl.transformer import TransformerConfig, WindowConfig
 
 HERE = Path(__file__).parent
 SIZE, PATCH, STEPS = 16, 4, 6
+FRAMES, SOUND_PATCH = 8, (2, 16)
 VIDEO_PATCH = (2, PATCH, PATCH)
 
 ENCODER = TransformerConfig(8, 1, 2, hidden=16)
@@ -39,6 +52,9 @@ SETTINGS = TrainSettings(
 def methods() -> dict[str, Objective]:
     """A tiny model of each method, with fresh weights."""
     pictures = EncoderConfig((TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE)),), ENCODER)
+    spectrogram = dataclasses.replace(AUDIO, patch=SOUND_PATCH)
+    sounds = EncoderConfig((TokenizerConfig(spectrogram, (FRAMES, BANDS)),), dataclasses.replace(ENCODER, hidden=8))
+    windows = TransformerConfig(4, 2, 2, hidden=4, norm_order="res_post", window=WindowConfig(hidden=4))
     tubes = TokenizerConfig(dataclasses.replace(VIDEO, patch=VIDEO_PATCH), (4, SIZE, SIZE), "sincos_interleaved")
     clips = EncoderConfig((tubes,), dataclasses.replace(ENCODER, qkv_bias="query_value"), prefix=0)
     cross = DecoderConfig(dataclasses.replace(DECODER, branches=("cross", "attn", "mlp")))
@@ -48,6 +64,7 @@ def methods() -> dict[str, Objective]:
         "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
         "SiamMAE": SiamMAE(SiamMAEConfig(pictures, cross, mask_ratio=0.75)),
         "VideoMAE": VideoMAE(VideoMAEConfig(clips, tubes_decoder, mask_ratio=0.75)),
+        "AudioMAE": AudioMAE(AudioMAEConfig(sounds, DecoderConfig(windows))),
     }
 
 
@@ -72,6 +89,8 @@ class Media:
             bits = random_bits(torch.Size(shape).numel(), seed=0, stream=stream, sample_id=torch.tensor([index]))
             return (bits[0] >> 54).to(torch.uint8).view(shape)
 
+        if self.method == "AudioMAE":
+            return {"waveform": made("waveform", samples_of(FRAMES)) / 512 - 1}
         if self.method == "VideoMAE":
             return {"video": made("video", 3, 4, 20, 24)}
         frames = {"image": made("image", 3, 20, 24)}
@@ -83,7 +102,10 @@ def media_batch(method: str) -> dict[str, torch.Tensor]:
     ids = torch.arange(2)
     samples = [Media(method, 2).read(index) for index in (0, 1)]
     keys = {"sample_id": ids, "epoch": ids * 0, "draw": ids * 0}
-    return {name: torch.stack([s[name] for s in samples])[..., :SIZE, :SIZE] for name in samples[0]} | keys
+    media = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    if method == "AudioMAE":
+        return {"audio": log_mel(media["waveform"], FRAMES)} | keys
+    return {name: values[..., :SIZE, :SIZE] for name, values in media.items()} | keys
 
 
 @torch.no_grad()
@@ -97,22 +119,26 @@ def numbers(objective: Objective, encoder: Encoder, method: str) -> dict[str, ob
 
 def run(objective: Objective, method: str, folder: Path) -> list[dict[str, object]]:
     """Train `objective` in `folder`, or go on there: the losses and norms of the steps that this call made."""
+    sound = method == "AudioMAE"
     pretrain(
         objective,
         Media(method, 10),
         Media(method, 2),
         SETTINGS,
         folder,
-        view=TrainView(SIZE, scale=(0.5, 1.0)),
-        held_out_view=EvalView(SIZE),
+        view=SoundView(FRAMES, gain=True) if sound else TrainView(SIZE, scale=(0.5, 1.0)),
+        held_out_view=SoundView(FRAMES, on_device=True) if sound else EvalView(SIZE),
+        prepare=spectrograms,
         device=torch.device("cpu"),
         context={"method": dataclasses.asdict(objective.config)},
     )
     return [{name: row[name] for name in ("step", "loss", "grad_norm")} for row in read_metrics(folder)]
 
 
-def main(version: str) -> None:
+def main(version: str, *names: str) -> None:
     for name, method in methods().items():
+        if names and name not in names:
+            continue
         folder = HERE / version / name
         with tempfile.TemporaryDirectory() as place:
             rows = run(method, name, Path(place))
@@ -125,4 +151,4 @@ def main(version: str) -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

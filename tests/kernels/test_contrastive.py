@@ -247,7 +247,7 @@ def test_gradients_of_large_batches_do_not_vanish(dtype):
 
 def test_a_million_columns_by_a_handful_of_rows(monkeypatch):
     monkeypatch.setattr(similarity, "TILE", 2**18)
-    count = 10**4 if INTERPRETED else 10**6  # the interpreter takes seconds for these
+    count = 3000 if INTERPRETED else 10**6  # the interpreter takes seconds for these
     leaves = {"a": unit(3, 8), "b": unit(count, 8), "scale": torch.tensor(50.0, device=DEVICE)}
     fixed = {"labels": torch.tensor([0, count - 1, 77], device=DEVICE)}
     check_parity(info_nce, reference.info_nce, leaves, fixed)

@@ -1,7 +1,6 @@
 """Ranks that hold a part of the batch each: averaged, their gradients are those of one process that holds all of it."""
 
 import math
-import multiprocessing
 from datetime import timedelta
 from itertools import accumulate, pairwise
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.kernels.support import Largest
+from tests.processes import server
 
 # Rows of each rank: equal, uneven, and one that has none.
 SPLITS = {"alone": (6,), "two": (6, 6), "uneven": (9, 2), "three": (4, 7, 3), "one idle": (5, 0, 6)}
@@ -104,9 +104,8 @@ def run_rank(rank, sizes, port, file):
 
 
 def run(sizes, file):
-    server = multiprocessing.get_context("forkserver")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = [server.Process(target=run_rank, args=(rank, sizes, store.port, file)) for rank in range(len(sizes))]
+    ranks = [server().Process(target=run_rank, args=(rank, sizes, store.port, file)) for rank in range(len(sizes))]
     for process in ranks:
         process.start()
     for process in ranks:
