@@ -115,7 +115,7 @@ def read_encoder(config: Mapping[str, Any], state: State, source: str) -> Found:
 
 
 def read_method(config: Mapping[str, Any], state: State, source: str) -> Found:
-    """Of BertForPreTraining, BertForMaskedLM or RobertaForMaskedLM; with a next-sentence head where there are its tensors.
+    """Of BertForPreTraining, BertForMaskedLM or RobertaForMaskedLM; with a next-sentence head where there is one.
 
     The ids of mask and special tokens are those of the tokenizer.json in the same folder, if it is there. Raises
     UserError where the head's words are others than the embedding's.
