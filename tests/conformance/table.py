@@ -172,6 +172,7 @@ TABLE = (
         partial(toy, test_masked_language.MaskedLanguage),
         test_masked_language.make_batch,
         hides=("text",),
+        exports=("transformers",),
         exceptions=TOY
         | RAGGED
         | WORDS
