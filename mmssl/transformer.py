@@ -336,3 +336,13 @@ def xavier_init(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def bert_init(module: nn.Module) -> None:
+    """BERT's initialisation: linear layers normal with deviation 0.02, cut at twice that, and zero bias
+    (google-research/bert, `create_initializer`)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

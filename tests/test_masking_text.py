@@ -101,7 +101,7 @@ def test_what_is_shown_has_berts_shares():
     text = torch.full((100, 200), 9)
     hidden = bits(100, 200, "hidden") % 7 == 0
     noises = bits(100, 200, "show"), bits(100, 200, "word")
-    seen = shown(text, hidden, *noises, mask=MASK, vocab=1000)
+    seen = shown(text, hidden, *noises, MASK, 1000)
     assert torch.equal(seen[~hidden], text[~hidden])
     found, count = seen[hidden], int(hidden.sum())
     share = lambda flags: flags.double().mean().item()  # noqa: E731
@@ -109,7 +109,7 @@ def test_what_is_shown_has_berts_shares():
         assert share(part) == pytest.approx(expected, abs=5 * (expected * (1 - expected) / count) ** 0.5 + 1e-3)
     others = found[(found != MASK) & (found != 9)]
     assert share(others < 500) == pytest.approx(0.5, abs=5 * 0.5 / len(others) ** 0.5)
-    runs = shown(text, hidden, *noises, mask=MASK, vocab=1000, by_runs=True)
+    runs = shown(text, hidden, *noises, MASK, 1000, by_runs=True)
     neighbours = hidden[:, 1:] & hidden[:, :-1]
     same = (runs == MASK)[:, 1:] == (runs == MASK)[:, :-1]
     assert neighbours.any() and same[neighbours].double().mean() > 0.99  # a random word may be the mask's
@@ -122,8 +122,7 @@ def test_nothing_of_a_hidden_word_is_left_in_what_is_shown(text, seed):
     hidden = bits(2, 20, "hidden", seed) % 2 == 0
     noises = bits(2, 20, "show", seed), bits(2, 20, "word", seed)
     one, other = (
-        shown(torch.full((2, 20), word), hidden, *noises, mask=MASK, vocab=VOCAB, shares=(0.8, 0.2))
-        for word in (text, text + 1)
+        shown(torch.full((2, 20), word), hidden, *noises, MASK, VOCAB, (0.8, 0.2)) for word in (text, text + 1)
     )
     assert torch.equal(one[hidden], other[hidden])
 
@@ -202,5 +201,9 @@ def test_what_is_missing_is_named():
         model(made)
     with pytest.raises(UserError, match=r"mask 103 .* are not all ids of 50 words"):
         MLM("tiny", vocab=50)
+    with pytest.raises(UserError, match=r"mask_ratio 1.5 and shares"):
+        method(mask_ratio=1.5)
+    with pytest.raises(UserError, match=r"unknown kind 'albert': choose one of bert, roberta"):
+        MLM("tiny", kind="albert")
     with pytest.raises(UserError, match=r"ids from 2 to 50, but the model has 50: the tokenizer is another"):
         model.encoder({**made, "text": made["text"].masked_fill(made["text"] == 5, 50)})

@@ -19,6 +19,13 @@ _CHANCES = [0.8**length for length in range(10)]
 _BELOW = [int(BITS * (sum(_CHANCES[: length + 1]) / sum(_CHANCES))) for length in range(9)]
 
 
+def bert_counts(valid: Bool[Tensor, "batch positions"], ratio: float) -> Int64[Tensor, " batch"]:
+    """How many tokens of each text BERT hides: max(1, round(ratio * tokens)), special ones counted, half to even
+    (google-research/bert, `create_masked_lm_predictions`, without its limit, which the paper's lengths do not reach)."""
+    lengths = torch.arange(valid.shape[1] + 1, dtype=torch.float64, device="cpu")
+    return (lengths * ratio).round().clamp(min=1).long().to(valid.device)[valid.sum(dim=1)]
+
+
 def words_of(
     candidates: Bool[Tensor, "batch positions"], words: Int64[Tensor, "batch positions"] | None
 ) -> Int64[Tensor, "batch positions"]:
@@ -89,7 +96,6 @@ def shown(
     hidden: Bool[Tensor, "batch positions"],
     noise: Int64[Tensor, "batch positions"],
     word_noise: Int64[Tensor, "batch positions"],
-    *,
     mask: int,
     vocab: int,
     shares: tuple[float, float] = (0.8, 0.1),

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from mmssl_kernels import linear_cross_entropy
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import UserError
-from mmssl.masking import Mask, Positions, batch_bits, counted, shown, spans, whole_words, words_of
+from mmssl.masking import Mask, Positions, batch_bits, bert_counts, counted, shown, spans, whole_words, words_of
 from mmssl.modality import TEXT
 from mmssl.objectives.objective import Objective, Output
 from mmssl.tokenizer import Batch, TextTokenizer, TokenizerConfig
-from mmssl.transformer import TransformerConfig
+from mmssl.transformer import TransformerConfig, bert_init
 
 # Width, depth and heads: the papers', and below base those of Turc et al. 2019 (arXiv 1908.08962).
 SIZES = {"tiny": (128, 2, 2), "small": (512, 4, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -30,8 +29,9 @@ def bert_encoder_config(
     """BERT's post-norm transformer on words, learned positions and segments, or RoBERTa's, with one segment, positions
     from 2 on and the norm_eps of its files. GELU is exact ("gelu", by erf), as in transformers' files of both; Google's
     code has the tanh approximation ("gelu_tanh"). No dropout (see `TransformerConfig`)."""
-    if size not in SIZES:
-        raise UserError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
+    for what, name, known in (("model size", size, [*SIZES]), ("kind", kind, ["bert", "roberta"])):
+        if name not in known:
+            raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
     eps, segments, offset = (1e-12, 2, 0) if kind == "bert" else (1e-5, 1, 2)
     transformer = TransformerConfig(*SIZES[size], norm_order="post", norm_eps=eps, input_norm=True, final_norm=False)
     tokenizer = TokenizerConfig(replace(TEXT, channels=vocab), (length,), "learned", segments=segments, offset=offset)
@@ -122,20 +122,20 @@ class MLM(Objective):
         made: MLMConfig = self.configured(config, settings)
         self.config = made
         transformer, vocab = made.encoder.transformer, made.encoder.tokenizers[0].modality.channels
+        if not 0 < made.mask_ratio <= 1 or min(made.shares) < 0 or sum(made.shares) > 1:
+            raise UserError(
+                f"mask_ratio {made.mask_ratio} and shares {made.shares}: shares of all tokens, and of those"
+            )
         ids = made.special if made.mask is None else (made.mask, *made.special)
         if not all(0 <= each < vocab for each in ids):
             raise UserError(f"mask {made.mask} and special {made.special} are not all ids of {vocab} words")
         self.encoder = Encoder(made.encoder)
-        dim, tanh = transformer.dim, transformer.activation == "gelu_tanh"
-        activation = nn.GELU("tanh" if tanh else "none")
-        self.head = nn.Sequential(nn.Linear(dim, dim), activation, nn.LayerNorm(dim, eps=transformer.norm_eps))
+        dim, gelu = transformer.dim, nn.GELU("tanh" if transformer.activation == "gelu_tanh" else "none")
+        self.head = nn.Sequential(nn.Linear(dim, dim), gelu, nn.LayerNorm(dim, eps=transformer.norm_eps))
         self.bias = nn.Parameter(torch.zeros(vocab))
         self.pooler = nn.Linear(dim, dim) if made.next_sentence else None
         self.next = nn.Linear(dim, 2) if made.next_sentence else None
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        bert_init(self)
 
     def hide(self, batch: Batch) -> Mask:
         """Which words are hidden: an exact number of each text, or those that `text.target` names. All are read."""
@@ -146,17 +146,15 @@ class MLM(Objective):
         return Mask(everything, (Positions.from_boolean(chosen),), sizes)
 
     def chosen(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
-        text, masking = batch["text"], self.config.masking
-        special = batch.get("text.special")
-        if special is None:
+        """Where words are hidden: of what is valid, and not special."""
+        text = batch["text"]
+        if (special := batch.get("text.special")) is None:
             special = torch.isin(text, torch.tensor(self.config.special, dtype=torch.int64, device=text.device))
-        candidates = valid & ~special.bool()
-        lengths = torch.arange(text.shape[1] + 1, dtype=torch.float64, device="cpu")
-        counts = (lengths * self.config.mask_ratio).round().clamp(min=1).long().to(text.device)[valid.sum(dim=1)]
+        candidates, counts = valid & ~special.bool(), bert_counts(valid, self.config.mask_ratio)
         noise, words = self.noise(batch, "mask"), words_of(candidates, batch.get("text.words"))
-        if masking == "tokens":
+        if self.config.masking == "tokens":
             return counted(noise, candidates, counts)
-        if masking == "spans":
+        if self.config.masking == "spans":
             return spans(noise, self.noise(batch, "length"), words, candidates, counts)
         if "text.words" not in batch:
             raise UserError(f"whole words are to be hidden, but the batch holds no 'text.words', only {sorted(batch)}")
@@ -174,29 +172,19 @@ class MLM(Objective):
             return batch
         if self.config.mask is None:
             raise UserError("this model has no mask token: set `mask` in its config, or mask the texts (`text.target`)")
-        text, hidden = batch["text"], mask.hide.boolean(mask.count)
-        noises = self.noise(batch, "show"), self.noise(batch, "word")
-        seen = shown(
-            text,
-            hidden,
-            *noises,
-            mask=self.config.mask,
-            vocab=len(self.bias),
-            shares=self.config.shares,
-            by_runs=self.config.masking == "spans",
-        )
+        hidden, noises = mask.hide.boolean(mask.count), (self.noise(batch, "show"), self.noise(batch, "word"))
+        by_runs, vocab, shares = self.config.masking == "spans", len(self.bias), self.config.shares
+        seen = shown(batch["text"], hidden, *noises, self.config.mask, vocab, shares, by_runs)
         return {**batch, "text": seen}
 
     def logits(self, prediction: Float[Tensor, "hidden dim"]) -> Float[Tensor, "hidden words"]:
         """Scores of all words for each hidden one."""
-        return F.linear(prediction, self.words, self.bias)
+        return nn.functional.linear(prediction, self.words, self.bias)
 
     @property
     def words(self) -> Float[Tensor, "words dim"]:
         """The table of words, which the head predicts with, too."""
-        tokenizer = self.encoder.tokenizer("text")
-        assert isinstance(tokenizer, TextTokenizer)
-        return tokenizer.words.weight
+        return cast(TextTokenizer, self.encoder.tokenizer("text")).words.weight
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
