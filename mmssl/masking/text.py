@@ -21,7 +21,7 @@ _BELOW = [int(BITS * (sum(_CHANCES[: length + 1]) / sum(_CHANCES))) for length i
 
 def bert_counts(valid: Bool[Tensor, "batch positions"], ratio: float) -> Int64[Tensor, " batch"]:
     """How many tokens of each text BERT hides: max(1, round(ratio * tokens)), special ones counted, half to even
-    (google-research/bert, `create_masked_lm_predictions`, without its limit, which the paper's lengths do not reach)."""
+    (google-research/bert, `create_masked_lm_predictions`, without its limit, which no length of the paper meets)."""
     lengths = torch.arange(valid.shape[1] + 1, dtype=torch.float64, device="cpu")
     return (lengths * ratio).round().clamp(min=1).long().to(valid.device)[valid.sum(dim=1)]
 

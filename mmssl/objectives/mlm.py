@@ -29,9 +29,8 @@ def bert_encoder_config(
     """BERT's post-norm transformer on words, learned positions and segments, or RoBERTa's, with one segment, positions
     from 2 on and the norm_eps of its files. GELU is exact ("gelu", by erf), as in transformers' files of both; Google's
     code has the tanh approximation ("gelu_tanh"). No dropout (see `TransformerConfig`)."""
-    for what, name, known in (("model size", size, [*SIZES]), ("kind", kind, ["bert", "roberta"])):
-        if name not in known:
-            raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+    if size not in SIZES:
+        raise UserError(f"unknown model size {size!r}: choose one of {', '.join(SIZES)}")
     eps, segments, offset = (1e-12, 2, 0) if kind == "bert" else (1e-5, 1, 2)
     transformer = TransformerConfig(*SIZES[size], norm_order="post", norm_eps=eps, input_norm=True, final_norm=False)
     tokenizer = TokenizerConfig(replace(TEXT, channels=vocab), (length,), "learned", segments=segments, offset=offset)
