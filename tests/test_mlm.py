@@ -69,7 +69,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(name, packing,
     expected = theirs(name)
     batch = masked_texts(name, segments=expected.config.type_vocab_size)
     ours = MLM.from_pretrained(expected.save_pretrained(tmp_path) or tmp_path)
-    ours = MLM(dataclasses.replace(ours.config, packing=packing)).train()
+    ours = MLM(dataclasses.replace(ours.config, packing=packing)).eval()
     ours.load_state_dict(MLM.from_pretrained(tmp_path).state_dict())
     labels = {"labels": batch["text.target"]}
     if name == "BertForPreTraining":
@@ -78,7 +78,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(name, packing,
     assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-5)
     assert found.parts.keys() == ({"mlm", "nsp"} if name == "BertForPreTraining" else {"mlm"})
     logits = wanted.prediction_logits if name == "BertForPreTraining" else wanted.logits
-    assert relative(ours.logits(found.prediction), logits[batch["text.target"] != -100]) < 1e-5
+    assert relative(found.prediction, logits[batch["text.target"] != -100]) < 1e-5
     found.loss.backward()
     wanted.loss.backward()
     gradients_as_weights(expected)
@@ -116,7 +116,10 @@ def test_encoders_alone_give_their_hidden_states(name, tmp_path):
     tokens, valid = encoder(batch), their_inputs(batch)["attention_mask"].bool()
     expected = model(**their_inputs(batch)).last_hidden_state[valid]
     assert relative(tokens.x[valid], expected) < 1e-5
-    assert relative(encoder(batch, packed=True).x, expected) < 1e-5
+    packed = encoder(batch, packed=True)
+    assert relative(packed.x, expected) < 1e-5
+    for pool in ("mean", "class"):
+        torch.testing.assert_close(packed.pooled(pool), tokens.pooled(pool))
     folder = encoder.to_transformers(tmp_path / "written")
     again, told = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
@@ -220,8 +223,9 @@ def test_no_padding_is_multiplied():
     method.head.register_forward_hook(lambda module, inputs, out: rows.append(out.shape[:-1]))
     for block in method.encoder.transformer.blocks:
         block.register_forward_hook(lambda module, inputs, out: rows.append(out.shape[:-1]))
-    hidden = len(method(batch).prediction)
-    assert rows == [(int(batch["text.length"].sum()),)] * 2 + [(hidden,)]
+    out = method(batch)
+    assert rows == [(int(batch["text.length"].sum()),)] * 2 + [(int(out.mask.hide.lengths.sum()),)]
+    assert out.prediction is None
 
 
 def test_padding_and_what_stands_in_it_is_unread():
@@ -239,12 +243,14 @@ def test_full_rows_need_no_lengths():
 
 
 def test_the_loss_is_a_mean_over_all_hidden_words_and_texts_of_special_tokens_hide_none():
-    method, batch = randomize(tiny()), texts()
+    method, batch = randomize(tiny()).eval(), texts()
     out = method(batch)
     wanted = batch["text"][out.mask.hide.boolean(LENGTH)]
-    torch.testing.assert_close(out.parts["mlm"], F.cross_entropy(method.logits(out.prediction), wanted))
+    torch.testing.assert_close(out.parts["mlm"], F.cross_entropy(out.prediction, wanted))
+    with torch.no_grad():
+        assert torch.equal(method.train()(batch).prediction, out.prediction)
     out = method({**batch, "text": torch.full((4, LENGTH), 2)})
-    assert out.parts["mlm"] == 0 and not len(out.prediction)
+    assert out.parts["mlm"] == 0 and not out.mask.hide.lengths.any()
     out.loss.backward()
 
 

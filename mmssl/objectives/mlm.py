@@ -107,8 +107,8 @@ class MLM(Objective):
     `text.next` `[B]`, 0 where the second segment follows the first, 1 where it is another. A text that is masked
     already comes with `text.target` `[B, N]`: the word wanted at each place, -100 where none is.
 
-    The prediction is `[hidden, dim]`, of which `logits` makes scores of words. The loss is a mean over all hidden words
-    of the batch, on all ranks.
+    The loss is a mean over all hidden words of the batch, on all ranks. The prediction, scores of all words for each
+    hidden one `[hidden, words]`, is made in eval mode and without gradients alone: training never holds them.
     """
 
     config_class = MLMConfig
@@ -176,10 +176,6 @@ class MLM(Objective):
         seen = shown(batch["text"], hidden, *noises, self.config.mask, vocab, shares, by_runs)
         return {**batch, "text": seen}
 
-    def logits(self, prediction: Float[Tensor, "hidden dim"]) -> Float[Tensor, "hidden words"]:
-        """Scores of all words for each hidden one."""
-        return nn.functional.linear(prediction, self.words, self.bias)
-
     @property
     def words(self) -> Float[Tensor, "words dim"]:
         """The table of words, which the head predicts with, too."""
@@ -189,9 +185,10 @@ class MLM(Objective):
         mask = self.hide(batch) if mask is None else mask
         hide = mask.hide.flat()
         tokens = self.encoder(self.gapped(batch, mask), mask, packed=self.config.packing)
-        prediction = self.head(tokens.at(hide))
+        hidden, learns = self.head(tokens.at(hide)), self.training and torch.is_grad_enabled()
+        prediction = None if learns else nn.functional.linear(hidden, self.words, self.bias)
         wanted = batch.get("text.target", batch["text"])[hide.rows, hide.index]
-        parts = {"mlm": linear_cross_entropy(prediction, self.words, wanted, bias=self.bias, group=self.group)}
+        parts = {"mlm": linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=self.group)}
         if self.pooler is not None and self.next is not None and "text.next" in batch:
             pooled = self.pooler(tokens.pooled("class")).tanh()
             labels = batch["text.next"]
