@@ -185,21 +185,25 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Tensor, "*batch tokens dim"], Positions, Int64[Tensor, " batch"] | None]:
         """What the transformer reads: prefix and kept tokens, their positions, and valid lengths where they differ."""
         keep = self.everything(batch) if mask is None else mask.keep
-        tokens, prefix = self.embed(batch, keep), self.config.prefix
-        if keep.lengths is not None:
-            if packed and prefix:
+        tokens, prefix, lengths = self.embed(batch, keep), self.config.prefix, keep.lengths
+        if lengths is not None and packed:
+            if prefix:
                 raise ValueError(f"packed tokens of an encoder with {prefix} prefix tokens: it must have none")
-            tokens = tokens if packed else keep.padded(tokens)
+            shortest, longest = (int(each) for each in lengths.aminmax())
+            if shortest == longest:  # rows that are all full need neither offsets nor padding
+                tokens, lengths = tokens.unflatten(0, (len(lengths), longest)), None
+        elif lengths is not None:
+            tokens = keep.padded(tokens)
         if prefix:
             first = (self.prefix_tokens + self.prefix_position).to(tokens.dtype)
             tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
-        return tokens, keep, None if keep.lengths is None else keep.lengths + prefix
+        return tokens, keep, None if lengths is None else lengths + prefix
 
     def forward(self, batch: Batch, mask: Mask | None = None, packed: bool = False) -> Tokens:
         """Encode the kept positions of each sample, or all of them.
 
-        packed: where samples keep different numbers, the tokens stay packed (see `Tokens`), for an encoder without
-        prefix tokens; otherwise shorter samples are padded with zeros.
+        packed: where samples keep different numbers, the tokens stay packed (see `Tokens`), which an encoder without
+        prefix tokens can do; otherwise shorter samples are padded with zeros.
         """
         x, keep, lengths = self.sequence(batch, mask, packed)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)

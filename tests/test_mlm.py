@@ -240,6 +240,8 @@ def test_full_rows_need_no_lengths():
     full = {**batch, "text": torch.randint(5, WORDS, (4, LENGTH)), "text.length": torch.full((4,), LENGTH)}
     without = {name: value for name, value in full.items() if name != "text.length"}
     torch.testing.assert_close(method(full).loss, method(without).loss)
+    for told in (full, without):
+        assert method.encoder(told, packed=True).x.shape == (4, LENGTH, 128)
 
 
 def test_the_loss_is_a_mean_over_all_hidden_words_and_texts_of_special_tokens_hide_none():
