@@ -97,13 +97,15 @@ def shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarr
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
-    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too. `notes` are
-    sentences on what was taken and what left out; `given` is the folder, manifest or shard that was asked for.
+    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too, and whether
+    folders are its classes. `notes` are sentences on what was taken and what left out; `given` is the folder, manifest
+    or shard that was asked for.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
     in_shards: ClassVar[bool] = True
+    class_folders: ClassVar[bool] = True
     given: Path
     notes: Sequence[str] = ()
     shards: Shards | None = None
@@ -174,7 +176,7 @@ class FileSource:
         if label is not None:
             raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
         tops = [_top(path) for path in paths]
-        labels = [None if top is None or no_class(top) else top for top in tops]
+        labels = [None if top is None or no_class(top) or not self.class_folders else top for top in tops]
         labelled = len(set(labels) - {None}) > 1
         others = [path for path in inside if not path.lower().endswith(self.extensions)]
         bare = sorted({top for top in map(_top, others) if top is not None} - set(tops))
