@@ -85,7 +85,7 @@ def encoded(files: TextFiles, vocabulary: Vocabulary) -> Corpus:
     Raises UserError where there is no document, and what `TextFiles.documents` raises.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (_FORMAT, vocabulary.digest(), files.field, files.label, files.document):
+    for part in (_FORMAT, vocabulary.digest, files.field, files.label, files.document):
         digest.update(f"{part}\0".encode())
     for name in files.paths:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -118,11 +118,12 @@ def _encode(files: TextFiles, vocabulary: Vocabulary, folder: Path) -> None:
     places: list[tuple[int, int]] = []
     labels: list[str | None] = []
     longest: list[str] = []
+    tokenizer = vocabulary.tokenizer()
     dtype = np.dtype(np.uint16 if vocabulary.size <= 2**16 else np.int32)
     special = np.array(sorted(vocabulary.special))
     with open(folder / "ids", "wb") as ids_file, open(folder / "begins", "wb") as begins_file:
         for some in _bundles(files.documents(skipped)):
-            for document, (ids, begins, ends) in zip(some, _tokens(vocabulary.tokenizer(), some), strict=True):
+            for document, (ids, begins, ends) in zip(some, _tokens(tokenizer, some), strict=True):
                 place = f"{files.name(document.file)}:{document.line}"
                 if np.isin(ids, special).all():
                     skipped.append((place, "holds nothing but special tokens"))

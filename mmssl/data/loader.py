@@ -104,7 +104,7 @@ class Reader(Dataset):
         keys = plan.keys
         for index, group in groupby(range(len(sample_id)), sample_id.tolist().__getitem__):
             rows = list(group)  # repeats of a sample are neighbours and are decoded once
-            slots = Keys(keys.seed, keys.sample_id[rows], keys.epoch[rows], keys.draw[rows])
+            slots = Keys(keys.seed, *(each[rows[0] : rows[-1] + 1] for each in keys[1:]))
             try:
                 samples = read_slots(self.source, index, slots)
             except BrokenSample as error:

@@ -36,7 +36,7 @@ class Vocabulary:
     """The ids of a tokenizer that a model and its texts need; the tokenizer itself is read where it is used.
 
     path: its tokenizer.json. size: one more than the highest id. special: every id that stands for no text. mask: None
-    where there is none.
+    where there is none. digest: a hash of tokenizer.json and of which tokens are special.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Vocabulary:
     pad: int
     mask: int | None
     special: frozenset[int]
+    digest: str
 
     @classmethod
     def read(cls, path: str | Path) -> Vocabulary:
@@ -69,7 +70,10 @@ class Vocabulary:
         special = {number for number, token in added.items() if token.special} | {begin, end}
         special |= {number for number in roles.values() if number is not None}
         pad = 0 if roles["pad"] is None else roles["pad"]  # what stands behind a text's end is never read
-        return cls(file, max(ids.values()) + 1, begin, end, pad, roles["mask"], frozenset(special))
+        digest = hashlib.blake2b(file.read_bytes(), digest_size=16)
+        digest.update(repr((begin, end, pad, roles["mask"], sorted(special))).encode())
+        size = max(ids.values()) + 1
+        return cls(file, size, begin, end, pad, roles["mask"], frozenset(special), digest.hexdigest())
 
     @property
     def masked(self) -> int:
@@ -85,12 +89,6 @@ class Vocabulary:
     def framing(self) -> tuple[int, ...]:
         """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
         return tuple(sorted({self.pad, self.cls, self.sep}))
-
-    def digest(self) -> str:
-        """A hash of tokenizer.json and of the special tokens."""
-        digest = hashlib.blake2b(self.path.read_bytes(), digest_size=16)
-        digest.update(repr((self.cls, self.sep, self.pad, self.mask, sorted(self.special))).encode())
-        return digest.hexdigest()
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither cuts nor pads."""
