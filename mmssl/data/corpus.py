@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 # Sentences end where a line does, and after a full stop, where nothing but a reader could tell. The space before a word
 # stays with it: byte pairs read it.
-_ENDS = re.compile(r"(?<=[.!?])(?=\s)|(?<=[。！？])|(?=\n)")
+_ENDS = re.compile(r"(?<=[.!?])(?=\s)|(?<=[。！？])|(?<=\S)(?=\s*\n)")
 _LONGEST = 10_000  # characters of what is encoded at once
 _AT_ONCE = 2**20  # characters
 _REMARKABLE = 2**20  # characters of a document

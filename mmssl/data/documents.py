@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -82,9 +83,7 @@ class TextFiles(FileSource):
             several = endings([path.lower().removesuffix(".gz") for path in paths])
             raise UserError(f"{root} mixes kinds of texts, {several}: give a folder of one kind, or one file.")
         if label is not None and _kind(paths[0]) == ".txt":
-            raise UserError(
-                f"{root} has no {label!r}: texts in .txt files have no classes, in .jsonl and others they do."
-            )
+            raise UserError(f"{root} has no {label!r}: those in .txt files have no classes.")
         super().__init__(folder, paths, None, channels=1)
 
     def documents(self, skipped: list[tuple[str, str]]) -> Iterator[Document]:
@@ -133,8 +132,8 @@ class TextFiles(FileSource):
 
     def _of_objects(self, plain: Path, path: Path, scratch: str) -> Iterator[Row]:
         fields: set[str] = set()
-        for count, row in enumerate(_lines(plain, scratch)):
-            if count == _PROBES:
+        for number, row in enumerate(_lines(plain, scratch)):
+            if number == _PROBES:
                 self._check_fields(path, fields)
             if row.text is None or not row.text.strip():
                 yield row
@@ -147,7 +146,7 @@ class TextFiles(FileSource):
             if not isinstance(content, dict):
                 yield Row(row.line, wrong="is no JSON object")
                 continue
-            if count < _PROBES:
+            if number < _PROBES:
                 fields.update(content)
             yield self._checked(row.line, content.get(self.field), content.get(self.label) if self.label else None)
         self._check_fields(path, fields)
@@ -156,7 +155,7 @@ class TextFiles(FileSource):
         import pandas
         from datasets import Dataset, Features, Value
 
-        options: dict[str, Any] = {"encoding_errors": _REPLACED, "keep_default_na": False}
+        options: dict[str, Any] = {"encoding_errors": _REPLACED, "keep_default_na": False, "skip_blank_lines": False}
         try:
             header = pandas.read_csv(plain, nrows=0, **options).columns
         except (ValueError, pandas.errors.ParserError) as error:
@@ -166,10 +165,10 @@ class TextFiles(FileSource):
             warnings.simplefilter("always")
             features = Features({name: Value("string") for name in columns})
             read = Dataset.from_csv(str(plain), features=features, cache_dir=scratch, on_bad_lines="warn", **options)
-        yield from self._of_table(read)
-        for warning in told:
-            for line, reason in re.findall(r"Skipping line (\d+): (.*)", str(warning.message)):
-                yield Row(int(line), wrong=f"is no row of its table ({reason})")
+        said = "\n".join(str(warning.message) for warning in told)
+        wrong = {int(line): reason for line, reason in re.findall(r"Skipping line (\d+): (.*)", said)}
+        yield from (Row(line, wrong=f"is no row of its table ({reason})") for line, reason in wrong.items())
+        yield from self._of_table(read, (line for line in count(2) if line not in wrong))  # below the header
 
     def _of_parquet(self, plain: Path, path: Path, scratch: str) -> Iterator[Row]:
         from datasets import Dataset
@@ -181,15 +180,13 @@ class TextFiles(FileSource):
         except (ArrowInvalid, OSError) as error:
             raise UserError(f"{path} cannot be read as .parquet ({error}); mend or remove it.") from error
         columns = self._check_fields(path, set(names))
-        yield from self._of_table(Dataset.from_parquet(str(plain), columns=columns, cache_dir=scratch))
+        yield from self._of_table(Dataset.from_parquet(str(plain), columns=columns, cache_dir=scratch), count(1))
 
-    def _of_table(self, read: Dataset) -> Iterator[Row]:
-        line = 0
+    def _of_table(self, read: Dataset, lines: Iterator[int]) -> Iterator[Row]:
         for table in read.with_format("arrow").iter(batch_size=_PROBES):
             labels = table[self.label] if self.label else [None] * len(table)
             for text, label in zip(table[self.field], labels, strict=True):
-                line += 1
-                yield self._checked(line, text.as_py(), label.as_py() if label is not None else None)
+                yield self._checked(next(lines), text.as_py(), label.as_py() if label is not None else None)
 
     def _checked(self, line: int, text: object, label: object) -> Row:
         if text is None:

@@ -104,7 +104,7 @@ class TextSource(FileSource):
         rows, corpus = self.copies[0].rows, self.corpus
         token = rows.runs[rows.first[index % len(rows)], 0]
         sentence = np.searchsorted(corpus.sentences, token, side="right") - 1
-        file, line = corpus.places[np.searchsorted(corpus.documents, sentence, side="right") - 1]
+        file, line = corpus.places[np.searchsorted(corpus.documents, sentence, side="right") - 1].tolist()
         return f"{self.files.name(file)}:{line}"
 
     @property
@@ -167,9 +167,7 @@ class TextView:
         rows = list(samples)
         lengths = [len(row["text"]) for row in rows]
         if max(lengths) > self.length:
-            raise UserError(
-                f"A row of {max(lengths)} tokens does not fit into a view of {self.length}: pack shorter rows."
-            )
+            raise UserError(f"A row of {max(lengths)} tokens does not fit into {self.length}: pack shorter ones.")
         batch: dict[str, Tensor] = {"text.length": torch.tensor(lengths)}
         for name, value in rows[0].items():
             if value.ndim == 0:

@@ -104,9 +104,7 @@ def _tokenizer(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     if not file.is_file():
-        raise UserError(
-            f"{file} does not exist: give a tokenizer.json or a folder with one; `mmssl tokenizer` makes it."
-        )
+        raise UserError(f"{file} does not exist: give a tokenizer.json, or make one by `mmssl tokenizer`.")
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more special
