@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _FORMAT = 1
-# Sentences end where a line does, and after a full stop, where nothing but a reader could tell. The space before a word
-# stays with it: byte pairs read it.
-_ENDS = re.compile(r"(?<=[.!?])(?=\s)|(?<=[。！？])|(?<=\S)(?=\s*\n)")
+# Sentences end with their line, and after a full stop, where nothing but a reader could tell.
+_STOP = re.compile(r"[.!?](?=\s)|[。！？]")
 _LONGEST = 10_000  # characters of what is encoded at once
 _AT_ONCE = 2**20  # characters
 _REMARKABLE = 2**20  # characters of a document
@@ -206,8 +205,19 @@ def _encoded_pieces(tokenizer: Tokenizer, pieces: list[str]) -> Encoded:
 
 
 def sentences(text: str) -> list[str]:
-    """What a text is made of, at most ten thousand characters each; only space without text is left out."""
-    return [piece for sentence in _ENDS.split(text) for piece in _cut(sentence) if not piece.isspace() and piece]
+    """What a text is made of, at most ten thousand characters each; the space before a sentence stays with it, because
+    byte pairs read it, and only what is behind the last one is left out."""
+    pieces: list[str] = []
+    space = ""
+    for number, line in enumerate(text.split("\n")):
+        space += "\n" * (number > 0)
+        if not line or line.isspace():
+            space += line
+            continue
+        line, space = space + line, ""
+        stops = [0, *(match.end() for match in _STOP.finditer(line)), len(line)]
+        pieces += chain.from_iterable(_cut(line[first:last]) for first, last in pairwise(stops))
+    return [piece for piece in pieces if piece and not piece.isspace()]
 
 
 def _cut(sentence: str) -> Iterator[str]:
