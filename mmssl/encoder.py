@@ -63,19 +63,40 @@ def vit_config(
 class Tokens:
     """What an encoder gives.
 
-    x: `[B, prefix + K, dim]`, the class and register tokens first. positions: where the others came from.
-    lengths: valid rows of x for each sample, where they differ (None: all).
+    x: `[B, prefix + K, dim]`, the class and register tokens first; packed: `[S, dim]`, each sample's valid rows of that
+    behind those of the one before. positions: where the others came from. lengths: valid rows of x for each sample,
+    where they differ (None: all).
     """
 
-    x: Float[Tensor, "batch tokens dim"]
+    x: Float[Tensor, "*batch tokens dim"]
     prefix: int
     positions: Positions
     lengths: Int64[Tensor, " batch"] | None = None
 
+    @property
+    def _starts(self) -> Int64[Tensor, " batch"]:
+        """The row of each sample's first token, x taken as `[rows, dim]`."""
+        if self.x.ndim == 3:
+            return torch.arange(len(self.x), device=self.x.device) * self.x.shape[1]
+        assert self.lengths is not None
+        return self.lengths.cumsum(0) - self.lengths
+
+    def at(self, wanted: Positions) -> Float[Tensor, "flat dim"]:
+        """The tokens of some of `positions`, flat, in their order. What was not kept must not be asked for."""
+        keep, wanted = self.positions.flat(), wanted.flat()
+        rows, kept_rows = wanted.rows, keep.rows
+        assert rows is not None and kept_rows is not None and keep.lengths is not None
+        # Positions ascend within samples: with the sample above them, in bits that no position has, all of them do.
+        slots = torch.searchsorted(kept_rows << 32 | keep.index, rows << 32 | wanted.index)
+        columns = slots - (keep.lengths.cumsum(0) - keep.lengths)[rows] + self.prefix
+        return self.x.flatten(0, -2)[self._starts[rows] + columns]
+
     def pooled(self, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample: the mean of its patch tokens, or its class token."""
+        """One vector a sample: the mean of its patch tokens, or its class token: of text without one, its first."""
         if pool == "class":
-            return self.x[:, 0]
+            return self.x[:, 0] if self.x.ndim == 3 else self.x[self._starts]
+        if self.x.ndim == 2:
+            return dataclasses.replace(self, x=self.positions.padded(self.x)).pooled()
         patches = self.x[:, self.prefix :]
         if self.lengths is None:
             return patches.mean(dim=1)
@@ -144,12 +165,11 @@ class Encoder(nn.Module):
         count = sum(self.sizes(batch).values())
         return Positions(torch.arange(count, device=values.device).expand(len(values), count))
 
-    def embed(self, batch: Batch, keep: Positions) -> Float[Tensor, "batch kept dim"]:
-        """Tokens of the kept positions, `[B, K, dim]`, zeros behind the shorter rows."""
+    def embed(self, batch: Batch, keep: Positions) -> Float[Tensor, "*batch kept dim"]:
+        """Tokens of the kept positions, `[B, K, dim]`, or `[S, dim]` of ragged ones."""
         sizes = self.sizes(batch)
         if len(sizes) == 1:
-            tokens = self.tokenizers[next(iter(sizes))](batch, keep)
-            return tokens if keep.lengths is None else keep.padded(tokens)
+            return self.tokenizers[next(iter(sizes))](batch, keep)
         parts, slots, start = [], [], 0
         for name, count in sizes.items():
             inside, slot = keep.within(start, start + count)
@@ -158,22 +178,34 @@ class Encoder(nn.Module):
             start += count
         # Ascending positions of a concatenated grid: undoing the split by modality is one gather.
         tokens = torch.cat(parts)[torch.cat(slots).argsort()]
-        return keep.padded(tokens) if keep.lengths is not None else tokens.unflatten(0, keep.index.shape)
+        return tokens if keep.lengths is not None else tokens.unflatten(0, keep.index.shape)
 
     def sequence(
-        self, batch: Batch, mask: Mask | None = None
-    ) -> tuple[Float[Tensor, "batch tokens dim"], Positions, Int64[Tensor, " batch"] | None]:
+        self, batch: Batch, mask: Mask | None = None, packed: bool = False
+    ) -> tuple[Float[Tensor, "*batch tokens dim"], Positions, Int64[Tensor, " batch"] | None]:
         """What the transformer reads: prefix and kept tokens, their positions, and valid lengths where they differ."""
         keep = self.everything(batch) if mask is None else mask.keep
-        tokens, prefix = self.embed(batch, keep), self.config.prefix
+        tokens, prefix, lengths = self.embed(batch, keep), self.config.prefix, keep.lengths
+        if lengths is not None and packed:
+            if prefix:
+                raise ValueError(f"packed tokens of an encoder with {prefix} prefix tokens: it must have none")
+            shortest, longest = (int(each) for each in lengths.aminmax())
+            if shortest == longest:  # rows that are all full need neither offsets nor padding
+                tokens, lengths = tokens.unflatten(0, (len(lengths), longest)), None
+        elif lengths is not None:
+            tokens = keep.padded(tokens)
         if prefix:
             first = (self.prefix_tokens + self.prefix_position).to(tokens.dtype)
             tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
-        return tokens, keep, None if keep.lengths is None else keep.lengths + prefix
+        return tokens, keep, None if lengths is None else lengths + prefix
 
-    def forward(self, batch: Batch, mask: Mask | None = None) -> Tokens:
-        """Encode the kept positions of each sample, or all of them."""
-        x, keep, lengths = self.sequence(batch, mask)
+    def forward(self, batch: Batch, mask: Mask | None = None, packed: bool = False) -> Tokens:
+        """Encode the kept positions of each sample, or all of them.
+
+        packed: where samples keep different numbers, the tokens stay packed (see `Tokens`), which an encoder without
+        prefix tokens can do; otherwise shorter samples are padded with zeros.
+        """
+        x, keep, lengths = self.sequence(batch, mask, packed)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
     def features(self, media: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
@@ -237,7 +269,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE or VideoMAE, or timm's.
+        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, VideoMAE, BERT or
+        RoBERTa, or timm's.
 
         Raises UserError for any other.
         """
@@ -300,7 +333,8 @@ class Encoder(nn.Module):
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
-        `VideoMAEForVideoClassification`; outputs are equal. Raises UserError for an encoder they cannot express."""
+        `VideoMAEForVideoClassification`, of text its `BertModel` or `RobertaModel`; outputs are equal. Raises UserError
+        for an encoder they cannot express."""
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:

@@ -40,7 +40,8 @@ class TokenizerConfig:
     size: the axes the positions are made for, e.g. (224, 224), or (77,) for text. position: the table's layout.
     trainable: whether it learns (None: only where the layout is "learned"). recompute: whether other sizes of input get
     a fixed table computed anew or interpolated (None: computed until weights were trained against it, see `Position`).
-    segments: segment ids of text (BERT: 2).
+    segments: segment ids of text (BERT: 2). offset: the position of a text's first token; the rows of the table before
+    it are never read (RoBERTa: 2).
     """
 
     modality: Modality
@@ -49,6 +50,7 @@ class TokenizerConfig:
     trainable: bool | None = None
     recompute: bool | None = None
     segments: int = 0
+    offset: int = 0
 
 
 class PatchTokenizer(nn.Module):
@@ -155,15 +157,15 @@ def _are_zero_to_one(values: Tensor) -> bool:
 class TextTokenizer(nn.Module):
     """Ids to tokens: word, position and, where there are any, segment embeddings.
 
-    The batch holds `text` ids `[B, N]`, `text.length` `[B]` where rows are padded, `text.segment` `[B, N]` (BERT).
-    Ids come from any Hugging Face tokenizer; N may be shorter than the table of positions.
+    The batch holds `text` ids `[B, N]`, `text.length` `[B]` where rows are padded, `text.segment` `[B, N]` where there
+    are several (BERT). Ids come from any Hugging Face tokenizer; N may be shorter than the table of positions.
     """
 
     def __init__(self, config: TokenizerConfig, dim: int):
         super().__init__()
         self.config, self.modality = config, config.modality
         self.words = nn.Embedding(config.modality.channels, dim)
-        self.position = Position(config.size, dim, config.position, config.trainable)
+        self.position = Position((config.offset + config.size[0],), dim, config.position, config.trainable)
         self.segments = nn.Embedding(config.segments, dim) if config.segments else None
         for table in (self.words, self.segments):
             if table is not None:
@@ -180,14 +182,26 @@ class TextTokenizer(nn.Module):
         return (ids.shape[1],)
 
     def forward(self, batch: Batch, positions: Positions) -> Float[Tensor, "*kept dim"]:
-        """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones."""
+        """Tokens `[B, K, dim]` of rectangular positions, `[S, dim]` of ragged ones. UserError for ids that are no word
+        or no segment of this model (on a GPU only with MMSSL_DEBUG=1)."""
         index, rows = positions.index, positions.rows
         if rows is None:
             rows = torch.arange(len(index), device=index.device)[:, None]
-        tokens = self.words(batch[self.modality.name][rows, index]) + F.embedding(index, self.position.table)
-        if self.segments is not None:
-            tokens = tokens + self.segments(batch[f"{self.modality.name}.segment"][rows, index])
-        return tokens
+        tokens = F.embedding(index + self.config.offset, self.position.table) + self._looked_up(
+            self.words, batch[self.modality.name][rows, index], "the tokenizer is another than the model's"
+        )
+        if self.segments is None:
+            return tokens
+        if (segment := batch.get(f"{self.modality.name}.segment")) is None:
+            return tokens + self.segments.weight[0]
+        return tokens + self._looked_up(self.segments, segment[rows, index], "segments are counted from 0")
+
+    def _looked_up(self, table: nn.Embedding, ids: Tensor, remedy: str) -> Tensor:
+        if ids.numel() and not torch.compiler.is_compiling() and values_are_checked(ids):
+            (low, high), known = (int(value) for value in ids.aminmax()), table.num_embeddings
+            if low < 0 or high >= known:
+                raise UserError(f"{self.modality.name}: ids from {low} to {high}, but the model has {known}: {remedy}")
+        return table(ids)
 
 
 def build_tokenizer(config: TokenizerConfig, dim: int) -> PatchTokenizer | TextTokenizer:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from mmssl_kernels import Window, attention, attention_qkvpacked, attention_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,8 +46,9 @@ class TransformerConfig:
     block does, in this order; "cross" attends to a context (decoders). layer_scale: initial value of a learned scale a
     channel behind each branch. drop_path: probability of skipping a branch, growing linearly with depth. input_norm: a
     norm before the first block (CLIP's ln_pre, BERT's embedding norm). final_norm: a norm after the last, with
-    final_norm_eps where that is not norm_eps (transformers' VideoMAE). There is no dropout, not on attention's
-    probabilities either, where BERT's default is 0.1: drop_path regularises.
+    final_norm_eps where that is not norm_eps (transformers' VideoMAE). dropout: of the channels behind each branch and
+    behind input_norm, BERT's 0.1 of "hidden dropout"; left out by default. Attention's probabilities are never dropped,
+    where BERT drops 0.1 of them, too: the kernels do not hold them.
     """
 
     dim: int
@@ -66,18 +67,30 @@ class TransformerConfig:
     final_norm: bool = True
     final_norm_eps: float | None = None
     window: WindowConfig | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads:
             raise UserError(f"width {self.dim} does not divide into {self.heads} heads")
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"drop_path {self.drop_path} is a probability below 1")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                raise UserError(f"{name} {rate} is a probability below 1")
         if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
             raise UserError(f"branches {self.branches}: a block has some of {BRANCHES}, each at most once")
 
     @property
     def mlp_width(self) -> int:
         return self.hidden or 4 * self.dim
+
+
+class Packing(NamedTuple):
+    """Where sequences lie that are one after the other in one row of tokens, `[S, dim]`.
+
+    offsets: `[B + 1]`, the first token of each, and behind the last one S. longest: the most tokens of a sequence.
+    """
+
+    offsets: Int[Tensor, " offsets"]
+    longest: int
 
 
 class Attention(nn.Module):
@@ -91,7 +104,7 @@ class Attention(nn.Module):
         self.query_value_bias = nn.Parameter(torch.zeros(2 * dim)) if config.qkv_bias == "query_value" else None
         self.proj = nn.Linear(dim, dim)
 
-    def packed(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens 3 heads head_dim"]:
+    def packed(self, x: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens 3 heads head_dim"]:
         """Queries, keys and values of all heads."""
         bias: Tensor | None = self.qkv.bias
         if self.query_value_bias is not None:
@@ -100,9 +113,13 @@ class Attention(nn.Module):
         return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], padding: Bool[Tensor, "batch tokens"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, key_padding=padding).flatten(2))
+        self, x: Float[Tensor, "*rows tokens dim"], padding: Bool[Tensor, "batch tokens"] | Packing | None = None
+    ) -> Float[Tensor, "*rows tokens dim"]:
+        if isinstance(padding, Packing):
+            where: dict[str, Any] = {"cu_seqlens": padding.offsets, "max_seqlen": padding.longest}
+        else:
+            where = {"key_padding": padding}
+        return self.proj(attention_qkvpacked(self.packed(x), causal=self.causal, **where).flatten(-2))
 
     def weights(
         self, x: Float[Tensor, "batch tokens dim"], queries: int
@@ -174,7 +191,7 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(config.dim, gates * config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.dim)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, x: Float[Tensor, "*rows tokens dim"]) -> Float[Tensor, "*rows tokens dim"]:
         x = self.fc1(x)
         if self.activation == "swiglu":
             gate, value = x.chunk(2, dim=-1)
@@ -185,25 +202,27 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """A residual branch: norm, layer, scale and stochastic depth, in pre- or post-norm order."""
+    """A residual branch: norm, layer, scale, dropout and stochastic depth, in pre- or post-norm order."""
 
     def __init__(self, layer: nn.Module, config: TransformerConfig, drop_path: float):
         super().__init__()
         self.layer, self.drop_path, self.norm_order = layer, drop_path, config.norm_order
+        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         scale = config.layer_scale
         self.scale = None if scale is None else nn.Parameter(torch.full((config.dim,), scale))
 
-    def read(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def read(self, x: Float[Tensor, "*rows tokens dim"]) -> Float[Tensor, "*rows tokens dim"]:
         """What the layer reads of x."""
         return self.norm(x) if self.norm_order == "pre" else x
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"], *args: Any) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, x: Float[Tensor, "*rows tokens dim"], *args: Any) -> Float[Tensor, "*rows tokens dim"]:
         out = self.layer(self.read(x), *args)
         if self.norm_order == "res_post":
             out = self.norm(out)
         if self.scale is not None:
             out = out * self.scale
+        out = self.dropout(out)
         if self.drop_path and self.training:
             survives = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
             out = out * (survives / (1 - self.drop_path)).to(out.dtype)
@@ -229,12 +248,12 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch tokens dim"],
-        padding: Bool[Tensor, "batch tokens"] | None = None,
+        x: Float[Tensor, "*rows tokens dim"],
+        padding: Bool[Tensor, "batch tokens"] | Packing | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
         context_padding: Bool[Tensor, "batch context"] | None = None,
         grid: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
+    ) -> Float[Tensor, "*rows tokens dim"]:
         reads = {"cross": (context, context_padding), "attn": (grid if self.windowed else padding,), "mlp": ()}
         for name, branch in self.named_children():
             x = branch(x, *reads[name])
@@ -251,8 +270,10 @@ def padding_of(
 class Transformer(nn.Module):
     """A stack of blocks over a sequence of tokens.
 
-    lengths: valid tokens of each sample, padding behind them. context: what a decoder's "cross" branches attend to.
-    grid: rows and columns of the tokens, all of which must be there, where attention is within windows.
+    lengths: valid tokens of each sample, padding behind them. Packed: x is `[S, dim]`, the samples' valid tokens one
+    after the other, and no padding is there to be multiplied; ValueError where samples would have to be told apart for
+    more than self-attention. context: what a decoder's "cross" branches attend to. grid: rows and columns of the
+    tokens, all of which must be there, where attention is within windows.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -260,24 +281,35 @@ class Transformer(nn.Module):
         self.config = config
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.input_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout if config.input_norm else 0.0)
         self.blocks = nn.ModuleList(Block(config, rate, number) for number, rate in enumerate(rates))
         eps = config.norm_eps if config.final_norm_eps is None else config.final_norm_eps
         self.final_norm = nn.LayerNorm(config.dim, eps=eps) if config.final_norm else nn.Identity()
 
     def forward(
         self,
-        x: Float[Tensor, "batch tokens dim"],
+        x: Float[Tensor, "*rows tokens dim"],
         lengths: Int64[Tensor, " batch"] | None = None,
         context: Float[Tensor, "batch context dim"] | None = None,
         context_lengths: Int64[Tensor, " batch"] | None = None,
         grid: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
-        x = self.input_norm(x)
-        padding = padding_of(lengths, x)
+    ) -> Float[Tensor, "*rows tokens dim"]:
+        x = self.dropout(self.input_norm(x))
+        padding = self._packing(x, lengths) if x.ndim == 2 else padding_of(lengths, x)
         context_padding = None if context is None else padding_of(context_lengths, context)
         for block in self.blocks:
             x = block(x, padding, context, context_padding, grid)
         return self.final_norm(x)
+
+    def _packing(self, x: Float[Tensor, "tokens dim"], lengths: Int64[Tensor, " batch"] | None) -> Packing:
+        config = self.config
+        if lengths is None or config.drop_path or config.window is not None or "cross" in config.branches:
+            raise ValueError(
+                f"tokens of shape {tuple(x.shape)} are packed: they need lengths, and go with neither drop_path nor "
+                "windows nor a context"
+            )
+        offsets = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return Packing(offsets, int(lengths.max()))
 
     @torch.no_grad()
     def last_attention(
@@ -302,5 +334,15 @@ def xavier_init(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def bert_init(module: nn.Module) -> None:
+    """BERT's initialisation: linear layers normal with deviation 0.02, cut at twice that, and zero bias
+    (google-research/bert, `create_initializer`)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -184,10 +184,11 @@ def test_changed_settings_are_told_or_refused(tmp_path: Path, capsys: pytest.Cap
     assert "give the old values to resume it, or another folder" in str(caught.value)
     assert (run / "settings.json").read_bytes() == before
     capsys.readouterr()
-    harmless = {"model": {"width": 16}, "data": {"workers": 4, "folder": Path("pictures")}}
+    harmless = {"model": {"width": 16}, "data": {"workers": 4, "folder": Path("pictures")}, "noise": False}
     train(Toy(), ToyLoader(), settings(log_every=2, keep=3), run, device=CPU, context=harmless)
     said = capsys.readouterr().out
     assert all(f"changed: {change}" in said for change in ("data.workers: 0 -> 4", "keep: 0 -> 3", "log_every: 1 -> 2"))
+    assert "noise" not in said
 
 
 def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None:

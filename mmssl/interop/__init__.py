@@ -1,6 +1,6 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from mmssl.interop import mae, siammae, videomae, vit
+from mmssl.interop import bert, mae, siammae, videomae, vit
 from mmssl.interop.folder import (
     config_from_dict,
     load,
@@ -22,6 +22,7 @@ __all__ = [
     "Library",
     "Rule",
     "Written",
+    "bert",
     "config_from_dict",
     "form_of",
     "form_read",

@@ -44,7 +44,7 @@ class Form:
     matches: whether a config and tensors are of this form (authors' files have no config: {}). read: their config,
     tensors and the name of their source, and options that neither tells (`heads=`); UserError where it is none.
     name: what `mmssl export --to` calls it, with `what` that is. media: the modality it is for. write: from settings;
-    UserError for what they cannot express.
+    UserError for what they cannot express. fits: which models are written so, where those of one modality differ.
     """
 
     method: str
@@ -55,6 +55,7 @@ class Form:
     name: str = ""
     media: str = "image"
     write: Callable[[Settings], Written] | None = None
+    fits: Callable[[Settings], bool] = lambda settings: True
 
     @property
     def options(self) -> list[str]:

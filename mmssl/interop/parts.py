@@ -27,7 +27,8 @@ def optional(*rules: Rule) -> KeyMap:
     return tuple(replace(rule, optional=True) for rule in rules)
 
 
-def _blocks(ours: str, theirs: str, pairs: tuple[tuple[str, str], ...]) -> KeyMap:
+def numbered(ours: str, theirs: str, pairs: tuple[tuple[str, str], ...]) -> KeyMap:
+    """Layers of every block, by the pairs of their names within one."""
     return tuple(rule for a, b in pairs for rule in layer(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}"))
 
 
@@ -44,7 +45,15 @@ def timm_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
     weight, bias = layer(f"{attn[0]}.qkv", f"{attn[1]}.qkv")
     if query_value:
         bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
-    return (*_blocks(ours, theirs, pairs), weight, bias)
+    return (*numbered(ours, theirs, pairs), weight, bias)
+
+
+def query_key_value(ours: str, theirs: str) -> KeyMap:
+    """Our one projection of attention, of which transformers has three."""
+    return tuple(
+        Rule((f"{ours}.qkv.{part}",), tuple(f"{theirs}.{head}.{part}" for head in ("query", "key", "value")), "rows")
+        for part in ("weight", "bias")
+    )
 
 
 def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
@@ -57,15 +66,10 @@ def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) ->
         ("mlp.layer.fc2", "output.dense"),
     )
     attn = (f"{ours}.{{i}}.attn.layer", f"{theirs}.{{i}}.attention.attention")
-    weight, bias = (
-        Rule(
-            (f"{attn[0]}.qkv.{part}",), tuple(f"{attn[1]}.{head}.{part}" for head in ("query", "key", "value")), "rows"
-        )
-        for part in ("weight", "bias")
-    )
+    weight, bias = query_key_value(*attn)
     if query_value:
         bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
-    return (*_blocks(ours, theirs, pairs), weight, bias)
+    return (*numbered(ours, theirs, pairs), weight, bias)
 
 
 def projection(ours: str, theirs: str) -> KeyMap:

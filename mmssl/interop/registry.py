@@ -9,13 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop import audiomae, mae, siammae, videomae, vit
+from mmssl.interop import audiomae, bert, mae, siammae, videomae, vit
 from mmssl.interop.folder import save_folder
 from mmssl.interop.forms import Form, Library, Settings
 from mmssl.interop.rules import State, to_theirs
 
 # The first that matches is taken: the authors' ViT, which any file might be, comes behind what is told apart.
-FORMS: tuple[Form, ...] = (*videomae.FORMS, *audiomae.FORMS, *vit.FORMS, *mae.FORMS, *siammae.FORMS)
+FORMS: tuple[Form, ...] = (
+    *videomae.FORMS,
+    *audiomae.FORMS,
+    *bert.FORMS,
+    *vit.FORMS,
+    *mae.FORMS,
+    *siammae.FORMS,
+)
 
 
 def form_read(
@@ -38,7 +45,7 @@ def form_read(
 def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
     """What a model of these `methods` can be written as, by the names of `mmssl export --to`."""
     known = [form for form in FORMS if form.method in methods and form.write and form.media == _media(settings)]
-    return {form.name: form for form in known}
+    return {form.name: form for form in known if form.fits(settings)}
 
 
 # Why a library that has a model of a modality is not written all the same.

@@ -4,21 +4,28 @@ from mmssl.masking.grid import axes_mask, block, random_mask, tube_mask, visible
 from mmssl.masking.joint import dirichlet_shares, joint_mask
 from mmssl.masking.mask import Mask, Positions
 from mmssl.masking.noise import batch_bits, permutation, random_bits, uniform
-from mmssl.masking.sequence import counted_mask
+from mmssl.masking.sequence import counted, counted_mask
+from mmssl.masking.text import bert_counts, shown, spans, whole_words, words_of
 
 __all__ = [
     "Mask",
     "Positions",
     "axes_mask",
     "batch_bits",
+    "bert_counts",
     "block",
+    "counted",
     "counted_mask",
     "dirichlet_shares",
     "joint_mask",
     "permutation",
     "random_bits",
     "random_mask",
+    "shown",
+    "spans",
     "tube_mask",
     "uniform",
     "visible_count",
+    "whole_words",
+    "words_of",
 ]

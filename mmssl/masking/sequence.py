@@ -11,6 +11,17 @@ from torch import Tensor
 from mmssl.masking.mask import Mask, Positions
 
 
+def counted(
+    noise: Shaped[Tensor, "batch positions"],
+    candidates: Bool[Tensor, "batch positions"],
+    counts: Int64[Tensor, " batch"],
+) -> Bool[Tensor, "batch positions"]:
+    """Exactly `counts` of each sample's candidates, those of lowest noise; all of them where there are fewer."""
+    noise = noise.masked_fill(~candidates, torch.iinfo(torch.int64).max)
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank < counts[:, None]) & candidates
+
+
 def counted_mask(
     noise: Shaped[Tensor, "batch positions"],
     candidates: Bool[Tensor, "batch positions"],
@@ -22,7 +33,5 @@ def counted_mask(
 
     candidates: what may be chosen (no padding, no special token). Fewer candidates than asked for: all of them.
     """
-    noise = noise.masked_fill(~candidates, torch.iinfo(torch.int64).max)
-    rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
-    chosen = (rank < counts[:, None]) & candidates
+    chosen = counted(noise, candidates, counts)
     return Mask(Positions.from_boolean(valid), (Positions.from_boolean(chosen),), sizes)

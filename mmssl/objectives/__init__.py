@@ -2,6 +2,7 @@
 
 from mmssl.objectives.audiomae import AudioMAE, AudioMAEConfig, audiomae_config
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
+from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
 from mmssl.objectives.objective import Figure, Objective, Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.objectives.registry import METHODS, imported, load
@@ -11,10 +12,12 @@ from mmssl.objectives.videomae import VideoMAE, VideoMAEConfig, videomae_config
 __all__ = [
     "MAE",
     "METHODS",
+    "MLM",
     "AudioMAE",
     "AudioMAEConfig",
     "Figure",
     "MAEConfig",
+    "MLMConfig",
     "Objective",
     "Output",
     "PixelObjective",
@@ -26,6 +29,7 @@ __all__ = [
     "imported",
     "load",
     "mae_config",
+    "mlm_config",
     "siammae_config",
     "videomae_config",
 ]

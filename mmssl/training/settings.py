@@ -164,12 +164,14 @@ def record(settings: TrainSettings, context: Mapping[str, Any]) -> dict[str, Any
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed, as sentences, if a resumed run may change it: what is harmless, and the schedule of a longer run.
 
-    A setting of `TrainSettings` that `old` lacks had its default: runs of older versions go on. `recipe.` names say by
-    which flags a run was started, not what it is. Raises UserError listing the changes that may not be made.
+    Runs of older versions go on: a setting of `TrainSettings` that `old` lacks had its default, any other one was off,
+    as no version knew it (None, 0, false). `recipe.` names say by which flags a run was started, not what it is. Raises
+    UserError listing the changes that may not be made.
     """
     old = {**record(TrainSettings(), {}), **old}
     old, new = ({name: values[name] for name in values if not name.startswith("recipe.")} for values in (old, new))
     longer = lengthened(old, new)
+    old |= {name: value for name, value in new.items() if name not in old and not value}
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     said = {name: f"{name}: {_shown(old, name)} -> {_shown(new, name)}" for name in changed}
     harmless = HARMLESS | SCHEDULE if longer else HARMLESS
