@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmssl.data import (
     NoTestPart,
     Sampling,
     SoundClips,
     Source,
+    Vocabulary,
     hold_out,
     open_sounds,
     open_source,
+    open_texts,
     open_videos,
     subset,
 )
@@ -65,3 +68,20 @@ def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
         return rest, subset(opened("train", middle), apart.indices)
+
+
+def open_documents(
+    data: Path, vocabulary: Vocabulary, seed: int = 0, dupe_factor: int = 1, **settings: Any
+) -> tuple[Source, Source]:
+    """Texts to train on, packed `dupe_factor` times, and as in `open_pictures` others held out, whole documents, packed
+    once; `settings` are TextSource's."""
+    opened = partial(open_texts, data, vocabulary, seed=seed, **settings)
+    try:
+        return opened("train", dupe_factor=dupe_factor), opened("test")
+    except NoTestPart:
+        whole = open_texts(data, vocabulary, "train", **settings | {"packing": "document"})
+        share = max(_HELD_OUT_SHARE, 2 / len(whole))  # a pair of segments is of two documents
+        rest, apart = hold_out(whole, share, seed, stratify=False)
+        return opened("train", dupe_factor=dupe_factor, documents=rest.indices), opened(
+            "train", documents=apart.indices
+        )
