@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -85,7 +85,7 @@ class TextMLM(Recipe):
     def settled(self) -> TextMLM:
         """Itself, with the paper's settings where none are given."""
         bert = self.kind == "bert"
-        paper = {
+        paper: dict[str, Any] = {
             "rows": "segment" if bert else "full",
             "dupe_factor": 10 if bert else 0,
             "batch_size": 256 if bert else 8192,
@@ -109,12 +109,10 @@ class TextMLM(Recipe):
     def method(self) -> MLMConfig:
         """The settings of MLM; with the paper's vocabulary where no tokenizer is given."""
         settled = self.settled()
-        vocabulary = None if self.tokenizer is None else Vocabulary.read(self.tokenizer)
-        words = (
-            {}
-            if vocabulary is None
-            else {"vocab": vocabulary.size, "mask": vocabulary.masked, "special": vocabulary.framing}
-        )
+        words: dict[str, Any] = {}
+        if self.tokenizer is not None:
+            vocabulary = Vocabulary.read(self.tokenizer)
+            words = {"vocab": vocabulary.size, "mask": vocabulary.masked, "special": vocabulary.framing}
         return mlm_config(
             self.model,
             kind=self.kind,

@@ -11,6 +11,7 @@ from mmssl.data import (
     Sampling,
     SoundClips,
     Source,
+    TextSource,
     Vocabulary,
     hold_out,
     open_sounds,
@@ -75,11 +76,14 @@ def open_documents(
 ) -> tuple[Source, Source]:
     """Texts to train on, packed `dupe_factor` times, and as in `open_pictures` others held out, whole documents, packed
     once; `settings` are TextSource's."""
-    opened = partial(open_texts, data, vocabulary, seed=seed, **settings)
+
+    def opened(split: str, **more: Any) -> TextSource:
+        return open_texts(data, vocabulary, split, **{"seed": seed, **settings, **more})
+
     try:
         return opened("train", dupe_factor=dupe_factor), opened("test")
     except NoTestPart:
-        whole = open_texts(data, vocabulary, "train", **settings | {"packing": "document"})
+        whole = opened("train", packing="document")
         share = max(_HELD_OUT_SHARE, 2 / len(whole))  # a pair of segments is of two documents
         rest, apart = hold_out(whole, share, seed, stratify=False)
         return opened("train", dupe_factor=dupe_factor, documents=rest.indices), opened(
