@@ -206,12 +206,18 @@ class Neighbours(ReadMedia):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ReadMedia):
-    """What frozen features are worth: kNN and linear probe on labelled media, or objects followed through videos."""
+    """What frozen features are worth: kNN and probes on labelled media, or objects followed through videos."""
 
     data: tuple[Path, ...]
-    """Folders of pictures or videos, of the model's kind; labelled by class folders. May hold `train` and `val`."""
+    """Pictures, videos or sounds, of the model's kind: folders labelled by class folders, which may hold `train` and
+    `val`, or manifests. With several labels a sample, mean average precision is measured."""
+    test: Path | None = None
+    """What to test on, such as a second manifest, where DATA has no part for it; otherwise a fifth is held out."""
+    attentive: bool = False
+    """Beside kNN and linear an attentive probe: it learns which patches to look at. Holds all patch features in memory,
+    4 bytes x patches x width for each clip and model."""
     baselines: Literal["on", "off"] = "on"
-    """Measure the model's random initialisation and the raw pixels (averaged down to 32 a side), too."""
+    """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), too."""
     out: Path | None = None
     """Folder for accuracies.json, or masks.json or points.json; of several data sets each has one of its name in it."""
     task: Literal["classes", "masks", "points"] = "classes"
@@ -232,7 +238,7 @@ class Evaluate(ReadMedia):
             if several:
                 print(f"\n{data}")
             if self.task == "classes":
-                evaluate(self.model, data, out, self, self.baselines == "on")
+                evaluate(self.model, data, out, self, self.baselines == "on", self.attentive, self.test)
             else:
                 chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
                 follow(self.model, data, out, *chosen)

@@ -303,7 +303,8 @@ class Transformer(nn.Module):
 
     def _packing(self, x: Float[Tensor, "tokens dim"], lengths: Int64[Tensor, " batch"] | None) -> Packing:
         config = self.config
-        if lengths is None or config.drop_path or config.window is not None or "cross" in config.branches:
+        dropping = self.training and config.drop_path > 0
+        if lengths is None or dropping or config.window is not None or "cross" in config.branches:
             raise ValueError(
                 f"tokens of shape {tuple(x.shape)} are packed: they need lengths, and go with neither drop_path nor "
                 "windows nor a context"

@@ -46,8 +46,8 @@ class AudioAudioMAE(Recipe):
     """Size of the encoder: 192, 384, 768, 1024 or 1280 wide."""
     frames: int = 1024
     """Length of a clip in frames of 10 ms; shorter sounds are padded, of longer ones a random part is taken."""
-    patch: int = 16
-    """Side of a patch: so many frames and mel bands."""
+    patch: int | tuple[int, int] = 16
+    """Side of a patch: so many frames and mel bands; or the two apart, such as 4 32 for sounds below a second."""
     decoder: Literal["local", "global"] = "local"
     """local: attention in windows of 4 x 4 patches; global: MAE's."""
     position: Literal["sincos", "sincos_swapped"] = "sincos"

@@ -20,6 +20,12 @@ _IMPORTED = (
 )
 
 
+def environment() -> dict[str, str]:
+    """Of a new Python that finds mmssl where it lies, and takes one thread."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
 def server() -> ForkServerContext:
     """What makes the processes; all tests of a session share one, which runs without the tests' shape checks."""
     context = multiprocessing.get_context("forkserver")

@@ -188,7 +188,8 @@ def test_the_bias_dropout_is_the_authors_only_in_training():
 
 def test_bad_input_gets_one_sentence():
     for settings, sentence in (
-        ({"frames": 1000}, "patches of 16 do not fill 1000 times x 128 mel bands"),
+        ({"frames": 1000}, "patches of 16 x 16 do not fill 1000 times x 128 mel bands"),
+        ({"frames": 64, "patch": (4, 48)}, "patches of 4 x 48 do not fill 64 times x 128 mel bands"),
         (
             {"frames": 32, "mel": 128},
             r"windows of \(4, 4\) patches do not tile \(2, 8\) of them: take a multiple",

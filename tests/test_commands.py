@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,23 @@ def test_evaluation_says_which_parts_it_took_and_how_large_they_are(model, tmp_p
     assert "the test part is Validation, not read: test\n" in told
     assert "train: 10 samples, 2 classes; test: 6 samples, 2 classes\n" in told
     assert "100.0" in told
+
+
+def test_an_attentive_probe_stands_beside_the_others(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(import_module("mmssl.evaluation.attentive_probe"), "_STEPS", 30)
+    classes(tmp_path)
+    evaluate(model, tmp_path, None, HERE, baselines=False, attentive=True)
+    told = capsys.readouterr().out
+    assert "| top-1 accuracy, % | kNN, all | linear, all | attentive, all |" in told
+    assert f"| {model.name} | 100.0 | 100.0 | 100.0 |" in told
+
+
+def test_a_test_part_may_lie_elsewhere(model, tmp_path, capsys):
+    classes(tmp_path / "here")
+    classes(tmp_path / "there" / "train")
+    classes(tmp_path / "there" / "val", each=3)
+    evaluate(model, tmp_path / "here", None, HERE, baselines=False, test=tmp_path / "there")
+    assert "train: 10 samples, 2 classes; test: 6 samples, 2 classes\n" in capsys.readouterr().out
 
 
 def test_a_held_out_fifth_has_every_class_and_no_strays(model, tmp_path, capsys):

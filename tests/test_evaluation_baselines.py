@@ -4,7 +4,8 @@ import torch
 
 from mmssl import MAE
 from mmssl.encoder import Encoder
-from mmssl.evaluation import RawPixels, SideBySide, extract, untrained
+from mmssl.evaluation import RawMedia, SideBySide, extract, raw_name, untrained
+from mmssl.modality import AUDIO, IMAGE, VIDEO
 
 
 def small() -> Encoder:
@@ -24,7 +25,7 @@ def batches(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def test_side_by_side_gives_what_each_gives_alone():
-    encoders = {"trained": small(), "untrained": small(), "pixels": RawPixels()}
+    encoders = {"trained": small(), "untrained": small(), "pixels": RawMedia()}
     together = SideBySide(encoders)
     found = together.part(extract(together, batches(2), names=list("abcdefgh")))
     for name, encoder in encoders.items():
@@ -47,8 +48,15 @@ def test_the_random_initialisation_is_the_same_every_time_and_leaves_torchs_numb
 def test_raw_pixels_are_means_of_small_squares_in_0_to_1():
     picture = torch.zeros(1, 3, 64, 128, dtype=torch.uint8)
     picture[..., :2, :4] = 255
-    values = RawPixels().features({"image": picture}).view(3, 32, 32)
+    values = RawMedia().features({"image": picture}).view(3, 32, 32)
     assert torch.equal(values[:, 0, 0], torch.ones(3)) and values.sum() == 3
-    assert RawPixels().features({"image": picture / 255}).equal(values.view(1, -1))
+    assert RawMedia().features({"image": picture / 255}).equal(values.view(1, -1))
     clip = torch.full((2, 3, 4, 20, 20), 51, dtype=torch.uint8)
-    assert torch.allclose(RawPixels().features({"video": clip}), torch.full((2, 3 * 4 * 16 * 16), 0.2))
+    assert torch.allclose(RawMedia().features({"video": clip}), torch.full((2, 3 * 4 * 16 * 16), 0.2))
+
+
+def test_the_baseline_of_sounds_is_their_log_mel_before_normalisation():
+    audio = torch.randn(2, 1, 20, 128, generator=torch.Generator().manual_seed(0)) - 4
+    values = RawMedia().features({"audio": audio}).view(2, 20, 32)
+    torch.testing.assert_close(values, audio[:, 0].unflatten(-1, (32, 4)).mean(-1))
+    assert (raw_name(AUDIO), raw_name(IMAGE), raw_name(VIDEO)) == ("log-mel", "raw pixels", "raw pixels")

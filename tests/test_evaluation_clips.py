@@ -5,7 +5,7 @@ import torch
 
 from mmssl.encoder import Encoder, vit_config
 from mmssl.errors import UserError
-from mmssl.evaluation import FeatureSet, FrameEncoder, average_clips, extract
+from mmssl.evaluation import FeatureSet, FrameEncoder, average_clips, extract, join_clips
 from mmssl.modality import image
 
 
@@ -26,5 +26,8 @@ def test_clips_of_a_video_are_averaged_under_its_label_and_name():
     means = average_clips(features, 3)
     assert means.features.tolist() == [[2.0, 3.0], [8.0, 9.0]]
     assert (means.labels.tolist(), means.names) == ([0, 1], ["a", "b"])
-    with pytest.raises(UserError, match="6 clips are not 4 of each video"):
+    joined = join_clips(features, 3)
+    assert joined.features.tolist() == [[0.0, 1, 2, 3, 4, 5], [6.0, 7, 8, 9, 10, 11]]
+    assert (joined.labels.tolist(), joined.names) == ([0, 1], ["a", "b"])
+    with pytest.raises(UserError, match="6 clips are not 4 of each sample"):
         average_clips(features, 4)

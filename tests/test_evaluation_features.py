@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from mmssl.encoder import Encoder, vit_config
 from mmssl.errors import UserError
-from mmssl.evaluation import FeatureSet, effective_rank, extract, pixels
+from mmssl.evaluation import FeatureSet, PatchEncoder, PooledAndPatches, effective_rank, extract, pixels
+from mmssl.modality import AUDIO, IMAGE, VIDEO
 
 
 class TinyEncoder(nn.Module):
@@ -112,3 +116,16 @@ def test_effective_rank_of_known_spectra():
     assert effective_rank(torch.zeros(5, 3)) == 0
     with pytest.raises(ValueError, match="finite"):
         effective_rank(torch.tensor([[float("inf"), 1.0]]))
+
+
+@pytest.mark.parametrize("modality", [replace(IMAGE, patch=(8, 8)), VIDEO, replace(AUDIO, patch=(8, 64))])
+def test_pooled_and_patch_features_come_of_one_pass_for_every_kind_of_media(modality):
+    size = {"image": (16, 24), "video": (4, 32, 32), "audio": (24, 128)}[modality.name]
+    torch.manual_seed(0)
+    encoder = Encoder(vit_config("tiny", modality=modality, input_size=size))
+    batches = [{modality.name: torch.rand(2, modality.channels, *size)}]
+    both = extract(PooledAndPatches(encoder), batches).features
+    pooled, patches = (extract(each, batches).features for each in (encoder, PatchEncoder(encoder)))
+    torch.testing.assert_close(both, torch.cat([pooled, patches], dim=1))
+    torch.testing.assert_close(patches.unflatten(1, (-1, encoder.dim)).mean(dim=1), pooled)
+    assert patches.shape[1] == encoder.dim * {"image": 6, "video": 8, "audio": 6}[modality.name]

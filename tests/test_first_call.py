@@ -11,7 +11,7 @@ from PIL import Image
 import mmssl
 from mmssl.__main__ import main
 from mmssl.methods import find
-from tests.test_recipe import environment
+from tests.processes import environment
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = {"model": "tiny", "size": 16, "patch": 8, "epochs": 1, "batch_size": 8, "workers": 0, "precision": "fp32"}

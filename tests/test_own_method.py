@@ -1,7 +1,6 @@
 """A method of a user's own module: trained, drawn, read again and exported by the same commands as mmssl's."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from mmssl.objectives import METHODS, MAEConfig, load
 from mmssl.report import Report
 from mmssl.report.run import draw_figures
 from tests.luma import LumaMAE
+from tests.processes import environment
 
-ROOT = Path(__file__).parent.parent
 METHOD = "tests.luma:LumaMAE"
 
 
@@ -63,9 +62,8 @@ def test_it_predicts_other_channels_than_it_reads_and_shows_them():
 def test_a_process_that_does_not_know_it_finds_it_by_the_module_in_config_json(trained):
     assert json.loads((trained / "final" / "config.json").read_text())["module"] == "tests.luma"
     code = "from mmssl.cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels")))}
     (trained / "report.html").unlink()
-    done = subprocess.run([sys.executable, "-c", code, "report", str(trained)], env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code, "report", str(trained)], env=environment(), capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "LumaMAE" in (trained / "report.html").read_text()
 

@@ -1,7 +1,6 @@
 """The recipe as a user runs it: a folder in, an encoder and a report out; bad input gets one sentence."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 import mmssl.cli
 from mmssl import MAE, Encoder, train
 from mmssl.errors import UserError, run
-from tests.processes import ROOT, Script
+from tests.processes import ROOT, Script, environment
 
 RECIPE = ROOT / "recipes" / "image_mae.py"
 SMALL = ["--model", "tiny", "--size", "16", "--patch", "8", "--batch-size", "8", "--precision", "fp32"]
@@ -278,8 +277,7 @@ def test_two_processes_give_the_losses_of_one(pictures, tmp_path):
     assert alone.returncode == 0, alone.stderr
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(RECIPE), *arguments, "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    together = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, timeout=300)
+    together = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment(), timeout=300)
     assert together.returncode == 0, together.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 

@@ -119,3 +119,9 @@ def test_picture_names_stay_inside_the_folder_and_are_used_once(name):
 
 def test_an_empty_report_is_a_page():
     assert Structure(Report("t").html()).open == []
+
+
+def test_the_table_says_what_was_measured():
+    report = Report("Sounds")
+    report.accuracies([Row("log-mel", "linear", "all", 0.41, None, 1, 600, metric="mean average precision")])
+    assert "<th>mean average precision, %</th>" in report.html() and "41.0" in report.html()

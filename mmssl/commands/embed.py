@@ -18,6 +18,7 @@ from mmssl.data import (
 )
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
+from mmssl.evaluation.answers import Labels, several
 from mmssl.modality import AUDIO, zero_to_one
 from mmssl.report.pictures import neighbours as draw_neighbours
 from mmssl.training import distributed
@@ -34,14 +35,15 @@ def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = 
     (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device), patches).values()
     columns: dict[str, Any] = {"name": found.names}
     if found.labels is not None:
-        columns["label"] = [source.classes[label] if label >= 0 else None for label in found.labels.tolist()]
+        columns["label"] = named(found.labels, source.classes)
     out.parent.mkdir(parents=True, exist_ok=True)
     size, patch = encoder.config.tokenizers[0].size, single_modality(encoder).patch
     grid = [side // part for side, part in zip(size, patch, strict=True)] if patches else []
     values = found.features.unflatten(1, (*grid, encoder.dim)) if patches else found.features
     if out.suffix == ".npz":
         arrays: dict[str, Any] = {
-            f"{key}s": np.array([cell or "" for cell in column]) for key, column in columns.items()
+            f"{key}s": np.array([";".join(cell) if isinstance(cell, list) else cell or "" for cell in column])
+            for key, column in columns.items()
         }
         np.savez(out, features=values.numpy(), **arrays)
     else:
@@ -54,6 +56,13 @@ def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = 
         with open(out, "wb") as file:  # pyarrow takes no path that is not UTF-8
             parquet.write_table(pa.table({**columns, "feature": nested}), file)
     print(f"{len(found)} features of {' x '.join(map(str, values.shape[1:]))} numbers: {as_text(str(out))}")
+
+
+def named(labels: Labels, classes: Sequence[str]) -> list[str | None] | list[list[str]]:
+    """Each sample's class, or its classes."""
+    if several(labels):
+        return [[classes[number] for number in row.nonzero().flatten().tolist()] for row in labels]
+    return [classes[label] if label >= 0 else None for label in labels.tolist()]
 
 
 def neighbours(

@@ -5,102 +5,101 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from mmssl.commands.features import features_of, open_media, say
+from mmssl.commands.features import features_and_patches_of, features_of, open_media, say
+from mmssl.commands.labels import both_parts, counted
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     DavisFolder,
     JhmdbFolder,
-    NoTestPart,
-    Source,
-    Subset,
-    hold_out,
     notes,
-    subset,
 )
-from mmssl.encoder import Encoder
+from mmssl.data.folders import listed
+from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (
     CROPMAE,
     DINO,
     MaskRow,
     PointRow,
-    RawPixels,
+    RawMedia,
     evaluate_masks,
+    evaluate_patches,
     evaluate_points,
     label_budgets,
     mask_table,
     pck,
     penalties,
+    raw_name,
     table,
     untrained,
 )
 from mmssl.evaluation import evaluate as measure
+from mmssl.evaluation.answers import Labels, several
 from mmssl.evaluation.knn import K
 from mmssl.report.run import ACCURACIES
 from mmssl.training import distributed
 from mmssl.training.run_folder import model_in
 
 
-def labelled(source: Source, without: str) -> Subset:
-    """The samples that have labels; UserError, which says `without`, where none has."""
-    if source.labels is None:
-        raise UserError(without)
-    return subset(source, [index for index, label in enumerate(source.labels) if label >= 0])
-
-
-def class_names(source: Source) -> list[str]:
-    """Each sample's class."""
-    return [source.classes[label] for label in source.labels or ()]
-
-
-def same_classes(test: Subset, train: Subset) -> Subset:
-    """The test pictures under the training classes' numbers: each part's folders are numbered on their own."""
-    if unknown := sorted(set(class_names(test)) - set(class_names(train))):
-        raise UserError(f"the test part has the class {unknown[0]!r}, which the training part has not")
-    renamed = subset(test, range(len(test)))
-    number = {name: label for label, name in enumerate(train.classes)}
-    renamed.labels, renamed.classes = [number[name] for name in class_names(test)], train.classes
-    return renamed
-
-
-def counted(source: Subset) -> str:
-    """How many samples of how many classes."""
-    return f"{len(source)} samples, {len(set(source.labels or ()))} classes"
-
-
-def evaluate(model: Path, data: Path, out: Path | None, reading: Reading, baselines: bool = True) -> None:
-    """Print, and write where asked, kNN and linear-probe accuracies of the model and of what it is held against."""
+def evaluate(
+    model: Path,
+    data: Path,
+    out: Path | None,
+    reading: Reading,
+    baselines: bool = True,
+    attentive: bool = False,
+    test: Path | None = None,
+) -> None:
+    """Print, and write where asked, what kNN and linear probe, and an attentive one where asked, make of the model and
+    of what it is held against: accuracies, or mean average precision where samples have several labels each."""
     encoder = Encoder.from_pretrained(model_in(model))
-    encoders: dict[str, Encoder | RawPixels] = {as_text(model.name): encoder}
+    encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
-        encoders |= {"random initialisation": untrained(encoder), "raw pixels": RawPixels()}
-    classless = f"{data}: no labels; evaluation needs a folder of class folders, at least two"
-    train_source, held_out = labelled(open_media(encoder, data, "train", reading), classless), ""
-    try:
-        classless = "the test part has no labels: give it the class folders of the training part"
-        test_source = labelled(open_media(encoder, data, "test", reading), classless)
-    except NoTestPart:
-        (train_source, test_source), held_out = hold_out(train_source, 0.2), " (held out, stratified by class)"
-    test_source = same_classes(test_source, train_source)
+        encoders |= {"random initialisation": untrained(encoder), raw_name(single_modality(encoder)): RawMedia()}
+    sources = both_parts(lambda path, split: open_media(encoder, path, split, reading), data, test)
+    train_source, test_source, held_out = sources
     say(notes(train_source, test_source))
     print(f"train: {counted(train_source)}; test: {counted(test_source)}{held_out}")
     where = distributed.init(reading.device)
-    train, test = (features_of(encoders, part, reading, where) for part in (train_source, test_source))
-    shown, asked = (next(iter(part.values())).labels for part in (train, test))
+    if attentive:
+        (train, train_patches), (test_, test_patches) = (
+            features_and_patches_of(encoders, part, reading, where) for part in (train_source, test_source)
+        )
+    else:
+        train, test_ = (features_of(encoders, part, reading, where) for part in (train_source, test_source))
+    shown, asked = (next(iter(part.values())).labels for part in (train, test_))
     assert shown is not None and asked is not None
     budgets = label_budgets(shown)
-    rows = [row for name in encoders for row in measure(train[name], test[name], budgets, representation=name)]
-    chance, largest = 1 / len(train_source.classes), int(asked.bincount().max()) / len(asked)
-    print(f"chance: {100 * chance:.1f} %, the largest class alone {100 * largest:.1f} %; kNN: k = {K}")
+    print(chance(asked, train_source.classes))
+    rows = [row for name in encoders for row in measure(train[name], test_[name], budgets, representation=name)]
+    if attentive:
+        probe = partial(evaluate_patches, dim=encoder.dim, heads=encoder.config.transformer.heads, device=where)
+        rows += [probe(train_patches[name], test_patches[name], representation=name) for name in train_patches]
     print(f"{table(rows)}\n{penalties(rows)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def chance(answers: Labels, classes: Sequence[str]) -> str:
+    """What guessing is worth, and what does not count, in a line each."""
+    if not several(answers):
+        largest = int(answers.bincount().max()) / len(answers)
+        return f"chance: {100 / len(classes):.1f} %, the largest class alone {100 * largest:.1f} %; kNN: k = {K}"
+    occurs = answers.any(dim=0)
+    if not occurs.any():
+        raise UserError("no readable sample of the test part has a label: there is nothing to be found in it")
+    lines = [f"chance: {100 * answers.double().mean(dim=0)[occurs].mean():.1f} %, samples in a random order"]
+    if not occurs.all():
+        absent = [name for name, there in zip(classes, occurs.tolist()) if not there]
+        lines.append(f"not in the test part, and left out of the mean: {listed(absent)}")
+    return "\n".join(lines)
 
 
 def follow(

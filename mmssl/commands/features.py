@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mmssl.audio import RATE, samples_of
 from mmssl.commands.reading import Reading
@@ -29,10 +30,12 @@ from mmssl.evaluation import (
     FeatureSet,
     FrameEncoder,
     PatchEncoder,
-    RawPixels,
+    PooledAndPatches,
+    RawMedia,
     SideBySide,
     average_clips,
     extract,
+    join_clips,
 )
 from mmssl.modality import AUDIO, VIDEO
 
@@ -57,7 +60,7 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
 
 
 def features_of(
-    encoders: Mapping[str, Encoder | RawPixels],
+    encoders: Mapping[str, Encoder | RawMedia],
     source: Source,
     reading: Reading,
     device: torch.device,
@@ -66,19 +69,57 @@ def features_of(
     """Each encoder's features of every readable sample, which is read once, with a progress bar; the first is the one
     that says how. Unreadable samples are listed and left out. patches: of every patch, in a row.
     """
-    from rich.progress import Progress
-
-    encoder = next(iter(encoders.values()))
-    assert isinstance(encoder, Encoder)
-    ledger = Ledger()
-    names = [source.name(index) for index in range(len(source))]
-    on_frames = reading.frames and single_modality(encoder).name != VIDEO.name
+    on_frames = _on_frames(encoders, reading)
     if patches and on_frames:
         raise UserError("patch features are those of a picture or of a video model's clip: leave out --frames")
     wrap = PatchEncoder if patches else FrameEncoder if on_frames else None
-    together = SideBySide(
-        {name: wrap(each) if wrap and isinstance(each, Encoder) else each for name, each in encoders.items()}
+    wrapped = {name: wrap(each) if wrap and isinstance(each, Encoder) else each for name, each in encoders.items()}
+    found = _read(_first(encoders), wrapped, source, reading, device)
+    return {name: average_clips(features, reading.clips) for name, features in found.items()}
+
+
+def features_and_patches_of(
+    encoders: Mapping[str, Encoder | RawMedia], source: Source, reading: Reading, device: torch.device
+) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
+    """What `features_of` gives without and with `patches`, in one pass; the latter of encoders alone, and with the
+    patches of all clips of a sample side by side.
+    """
+    if _on_frames(encoders, reading):
+        raise UserError("an attentive probe looks at the patches of a picture, clip or sound: leave out --frames")
+    widths = {name: each.dim for name, each in encoders.items() if isinstance(each, Encoder)}
+    wrapped = {name: PooledAndPatches(each) if isinstance(each, Encoder) else each for name, each in encoders.items()}
+    found = _read(_first(encoders), wrapped, source, reading, device)
+    pooled = {name: _part(features, slice(widths.get(name))) for name, features in found.items()}
+    patches = {name: _part(found[name], slice(width, None)) for name, width in widths.items()}
+    return (
+        {name: average_clips(features, reading.clips) for name, features in pooled.items()},
+        {name: join_clips(features, reading.clips) for name, features in patches.items()},
     )
+
+
+def _first(encoders: Mapping[str, Encoder | RawMedia]) -> Encoder:
+    encoder = next(iter(encoders.values()))
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def _on_frames(encoders: Mapping[str, Encoder | RawMedia], reading: Reading) -> bool:
+    return bool(reading.frames) and single_modality(_first(encoders)).name != VIDEO.name
+
+
+def _part(features: FeatureSet, columns: slice) -> FeatureSet:
+    return FeatureSet(features.features[:, columns], features.labels, features.names)
+
+
+def _read(
+    encoder: Encoder, wrapped: Mapping[str, nn.Module], source: Source, reading: Reading, device: torch.device
+) -> dict[str, FeatureSet]:
+    """The features of every clip, by all of `wrapped`; media are read as `encoder` needs them."""
+    from rich.progress import Progress
+
+    ledger = Ledger()
+    names = [source.name(index) for index in range(len(source))]
+    together = SideBySide(wrapped)
     with Progress(transient=True) as bar:
         task = bar.add_task("features", total=len(source) * reading.clips)
         batches = views(encoder, source, reading, ledger)
@@ -90,12 +131,13 @@ def features_of(
             names=names,
             progress=lambda done: bar.update(task, completed=done),
         )
-    for name, reason in ledger.skipped:
+    skipped = dict(ledger.skipped)  # each of a sample's clips is skipped
+    for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
-    if ledger.skipped:
-        print(f"{ledger.seen} samples read, {len(ledger.skipped)} skipped")
+    if skipped:
+        print(f"{ledger.seen // reading.clips} samples read, {len(skipped)} skipped")
     say(blending_told(len(ledger.blended)))
-    return together.part(average_clips(features, reading.clips))
+    return together.part(features)
 
 
 def views(
@@ -107,7 +149,8 @@ def views(
     return evaluation_batches(
         source,
         view,
-        batch_size=reading.batch_size,
+        # The clips of a sample in one batch: they are read together, and left out together where that fails.
+        batch_size=max(1, reading.batch_size // reading.clips) * reading.clips,
         workers=reading.workers,
         ledger=ledger,
         repeats=reading.clips,

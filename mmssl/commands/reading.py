@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Batches, pooling, labels, and which clips of a video."""
+    """Batches, pooling, labels, and which clips of a video or sound."""
 
     pool: Literal["mean", "class"] = "mean"
     batch_size: int = 64
@@ -16,9 +16,9 @@ class Reading:
     device: str = "auto"
     label: str | None = None
     """What a manifest, or the JSON beside a sample in tar shards, calls the class; where not given `label` in
-    manifests, in shards the text of `.cls`."""
+    manifests, or `labels` for several each, in shards the text of `.cls`."""
     clips: int = 1
-    """Clips of each video, evenly spread; their features are averaged."""
+    """Clips of each video or sound, evenly spread; their features are averaged."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
     frames: int = 0

@@ -24,8 +24,11 @@ _PARTS = {
 _RANKS = {word: (part, rank) for part, ranks in _PARTS.items() for rank, words in enumerate(ranks) for word in words}
 _NAME = re.compile(rf"({'|'.join(_RANKS)})(set|data|images|imgs|split|\d{{3,4}})?")
 _UNLABELLED = ("unlabeled", "unlabelled")
+_UNLABELLED_CELLS = (None, "")
 _LISTED = 6
 MANIFESTS = (".csv", ".jsonl")
+# The name of a class, or of several.
+Label = str | tuple[str, ...]
 
 
 class NoTestPart(UserError):
@@ -148,10 +151,14 @@ def is_manifest(root: Path) -> bool:
     return root.suffix.lower() in MANIFESTS and root.is_file()
 
 
-def read_manifest(path: Path, kind: str, label: str = "label") -> tuple[list[str], list[str] | None]:
+def read_manifest(path: Path, kind: str, label: str | None = None) -> tuple[list[str], list[Label] | None]:
     """(paths, labels) of a .csv or .jsonl file of some `kind` of files, labels None where no row has one.
 
-    Raises UserError when it is not such.
+    label: the key of the class; `label` where None, or if no row has that, `labels`. A label is a class's name, or a
+    tuple of several: where a .jsonl file has lists, and under the key `labels`, whose text is parted at each `;`, or
+    where no row has such, at each `,`. An empty list says that a file has none of the classes.
+
+    Raises UserError when it is not such, or some rows have labels and others none.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -160,18 +167,28 @@ def read_manifest(path: Path, kind: str, label: str = "label") -> tuple[list[str
             else:
                 rows = [json.loads(line) for line in file if line.strip()]
         paths = [str(row["path"]) for row in rows]
-        given = [row.get(label) for row in rows]
+        keys = (label,) if label else ("label", "labels")
+        key = next((key for key in keys if any(row.get(key) not in _UNLABELLED_CELLS for row in rows)), keys[0])
+        given = [row.get(key) for row in rows]
     except KeyError:
         raise UserError(f'The manifest {path} has rows without "path"; name each {kind}\'s file there.') from None
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
-    labels = [str(label) for label in given if label not in (None, "")]
-    if not paths or (labels and len(labels) < len(paths)):
-        problem = (
-            f"labels {len(labels)} of its {len(paths)} {kind}s; label all or none" if paths else f"lists no {kind}"
+    if not paths:
+        raise UserError(f"The manifest {path} lists no {kind}.")
+    bare = [name for name, label in zip(paths, given, strict=True) if label in _UNLABELLED_CELLS]
+    if len(bare) == len(paths):
+        return paths, None
+    if bare:
+        raise UserError(
+            f"The manifest {path} labels {len(paths) - len(bare)} of its {len(paths)} {kind}s, {bare[0]} is the first "
+            "without; label all or none."
         )
-        raise UserError(f"The manifest {path} {problem}.")
-    return paths, labels or None
+    if key != "labels" and not any(isinstance(label, list) for label in given):
+        return paths, [str(label) for label in given]
+    mark = ";" if any(isinstance(label, str) and ";" in label for label in given) else ","
+    parted = [label if isinstance(label, list) else str(label).split(mark) for label in given]
+    return paths, [tuple(name for each in names if (name := str(each).strip())) for names in parted]
 
 
 def endings(paths: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.source import Source, blended, read_slots, whole_of
+from mmssl.data.labels import multi_hot
+from mmssl.data.source import Source, blended, label_sets, read_slots, whole_of
 from mmssl.data.views import Keys, View
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation, random_bits
@@ -219,7 +220,7 @@ def evaluation_batches(
     source: Source, view: View, *, batch_size: int, workers: int = 0, repeats: int = 1, ledger: Ledger | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Every sample `repeats` times (neighbouring rows, `draw` 0, 1, ...: the clips of a video), in the source's order,
-    the last batch short; with `label` int64 [B] if the source has labels.
+    the last batch short; with `label` int64 [B] if the source has labels, bool [B, classes] if several a sample.
 
     Broken samples are left out and entered in `ledger`, if one is given, once a row. The noise's keys are seed 0,
     epoch 0 and the draw. Raises UserError when nothing can be read.
@@ -229,7 +230,9 @@ def evaluation_batches(
             f"batch_size={batch_size} and repeats={repeats} must be above 0 and workers={workers} not negative."
         )
     ledger = Ledger() if ledger is None else ledger
+    sets = label_sets(source)
     labels = None if source.labels is None else torch.tensor(source.labels)
+    labels = labels if sets is None else multi_hot(sets, len(source.classes))
     reader = Reader(source, view, partial(_plan_in_order, len(source), repeats, batch_size), repeats)
     for batch, broken, _, shown in read_ahead(reader, range(-(-len(source) * repeats // batch_size)), workers):
         ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])

@@ -82,7 +82,8 @@ class SoundSource(FileSource):
 
     root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
-        to the manifest, and optionally `label` (or what `label` says), the class's name; or tar shards (see `Shards`).
+        to the manifest, and optionally `label` (or what `label` says), the class's name, or `labels`, several of them
+        (see `read_manifest`); or tar shards (see `Shards`).
 
     A sample is {"waveform": float32 [samples]} in -1..1, of what libsndfile reads: WAV, FLAC, Ogg Vorbis, Opus, MP3,
     AIFF, AU, CAF, W64 and RF64, of 1 to 768 kHz, any number of channels, 8 to 32 bits or floating point. Channels are

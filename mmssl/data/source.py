@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
 from mmssl.data.folders import (
+    Label,
     checked,
     endings,
     is_manifest,
@@ -31,6 +32,7 @@ from mmssl.data.folders import (
     read_manifest,
     walk,
 )
+from mmssl.data.labels import multi_hot, rarest
 from mmssl.data.shards import SHARD, Shards
 from mmssl.data.views import Keys
 from mmssl.errors import UserError, as_text
@@ -98,6 +100,8 @@ def shares(stream: str, count: int, spread: int, keys: Keys) -> Float64[np.ndarr
 class FileSource:
     """Files under one root by their relative paths, with labels (one int a file) or None: what such sources share.
 
+    Where files have several labels each, `label_sets` holds the numbers of each file's classes and `labels` is None.
+
     A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too, and whether
     folders are its classes. `notes` are sentences on what was taken and what left out; `given` is the folder, manifest
     or shard that was asked for.
@@ -111,13 +115,17 @@ class FileSource:
     notes: Sequence[str] = ()
     shards: Shards | None = None
 
-    def __init__(self, root: Path, paths: list[str], labels: Sequence[str | None] | None, channels: int) -> None:
-        """labels: each file's class by name, None for one without; the classes are numbered in their names' order."""
+    def __init__(self, root: Path, paths: list[str], labels: Sequence[Label | None] | None, channels: int) -> None:
+        """labels: each file's class by name, None for one without, or several each; the classes are numbered in their
+        names' order."""
         self.root, self.paths, self.channels = root, paths, channels
-        names = None if labels is None else [None if name is None else as_text(name) for name in labels]
-        self.classes = sorted({name for name in names or () if name is not None})
+        several = any(isinstance(label, tuple) for label in labels or ())
+        names = [[as_text(name) for name in _names(label)] for label in labels or ()]
+        self.classes = sorted({name for each in names for name in each})
         number = {name: label for label, name in enumerate(self.classes)}
-        self.labels = None if names is None else [-1 if name is None else number[name] for name in names]
+        numbers = [tuple(number[name] for name in each) for each in names]
+        self.label_sets = numbers if several else None
+        self.labels = None if several or labels is None else [each[0] if each else -1 for each in numbers]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,15 +140,16 @@ class FileSource:
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[str | None] | None]:
+    def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[Label | None] | None]:
         """(folder, paths below it, labels) of the files of this kind: those that a manifest lists, or a tar shard or a
         folder holds (see `find`).
 
-        label: what a manifest, or the JSON of a sample in shards, calls the class; `label` in manifests unless given.
+        label: what a manifest, or the JSON of a sample in shards, calls the class; in manifests `label` or `labels`
+        unless given (see `read_manifest`).
         """
         self.given = root
         if is_manifest(root):
-            paths, labels = read_manifest(root, self.kind, label or "label")
+            paths, labels = read_manifest(root, self.kind, label)
             if label is not None and labels is None:
                 raise UserError(f"No row of the manifest {root} has a {label!r}.")
             return root.parent, paths, labels
@@ -258,6 +267,10 @@ class FolderSource(FileSource):
         return {"image": image}
 
 
+def _names(label: Label | None) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else () if label is None else (label,)
+
+
 def _top(path: str) -> str | None:
     return path.split("/", 1)[0] if "/" in path else None
 
@@ -300,6 +313,8 @@ class Subset:
         self.indices = [int(index) for index in indices]
         self.channels = source.channels
         self.labels = None if source.labels is None else [source.labels[index] for index in self.indices]
+        sets = label_sets(source)
+        self.label_sets = None if sets is None else [sets[index] for index in self.indices]
         self.classes = source.classes
 
     def __len__(self) -> int:
@@ -317,6 +332,11 @@ class Subset:
 
     def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
         return read_slots(self.source, self.indices[index], keys)
+
+
+def label_sets(source: Source) -> list[tuple[int, ...]] | None:
+    """The numbers of each sample's classes, where samples have several labels each; None otherwise."""
+    return getattr(source, "label_sets", None)
 
 
 def subset(source: Source, indices: Sequence[int]) -> Subset:
@@ -353,7 +373,8 @@ def hold_out(source: Source, fraction: float, seed: int = 0, stratify: bool = Tr
 
     Where there are labels, the fraction is taken of each class unless `stratify` is False: at least one sample is held
     out and at least one stays, and a class of one sample stays whole. (Few samples a class make the held-out part
-    larger than the fraction. Where every class has one sample, nothing can be stratified.)
+    larger than the fraction. Where every class has one sample, nothing can be stratified.) Of several labels the rarest
+    of a sample counts, and samples stay whose classes would otherwise be in the held-out part alone.
 
     Raises UserError when one of the two parts would be empty.
     """
@@ -365,14 +386,22 @@ def hold_out(source: Source, fraction: float, seed: int = 0, stratify: bool = Tr
         )
     order = permutation(len(source), seed=seed, stream="hold-out").tolist()
     held = order[:count]
-    if stratify and source.labels is not None:
+    sets = label_sets(source)
+    groups = source.labels if sets is None else rarest(multi_hot(sets, len(source.classes))).tolist()
+    if stratify and groups is not None:
         members: dict[int, list[int]] = {}
         for index in order:
-            members.setdefault(source.labels[index], []).append(index)
+            members.setdefault(groups[index], []).append(index)
         taken = _shares({label: len(members[label]) for label in sorted(members)}, fraction, count)
         held = [index for label, some in members.items() for index in some[: taken[label]]] or held
     apart = set(held)
-    return subset(source, [index for index in range(len(source)) if index not in apart]), subset(source, sorted(held))
+    if sets is not None:
+        stays = {label for index in order if index not in apart for label in sets[index]}
+        for index in held:
+            if not stays.issuperset(sets[index]):
+                apart.remove(index)
+                stays.update(sets[index])
+    return subset(source, [index for index in range(len(source)) if index not in apart]), subset(source, sorted(apart))
 
 
 def _shares(sizes: dict[int, int], fraction: float, count: int) -> dict[int, int]:

@@ -123,7 +123,8 @@ class VideoSource(FileSource):
 
     root: a folder, whose files that end as `extensions` lists, at any depth, are taken in the order of their paths
         (classes as in FolderSource); or a manifest, `.csv` with a header or `.jsonl`, with the key `path`, relative
-        to the manifest, and optionally `label` (or what `label` says), the class's name.
+        to the manifest, and optionally `label` (or what `label` says), the class's name, or `labels`, several of them
+        (see `read_manifest`).
     channels: 3 (RGB) or 1 (grey, as Pillow's "L").
     short_side: videos at least twice as large are decoded at this many pixels on the shorter side (FFmpeg's bicubic
         filter, antialiased; the other side as the aspect asks); others, and all with None, at their own size, because

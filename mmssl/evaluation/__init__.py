@@ -3,9 +3,11 @@
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
 """
 
-from mmssl.evaluation.baselines import RawPixels, SideBySide, untrained
-from mmssl.evaluation.clips import FrameEncoder, average_clips
-from mmssl.evaluation.features import FeatureSet, PatchEncoder, effective_rank, extract, pixels
+from mmssl.evaluation.answers import average_precisions
+from mmssl.evaluation.attentive_probe import AttentiveProbe, attentive_probe
+from mmssl.evaluation.baselines import RawMedia, SideBySide, raw_name, untrained
+from mmssl.evaluation.clips import FrameEncoder, average_clips, join_clips
+from mmssl.evaluation.features import FeatureSet, PatchEncoder, PooledAndPatches, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
 from mmssl.evaluation.linear_probe import LinearProbe, linear_probe
 from mmssl.evaluation.propagation import (
@@ -19,7 +21,16 @@ from mmssl.evaluation.propagation import (
     propagate_masks,
     propagate_points,
 )
-from mmssl.evaluation.protocol import Row, evaluate, label_budgets, penalties, pivot, table, watched_accuracies
+from mmssl.evaluation.protocol import (
+    Row,
+    evaluate,
+    evaluate_patches,
+    label_budgets,
+    penalties,
+    pivot,
+    table,
+    watched_accuracies,
+)
 from mmssl.evaluation.tracking_scores import (
     MaskMeans,
     MaskRow,
@@ -36,6 +47,7 @@ from mmssl.evaluation.tracking_scores import (
 __all__ = [
     "CROPMAE",
     "DINO",
+    "AttentiveProbe",
     "FeatureSet",
     "FrameEncoder",
     "LinearProbe",
@@ -43,17 +55,22 @@ __all__ = [
     "MaskRow",
     "PatchEncoder",
     "PointRow",
+    "PooledAndPatches",
     "Propagation",
-    "RawPixels",
+    "RawMedia",
     "Row",
     "SideBySide",
+    "attentive_probe",
     "average_clips",
+    "average_precisions",
     "boundary_measure",
     "effective_rank",
     "evaluate",
     "evaluate_masks",
+    "evaluate_patches",
     "evaluate_points",
     "extract",
+    "join_clips",
     "knn",
     "label_budgets",
     "linear_probe",
@@ -69,6 +86,7 @@ __all__ = [
     "propagate",
     "propagate_masks",
     "propagate_points",
+    "raw_name",
     "region_similarity",
     "table",
     "untrained",

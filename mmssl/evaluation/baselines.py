@@ -1,4 +1,4 @@
-"""What a trained encoder is held against: its random initialisation and the pixels, all read in one pass."""
+"""What a trained encoder is held against: its random initialisation and the media themselves, all read in one pass."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mmssl.encoder import Encoder
 from mmssl.evaluation.features import FeatureEncoder, FeatureSet
-from mmssl.modality import zero_to_one
+from mmssl.modality import AUDIO, Modality, zero_to_one
 
 # Pixels a side, so that a linear probe of large media stays possible.
 _PICTURE, _FRAME = 32, 16
 
 
-class RawPixels(nn.Module):
-    """The media themselves, pixels in 0-1 or log-mel, averaged down to 32 a side, 16 of a clip's frames, in a row."""
+class RawMedia(nn.Module):
+    """The media themselves, in a row: pixels in 0-1, averaged down to 32 a side, 16 of a clip's frames; of sounds the
+    log-mel values before normalisation, averaged down to 32 steps of time and 32 bands."""
 
     def features(
         self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "batch values"]:
-        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, or `audio`."""
+        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, or `audio`
+        `[B, 1, time, mel]`, log-mel."""
         values = zero_to_one(next(batch[name] for name in ("video", "image", "audio") if name in batch))
         most = _PICTURE if values.ndim == 4 else _FRAME
         height, width = values.shape[-2:]
@@ -52,6 +54,11 @@ class SideBySide(nn.Module):
             name: FeatureSet(part.contiguous(), joined.labels, joined.names)
             for name, part in zip(self.names, parts, strict=True)
         }
+
+
+def raw_name(modality: Modality) -> str:
+    """What the values of `RawMedia` are called."""
+    return "log-mel" if modality.name == AUDIO.name else "raw pixels"
 
 
 def untrained(encoder: Encoder) -> Encoder:

@@ -1,4 +1,4 @@
-"""Clips as samples of an evaluation: encoders of pictures on clips, and several clips of one video."""
+"""Clips as samples of an evaluation: encoders of pictures on clips, and several clips of one video or sound."""
 
 from __future__ import annotations
 
@@ -32,14 +32,26 @@ class FrameEncoder(nn.Module):
 
 
 def average_clips(features: FeatureSet, clips: int) -> FeatureSet:
-    """One feature a video, the mean of its clips; `features` has `clips` in a row for each video.
+    """One feature a video or sound, the mean of its clips; `features` has `clips` in a row for each.
 
-    Raises UserError where clips of a video are missing, because it could not be read.
+    Raises UserError where clips of one are missing, because it could not be read.
     """
+    return _first_of(features, clips, features.features.reshape(_rows(features, clips)).mean(dim=1))
+
+
+def join_clips(features: FeatureSet, clips: int) -> FeatureSet:
+    """The features of all clips of a video or sound in one row, as `average_clips` finds them."""
+    return _first_of(features, clips, features.features.reshape(_rows(features, clips)).flatten(1))
+
+
+def _rows(features: FeatureSet, clips: int) -> tuple[int, int, int]:
     if len(features) % clips:
         raise UserError(
-            f"{len(features)} clips are not {clips} of each video: some could not be read; evaluate with one clip"
+            f"{len(features)} clips are not {clips} of each sample: some could not be read; evaluate with one clip"
         )
-    means = features.features.unflatten(0, (-1, clips)).mean(dim=1)
+    return len(features) // clips, clips, features.features.shape[1]
+
+
+def _first_of(features: FeatureSet, clips: int, values: Float[Tensor, "samples dim"]) -> FeatureSet:
     labels = None if features.labels is None else features.labels[::clips]
-    return FeatureSet(means, labels, features.names and features.names[::clips])
+    return FeatureSet(values, labels, features.names and features.names[::clips])

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
+from mmssl.evaluation.answers import Labels
 from mmssl.modality import zero_to_one
 
 Batch = Mapping[str, Tensor]
@@ -31,13 +32,14 @@ class FeatureEncoder(Protocol):
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of `samples` samples on the CPU, with their class ids and names where these are known.
+    """Features of `samples` samples on the CPU, with their names and their labels, one or several each (see
+    `mmssl.evaluation.answers`), where these are known.
 
     Raises UserError where a feature is not finite, ValueError where the lengths differ.
     """
 
     features: Float32[Tensor, "samples dim"]
-    labels: Int64[Tensor, " samples"] | None = None
+    labels: Labels | None = None
     names: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +98,19 @@ class PatchEncoder(nn.Module):
     def features(self, batch: Any, pool: Any = None) -> Float[Tensor, "batch patches_dim"]:
         """The patch tokens of each sample in one row; there is nothing to pool."""
         return self.encoder(batch).x[:, self.encoder.config.prefix :].flatten(1)
+
+
+class PooledAndPatches(nn.Module):
+    """An encoder's feature and behind it what `PatchEncoder` gives, in one row and one pass."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def features(self, batch: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim_patches"]:
+        """The first `dim` numbers are the pooled ones."""
+        tokens = self.encoder(batch)
+        return torch.cat([self.encoder.pool_norm(tokens.pooled(pool)), tokens.x[:, tokens.prefix :].flatten(1)], dim=1)
 
 
 def pixels(

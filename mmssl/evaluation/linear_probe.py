@@ -1,24 +1,22 @@
-"""The linear probe: multinomial logistic regression on frozen features."""
+"""The linear probe: logistic regression on frozen features, multinomial or, of several labels, one a class."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
-from mmssl.masking.noise import permutation
+from mmssl.evaluation.answers import Labels, chances, losses
+from mmssl.evaluation.choice import Trial, best, folds, numbered, telling, tried
 
 L2_GRID = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 # Below the grid the search goes on, a tenth at a time, as long as that helps.
 _LEAST = 1e-9
-_FOLDS = 5
 # So many held-out answers tell penalties apart to a standard error of half a per cent.
 _ENOUGH = 10_000
 # Few samples can be told apart without any doubt, where the loss of a weak penalty is below what float32 resolves.
@@ -55,24 +53,25 @@ class LinearProbe:
 @torch.enable_grad()
 def linear_probe(
     features: Float[Tensor, "samples dim"],
-    labels: Int64[Tensor, " samples"],
+    labels: Labels,
     *,
     l2_grid: Sequence[float] = L2_GRID,
     seed: int = 0,
 ) -> LinearProbe:
     """Fit mean cross-entropy + l2 / 2 * |weight|^2 over the classes that `labels` holds; the bias is not penalised.
 
-    This is scikit-learn's LogisticRegression with C = 1 / (l2 * samples). Features are standardised by the training
+    This is scikit-learn's LogisticRegression with C = 1 / (l2 * samples). Where samples may have several classes,
+    `labels` bool `[samples, classes]`, it is one such regression for each class against all others (one-vs-rest), with
+    one penalty for all. Features are standardised by the training
     statistics, (x - mean) / sqrt(variance + 1e-6): the BatchNorm without affine that MAE's probe starts with; constant
     features become zero.
 
     Every value of `l2_grid` is tried, and below it tenths of the last as long as each is the best so far, by five-fold
-    cross-validation (one fold where that holds out 10 000 samples; stratified, drawn by noise from `seed`). Taken is
-    the value of least held-out cross-entropy among those whose held-out accuracy is within a standard error of the
-    best: cross-entropy alone would punish the confidence of weak signals and take them for chance, accuracy alone is
-    noise where there are few samples. All samples are then fitted with it. The only sample of a class is not held out;
-    where that leaves fewer to hold out than there are classes, the middle of the grid is taken. A single value is taken
-    untried.
+    cross-validation (one fold where that holds out 10 000 samples; stratified, drawn by noise from `seed`, see
+    `folds`). Taken is the value of least held-out cross-entropy among those whose held-out accuracy is within a
+    standard error of the best; of several labels that of the highest mean average precision. All samples are then
+    fitted with it. The only sample of a class is not held out; where that leaves fewer to hold out than there are
+    classes, the middle of the grid is taken. A single value is taken untried.
 
     It departs from the protocol of He et al. 2022 (appendix A.1: LARS, 90 epochs of SGD over augmented pictures, no
     weight decay): features are computed once and without augmentation, and the convex problem is solved by full-batch
@@ -81,11 +80,7 @@ def linear_probe(
 
     Raises ValueError for fewer than 5 samples or a single class.
     """
-    classes, targets = labels.unique(return_inverse=True)
-    if len(labels) < 5 or len(classes) < 2:
-        raise ValueError(
-            f"A linear probe needs at least 5 samples of 2 classes; got {len(labels)} of {len(classes)}: label more."
-        )
+    classes, targets = numbered(labels)
     features = features.detach().float()
     mean, deviation = features.mean(dim=0), (features.var(dim=0, unbiased=False) + 1e-6).sqrt()
     standard = (features - mean) / deviation
@@ -94,65 +89,39 @@ def linear_probe(
     if inputs.numel() < _SMALL:
         inputs = inputs.double()
 
-    train = _folds(targets, seed)
-    enough = len(l2_grid) > 1 and (~train).sum() >= len(classes)
-    trials = list(_trials(inputs, targets, l2_grid, train)) if enough else []
-    best = _best(trials) if trials else sorted(l2_grid)[len(l2_grid) // 2]
+    train = folds(targets, seed, _ENOUGH)
+    enough = len(l2_grid) > 1 and telling(train, targets, len(classes))
+    trials = dict(_trials(inputs, targets, l2_grid, train, len(classes))) if enough else {}
+    values = list(trials) or sorted(l2_grid)
+    l2 = values[best(list(trials.values())) if trials else len(values) // 2]
     everything = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
     start = inputs.new_zeros(1, len(classes), inputs.shape[1])
-    solution = _minimise(inputs, targets, best, everything, start=start, gain=1e-4)[0].float()
-    at_edge = bool(trials) and best in (trials[0].l2, trials[-1].l2)
-    return LinearProbe(mean, deviation, solution[:, :-1] @ axes.T, solution[:, -1], classes, best, at_edge)
-
-
-class _Trial(NamedTuple):
-    """What a penalty gives on `answers` samples that were held out: right ones, and the sum of cross-entropies."""
-
-    l2: float
-    right: int
-    loss: float
-    answers: int
+    solution = _minimise(inputs, targets, l2, everything, start=start, gain=1e-4)[0].float()
+    at_edge = bool(trials) and l2 in (values[0], values[-1])
+    return LinearProbe(mean, deviation, solution[:, :-1] @ axes.T, solution[:, -1], classes, l2, at_edge)
 
 
 def _trials(
     inputs: Float[Tensor, "samples inputs"],
-    targets: Int64[Tensor, " samples"],
+    targets: Labels,
     l2_grid: Sequence[float],
     train: Bool[Tensor, "folds samples"],
-) -> Iterator[_Trial]:
-    """From the largest penalty down, each started from the solution of the one before."""
-    solution = inputs.new_zeros(len(train), int(targets.max()) + 1, inputs.shape[1])
+    classes: int,
+) -> Iterator[tuple[float, Trial]]:
+    """Each penalty and what it gives, from the largest down, each started from the solution of the one before."""
+    solution = inputs.new_zeros(len(train), classes, inputs.shape[1])
+    answers = torch.cat([targets[~shown] for shown in train])
     grid = sorted(l2_grid, reverse=True)
-    most, l2 = -1, grid[0]
+    most, l2 = -1.0, grid[0]
     for step in itertools.count():
         l2 = grid[step] if step < len(grid) else l2 / 10
         solution = _minimise(inputs, targets, l2, train, start=solution, gain=3e-3)
-        right, loss = 0, 0.0
-        for fold, shown in zip(solution, train, strict=True):
-            scores, answers = linear(inputs[~shown], fold), targets[~shown]
-            right += int((scores.argmax(dim=1) == answers).sum())
-            loss += cross_entropy(scores, answers, reduction="sum").item()
-        yield _Trial(l2, right, loss, int((~train).sum()))
-        if step >= len(grid) - 1 and (right <= most or l2 <= _LEAST):
+        scores = torch.cat([linear(inputs[~shown], fold) for fold, shown in zip(solution, train, strict=True)])
+        trial = tried(scores, answers)
+        yield l2, trial
+        if step >= len(grid) - 1 and (trial.worth <= most or l2 <= _LEAST):
             return
-        most = max(most, right)
-
-
-def _best(trials: Sequence[_Trial]) -> float:
-    most, answers = max(trial.right for trial in trials), trials[0].answers
-    error = math.sqrt(most * (answers - most) / answers)
-    return min((trial for trial in trials if trial.right >= most - error), key=lambda trial: trial.loss).l2
-
-
-def _folds(targets: Int64[Tensor, " samples"], seed: int) -> Bool[Tensor, "folds samples"]:
-    """Which samples each fold trains on; the others, a fifth of every class that has more than one, are held out."""
-    shuffled = permutation(len(targets), seed=seed, stream="evaluation/held-out").to(targets.device)
-    by_class = shuffled[targets[shuffled].argsort(stable=True)]
-    part = torch.empty_like(targets)
-    part[by_class] = torch.arange(len(targets), device=targets.device) % _FOLDS
-    folds = min(_FOLDS, math.ceil(_ENOUGH * _FOLDS / len(targets)))
-    part[targets.bincount()[targets] == 1] = _FOLDS
-    return part != torch.arange(folds, device=targets.device)[:, None]
+        most = max(most, trial.worth)
 
 
 def _principal_axes(standard: Float[Tensor, "samples dim"]) -> Float[Tensor, "dim axes"]:
@@ -164,7 +133,7 @@ def _principal_axes(standard: Float[Tensor, "samples dim"]) -> Float[Tensor, "di
 
 def _minimise(
     inputs: Float[Tensor, "samples inputs"],
-    targets: Int64[Tensor, " samples"],
+    targets: Labels,
     l2: float,
     train: Bool[Tensor, "folds samples"],
     *,
@@ -181,7 +150,7 @@ def _minimise(
     penalty[-1] = 0
     share = (train / train.sum(dim=1, keepdim=True)).T  # of a sample in the mean of each fold
     with torch.no_grad():
-        chance = (inputs @ start.flatten(0, 1).T).unflatten(1, start.shape[:2]).softmax(dim=2)
+        chance = chances((inputs @ start.flatten(0, 1).T).unflatten(1, start.shape[:2]), targets)
         doubt = (chance * (1 - chance) * share[:, :, None]).flatten(1)
         curvature = (doubt.T @ inputs.square()).view_as(start)
     # Where hardly a doubt is left, or samples hardly differ, curvature says nothing of how far a minimum is.
@@ -190,14 +159,12 @@ def _minimise(
     optimizer = torch.optim.LBFGS(
         [scaled], max_iter=_ROUND, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
     )
-    answers = targets[:, None].expand(-1, len(train))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         weights = scaled * unit
         scores = (inputs @ weights.flatten(0, 1).T).unflatten(1, start.shape[:2])
-        wrong = cross_entropy(scores.transpose(1, 2), answers, reduction="none")
-        value = (wrong * share).sum() + (penalty * weights.square()).sum() / 2
+        value = (losses(scores, targets) * share).sum() + (penalty * weights.square()).sum() / 2
         value.backward()
         return value
 

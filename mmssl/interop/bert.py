@@ -143,7 +143,7 @@ def read_method(config: Mapping[str, Any], state: State, source: str) -> Found:
 def special_ids(folder: Path) -> dict[str, Any]:
     """MLMConfig's `mask` and `special` by the tokenizer.json of a folder; none where there is no such file."""
     file = folder / "tokenizer.json"
-    added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"] if file.is_file() else []
+    added = json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []) if file.is_file() else []
     ids = {token["content"]: token["id"] for token in added}
     mask = ids.get("[MASK]", ids.get("<mask>"))
     return {"mask": mask, "special": tuple(ids[name] for name in _NEVER_HIDDEN if name in ids)}

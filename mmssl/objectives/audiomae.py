@@ -58,7 +58,7 @@ def audiomae_config(
     *,
     frames: int = 1024,
     mel: int = 128,
-    patch: int = 16,
+    patch: int | tuple[int, int] = 16,
     decoder: Literal["local", "global"] = "local",
     position: Layout = "sincos",
     dropout: float = 0.0,
@@ -73,14 +73,17 @@ def audiomae_config(
 ) -> AudioMAEConfig:
     """Audio-MAE on spectrograms of `frames` times (10 ms each) and `mel` bands.
 
-    model: tiny, small, base, large or huge. decoder: "local" attends within windows, "global" is MAE's. position:
-    "sincos_swapped" is the authors' table, whose codes are not at their places. dropout: of the local decoder's
-    position bias, the authors' 0.1 or none. mean, std: of the data's log-mel values, AudioSet's by default; twice the
-    deviation is divided by, as the authors do.
+    model: tiny, small, base, large or huge. patch: its side, or its times and its bands. decoder: "local" attends
+    within windows, "global" is MAE's. position: "sincos_swapped" is the authors' table, whose codes are not at their
+    places. dropout: of the local decoder's position bias, the authors' 0.1 or none. mean, std: of the data's log-mel
+    values, AudioSet's by default; twice the deviation is divided by, as the authors do.
     """
-    if min(patch, frames, mel) < 1 or frames % patch or mel % patch:
-        raise UserError(f"patches of {patch} do not fill {frames} times x {mel} mel bands: choose another --frames")
-    modality = dataclasses.replace(AUDIO, patch=(patch, patch), mean=(mean,), std=(2 * std,))
+    times, bands = (patch, patch) if isinstance(patch, int) else patch
+    if min(times, bands, frames, mel) < 1 or frames % times or mel % bands:
+        raise UserError(
+            f"patches of {times} x {bands} do not fill {frames} times x {mel} mel bands: choose another --frames"
+        )
+    modality = dataclasses.replace(AUDIO, patch=(times, bands), mean=(mean,), std=(2 * std,))
     encoder = vit_config(model, modality=modality, input_size=(frames, mel))
     tokenizer = dataclasses.replace(encoder.tokenizers[0], position=position)
     if decoder == "local":

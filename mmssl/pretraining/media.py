@@ -81,11 +81,10 @@ def open_documents(
         return open_texts(data, vocabulary, split, **{"seed": seed, **settings, **more})
 
     try:
-        return opened("train", dupe_factor=dupe_factor), opened("test")
+        held_out = opened("test")
     except NoTestPart:
         whole = opened("train", packing="document")
         share = max(_HELD_OUT_SHARE, 2 / len(whole))  # a pair of segments is of two documents
-        rest, apart = hold_out(whole, share, seed, stratify=False)
-        return opened("train", dupe_factor=dupe_factor, documents=rest.indices), opened(
-            "train", documents=apart.indices
-        )
+        rest, apart = (part.indices for part in hold_out(whole, share, seed, stratify=False))
+        return opened("train", dupe_factor=dupe_factor, documents=rest), opened("train", documents=apart)
+    return opened("train", dupe_factor=dupe_factor), held_out

@@ -86,8 +86,9 @@ class Report:
         self._sections += [f"<p>{escape(paragraph)}</p>" for paragraph in re.split(r"\n\s*\n", text.strip())]
 
     def accuracies(self, rows: Sequence[Row]) -> None:
-        """Top-1 accuracies in %: a line a representation, a column a probe and budget, the best of each marked."""
+        """Accuracies in %: a line a representation, a column a probe and budget, the best of each marked."""
         columns, body = pivot(rows)
+        metric = escape(f"{rows[0].metric}, %")
         best = {column: max(_rounded(line[i]) for line in body.values()) for i, column in enumerate(columns)}
         probes = [(probe, len(list(group))) for probe, group in groupby(probe for probe, _ in columns)]
         head = "".join(f'<th colspan="{span}" scope="colgroup">{escape(probe)}</th>' for probe, span in probes)
@@ -99,7 +100,7 @@ class Report:
             for name, line in body.items()
         )
         self._sections.append(
-            f'<div class="wide"><table><thead><tr><th></th>{head}</tr><tr><th>top-1 accuracy, %</th>{budgets}</tr>'
+            f'<div class="wide"><table><thead><tr><th></th>{head}</tr><tr><th>{metric}</th>{budgets}</tr>'
             f"</thead><tbody>{lines}</tbody></table></div>"
         )
 

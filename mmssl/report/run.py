@@ -177,7 +177,7 @@ def write_report(run_dir: Path) -> Path:
         report.accuracies(rows)
     else:
         report.text(
-            "Not measured yet. This does it, beside random initialisation and raw pixels, and draws the report again:"
+            "Not measured yet. This does it, beside random initialisation and raw media, and draws the report again:"
         )
         report.command(f"mmssl evaluate --model {place} --data LABELLED_DIR --out {place}\nmmssl report {place}")
     if forms := list(objective.encoder.forms):
