@@ -149,6 +149,7 @@ class TextMLM(Recipe):
             ),
             view,
             view,
+            afterwards=lambda objective, device: vocabulary.save(self.out / "final"),
         )
 
 

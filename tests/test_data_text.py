@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from mmssl.data import (
     Ledger,
@@ -461,8 +462,14 @@ def test_any_tokenizer_is_taken_that_says_where_a_text_begins_and_ends(tmp_path,
     assert vocabulary.framing == (0, CLS, SEP)
     with pytest.raises(UserError, match="has no mask token: name its mask_token"):
         _ = vocabulary.masked
-    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "[GAP]", "special": True}}))
+    gap = {"__type": "AddedToken", "content": "[GAP]", "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": gap}))
     assert Vocabulary.read(folder).masked == 4
+    Vocabulary.read(folder).save(tmp_path / "kept")
+    (folder / "tokenizer_config.json").unlink()
+    Vocabulary.read(folder).save(tmp_path / "plain")
+    kept, plain = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("kept", "plain"))
+    assert (kept.mask_token_id, kept.cls_token_id, plain.sep_token_id, plain.mask_token) == (4, CLS, SEP, None)
     (folder / "tokenizer.json").write_text(renamed.replace("[SEP]", "[END]"))
     with pytest.raises(UserError, match=r"has no token that ends a text: name its sep_token .* or add \[SEP\]"):
         Vocabulary.read(folder)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from mmssl import MLM
 from mmssl.objectives import load
@@ -40,6 +41,7 @@ def test_texts_become_a_model_also_from_the_middle_on(texts, tmp_path, monkeypat
     assert "1 line skipped, 20 documents read: texts.jsonl:21 is no JSON" in told
     method = load(tmp_path / "whole" / "final")
     assert isinstance(method, MLM) and (method.pooler is not None) == (kind == "bert")
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole" / "final").mask_token_id == method.config.mask
     row = read_metrics(tmp_path / "whole")[-1]
     assert (row["seen"], row["skipped"]) == (row["step"] * 8, 1)
     assert "heldout_loss" in row and ("nsp" in row["parts"]) == (kind == "bert")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ _ROLES = {
     "pad": (("pad_token",), ("[PAD]", "<pad>")),
     "mask": (("mask_token",), ("[MASK]", "<mask>")),
 }
+_CONFIG = "tokenizer_config.json"
+# That of another tokenizer would be made anew from the vocabulary alone, without complaint.
+_CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 
@@ -57,7 +61,7 @@ class Vocabulary:
         file = file / "tokenizer.json" if file.is_dir() else file
         tokenizer = _tokenizer(file)
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        config = _config(file.with_name("tokenizer_config.json"))
+        config = _config(file.with_name(_CONFIG))
         roles = {role: _special(ids, config, *names) for role, names in _ROLES.items()}
         begin, end = roles["cls"], roles["sep"]
         if begin is None or end is None:
@@ -89,6 +93,15 @@ class Vocabulary:
     def framing(self) -> tuple[int, ...]:
         """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
         return tuple(sorted({self.pad, self.cls, self.sep}))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, such as its model's, as AutoTokenizer reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, folder / self.path.name)
+        config, reader = _config(self.path.with_name(_CONFIG)), self.tokenizer()
+        given = {"cls": self.cls, "sep": self.sep, "pad": self.pad, "mask": self.mask}
+        names = {f"{role}_token": reader.id_to_token(number) for role, number in given.items() if number is not None}
+        _write_config(folder, {**_CLASS, **names, **config})
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither cuts nor pads."""
@@ -178,8 +191,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    # The class of another tokenizer would be made anew from the vocabulary alone, without complaint.
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    if names is BERT:
-        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if names is BERT else {}
+    _write_config(folder, {**_CLASS, **names, **inputs})
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
