@@ -420,6 +420,9 @@ def test_a_line_of_megabytes_is_a_document_as_any_other_and_is_named(tmp_path, t
 def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path, tokenizer):
     empty, special, fields = tmp_path / "empty.txt", tmp_path / "special.txt", tmp_path / "fields.jsonl"
     empty.touch()
+    (tmp_path / "empty.csv.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "header.csv").write_text("text,kind\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
     special.write_text("[CLS] [SEP]\n[PAD]")
     fields.write_text('{"title": "bal", "body": "dal"}\n')
     broken = tmp_path / "broken.jsonl.gz"
@@ -432,6 +435,9 @@ def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path, tokenizer):
     write(tmp_path / "one.txt", DOCUMENTS[:1])
     for path, sentence, settings in (
         (empty, "empty.txt holds no text to read: 1 lines were tried and the first, empty.txt, is empty.", {}),
+        (tmp_path / "empty.csv.gz", "the first, empty.csv.gz, is empty.", {}),
+        (tmp_path / "header.csv", "header.csv holds no text to read: 0 lines were tried.", {}),
+        (tmp_path / "none.parquet", "none.parquet holds no text to read: 0 lines were tried.", {}),
         (special, "2 lines were tried and the first, special.txt:1, holds nothing but special tokens.", {}),
         (tmp_path / "bytes.txt", "3 lines were tried and the first, bytes.txt:1, is not UTF-8.", {}),
         (fields, "has no field 'text', only 'body', 'title': name the one that is meant.", {}),
