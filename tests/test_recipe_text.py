@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from mmssl import MLM
-from mmssl.objectives import load
+from mmssl.methods import find
+from mmssl.objectives import load, mlm_config
 from mmssl.training import read_metrics
 from tests.test_data_text import document
 from tests.test_recipe_video import command, recipe
@@ -53,15 +56,32 @@ def test_texts_become_a_model_also_from_the_middle_on(texts, tmp_path, monkeypat
     assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
-def test_padded_rows_train_to_the_same_loss_and_settings_are_the_papers(texts, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("kind", "batch", "peak", "betas", "clip", "optimizer", "warmup"),
+    [
+        ("bert", 256, 1e-4, (0.9, 0.999), 1.0, "auto", 10_000 / 1_000_000),
+        ("roberta", 8192, 6e-4, (0.9, 0.98), None, "adamw", 24_000 / 500_000),
+    ],
+)
+def test_what_is_not_given_is_the_papers(kind, batch, peak, betas, clip, optimizer, warmup):
+    recipe = find("mlm").config(data=Path(), kind=kind)
+    settings = recipe.training(1, torch.device("cpu"))
+    assert (settings.batch_size, settings.betas, settings.clip_norm) == (batch, betas, clip)
+    assert settings.base_lr * batch / 256 == pytest.approx(peak) and settings.weight_decay == 0.01
+    assert settings.optimizer == optimizer and settings.warmup_epochs == pytest.approx(warmup * settings.epochs)
+    assert recipe.method() == mlm_config("base", kind=kind)
+
+
+def test_padded_rows_train_to_the_same_loss(texts, tmp_path, monkeypatch, capsys):
     command(monkeypatch, f"tokenizer --data {texts} --out {tmp_path}/words --vocab 120")
-    line = f"--data {texts} --tokenizer {tmp_path}/words {SMALL}"
+    line = f"--data {texts} --tokenizer {tmp_path}/words {SMALL} --positions 48"
     for packing in ("on", "off"):
         assert recipe(monkeypatch, "text_mlm", f"{line} --out {tmp_path}/{packing} --packing {packing}") == 0
     losses = [read_metrics(tmp_path / packing)[-1]["heldout_loss"] for packing in ("on", "off")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     settings = json.loads((tmp_path / "on" / "settings.json").read_text())
     chosen = {name: settings[f"method.{name}"] for name in ("next_sentence", "dupe_factor", "mask", "special")}
+    assert settings["method.encoder.tokenizers.0.size"] == [48]  # more than rows have
     assert chosen == {"next_sentence": True, "dupe_factor": 10, "mask": 4, "special": [0, 2, 3]}
 
 
