@@ -39,14 +39,14 @@ wheel: .venv/ready
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 	$(PYTHON) -m venv build/trial
-	PYTHONPATH= build/trial/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/mmssl-*.whl)[media,cli,interop]"
+	PYTHONPATH= build/trial/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/mmssl-*.whl)[media,text,cli,interop]"
 	PYTHONPATH= build/trial/bin/python -P tests/trial.py build/trial-run
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mmssl needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	@echo "Installing what mmssl needs into .venv (a few minutes, once) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[media,cli,interop,xformers,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[media,text,cli,interop,xformers,dev]'
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""`mmssl train | methods | demo | data | embed | neighbours | evaluate | export | report`.
+"""`mmssl train | methods | demo | data | tokenizer | embed | neighbours | evaluate | export | report`.
 
 With `--import MODULE` any of them knows the methods of a module of yours.
 """
@@ -138,6 +138,29 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Learn a tokenizer from texts: a folder with tokenizer.json, which transformers' AutoTokenizer reads, too."""
+
+    data: Path
+    """Folder of .txt, .jsonl, .csv or .parquet files, plain or gzipped, or one such file."""
+    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    """wordpiece: BERT's; bpe: RoBERTa's byte pairs; unigram: as in SentencePiece."""
+    vocab: int = 30522
+    """Tokens, special ones included."""
+    out: Path = Path("tokenizer")
+    """Folder to write."""
+    field: str = "text"
+    """What .jsonl, .csv and .parquet call the text."""
+    cased: bool = False
+    """Keep capitals and accents; byte pairs always do."""
+
+    def __call__(self) -> None:
+        from mmssl.commands.tokenizer import learn_tokenizer
+
+        learn_tokenizer(self.data, self.kind, self.vocab, self.out, self.field, not self.cased)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadMedia(Reading):
     """How a model and the media it is to read are given."""
 
@@ -256,7 +279,7 @@ def main() -> None:
         # a method's flags are its recipe's, which are only imported here
         sys.exit(run(lambda: Train(arguments[1])(arguments[2:])))
     command = tyro.cli(
-        Train | Methods | Demo | Data | Embed | Neighbours | Evaluate | Export | Report,
+        Train | Methods | Demo | Data | Tokenizer | Embed | Neighbours | Evaluate | Export | Report,
         prog="mmssl",
         description=__doc__,
         args=arguments,

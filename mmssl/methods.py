@@ -145,10 +145,9 @@ def listing() -> str:
         settings = config.method()
         tokenizer = settings.encoder.tokenizers[0]
         paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")
-        sizes = [" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch)]
-        defaults = (
-            f"{config.model}, {sizes[0]} in {sizes[1]}, {settings.mask_ratio:.0%} hidden, {config.epochs:g} epochs"
-        )
+        size, patch = (" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch))
+        shape = f"{size} in {patch}" if patch else f"{size} tokens"
+        defaults = f"{config.model}, {shape}, {settings.mask_ratio:.0%} hidden, {config.epochs:g} epochs"
         does = (inspect.getdoc(method.config.objective) or "").partition("\n")[0]
         rows.append((method.name, method.media, paper[1] if paper else "", defaults, does))
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -4,7 +4,8 @@
 `evaluation_batches(source, EvalView(224), batch_size=64)` for evaluation; for videos the source is
 `open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
 `MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`. For sounds the source is
-`open_sounds(path, "train", SoundClips(10.0))` and the view `SoundView(1024)`.
+`open_sounds(path, "train", SoundClips(10.0))` and the view `SoundView(1024)`, for texts
+`open_texts(path, tokenizer, "train", length=512)` and `TextView(512)`.
 """
 
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
@@ -28,8 +29,10 @@ from mmssl.data.source import (
     read_slots,
     subset,
 )
+from mmssl.data.text import TextSource, TextView, open_texts
 from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
 from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View
+from mmssl.data.vocabulary import Vocabulary
 
 __all__ = [
     "BYOL_COLOURS",
@@ -62,9 +65,12 @@ __all__ = [
     "SoundView",
     "Source",
     "Subset",
+    "TextSource",
+    "TextView",
     "TrainView",
     "VideoSource",
     "View",
+    "Vocabulary",
     "blending_told",
     "decode",
     "evaluation_batches",
@@ -73,6 +79,7 @@ __all__ = [
     "notes",
     "open_sounds",
     "open_source",
+    "open_texts",
     "open_videos",
     "read_slots",
     "subset",

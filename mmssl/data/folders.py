@@ -142,6 +142,11 @@ def walk(root: Path) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(refused)
 
 
+def cache_folder(purpose: str) -> Path:
+    """The folder of what is kept for one purpose: `mmssl/PURPOSE` of $XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmssl" / purpose
+
+
 def is_manifest(root: Path) -> bool:
     return root.suffix.lower() in MANIFESTS and root.is_file()
 

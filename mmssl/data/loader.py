@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.decode import BrokenSample
 from mmssl.data.labels import multi_hot
-from mmssl.data.source import Source, blended, label_sets, read_slots
+from mmssl.data.source import Source, blended, label_sets, read_slots, whole_of
 from mmssl.data.views import Keys, View
 from mmssl.errors import UserError
 from mmssl.masking.noise import permutation, random_bits
@@ -44,10 +44,10 @@ class Ledger:
         self.seen += slots - len(skipped)
         self.skipped += skipped
 
-    def judge(self, ceiling: float, files: int) -> None:
+    def judge(self, ceiling: float, files: int, kind: str = "files") -> None:
         """Raises UserError as soon as more than `ceiling` of all `files` are known to be broken: a file counts once.
 
-        One broken file is let pass however few there are, unless the ceiling is 0.
+        One broken file is let pass however few there are, unless the ceiling is 0. kind: what they are called.
         """
         broken = dict(self.skipped)
         allowed = max(math.floor(ceiling * files), min(1, math.ceil(ceiling)))
@@ -55,8 +55,8 @@ class Ledger:
             first = "; ".join(f"{name} {reason}" for name, reason in islice(broken.items(), 3))
             more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise UserError(
-                f"{len(broken)} of {files} files cannot be read, and --max-skipped {ceiling:g} allows {allowed}: "
-                f"{first}{more}. Mend or remove these files, or raise --max-skipped."
+                f"{len(broken)} of {files} {kind} cannot be read, and --max-skipped {ceiling:g} allows {allowed}: "
+                f"{first}{more}. Mend or remove these {kind}, or raise --max-skipped."
             )
 
 
@@ -105,7 +105,7 @@ class Reader(Dataset):
         keys = plan.keys
         for index, group in groupby(range(len(sample_id)), sample_id.tolist().__getitem__):
             rows = list(group)  # repeats of a sample are neighbours and are decoded once
-            slots = Keys(keys.seed, keys.sample_id[rows], keys.epoch[rows], keys.draw[rows])
+            slots = Keys(keys.seed, *(each[rows[0] : rows[-1] + 1] for each in keys[1:]))
             try:
                 samples = read_slots(self.source, index, slots)
             except BrokenSample as error:
@@ -141,7 +141,8 @@ class Loader:
     (processes beside this one), and rank r of `world_size` gets the r-th part of each.
 
     A broken sample's slot is filled by a substitute and entered in `ledger` (this rank's) as its batch is consumed;
-    where more than `ceiling` of the files, and more than one, are broken, the run stops with a UserError.
+    where more than `ceiling` of the files, and more than one, are broken, the run stops with a UserError. So are, from
+    the beginning, the lines of texts that were skipped when these were opened (see `TextSource`).
     """
 
     def __init__(
@@ -170,6 +171,10 @@ class Loader:
         self.rank, self.world_size, self.repeats, self.shuffle = rank, world_size, repeats, shuffle
         self.ceiling = ceiling
         self.ledger = Ledger()
+        # A source of texts has met its bad lines when it was opened; ranks are added up.
+        if (met := getattr(whole_of(source), "ledger", None)) is not None:
+            met.judge(ceiling, met.seen + len(met.skipped), "lines")
+            self.ledger.skipped += met.skipped if rank == 0 else []
         self._orders: dict[int, Tensor] = {}
 
     @property

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.folders import endings
+from mmssl.data.folders import cache_folder, endings
 from mmssl.errors import UserError, as_text, nearest
 
 SHARD = ".tar"
@@ -145,7 +145,7 @@ def members_of(path: Path) -> Members:
     """
     state = path.stat()
     mark = f"{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}".encode("utf-8", "surrogateescape")
-    kept = _cache() / f"{hashlib.blake2b(mark, digest_size=16).hexdigest()}.npz"
+    kept = cache_folder("shards") / f"{hashlib.blake2b(mark, digest_size=16).hexdigest()}.npz"
     # whatever is wrong with what was kept, it is made anew
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
         names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
@@ -188,7 +188,3 @@ def _key(name: str) -> str:
 def _ending(name: str) -> str:
     """The rest of it."""
     return PurePosixPath(name).name.partition(".")[2].lower()
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmssl" / "shards"

@@ -83,8 +83,9 @@ class DrawnSource(Source, Protocol):
 
 def read_slots(source: Source, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
     """Sample `index` for each of the slots of `keys`, read once; raises BrokenSample with the reason."""
-    if isinstance(source, DrawnSource):
-        return source.draw(index, keys)
+    # isinstance of a protocol asks for all that it names, which takes longer than a short text
+    if (draw := getattr(source, "draw", None)) is not None:
+        return draw(index, keys)
     return repeat(source.read(index), len(keys.sample_id))
 
 
@@ -101,13 +102,15 @@ class FileSource:
 
     Where files have several labels each, `label_sets` holds the numbers of each file's classes and `labels` is None.
 
-    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too. `notes` are
-    sentences on what was taken and what left out; `given` is the folder, manifest or shard that was asked for.
+    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too, and whether
+    folders are its classes. `notes` are sentences on what was taken and what left out; `given` is the folder, manifest
+    or shard that was asked for.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
     in_shards: ClassVar[bool] = True
+    class_folders: ClassVar[bool] = True
     given: Path
     notes: Sequence[str] = ()
     shards: Shards | None = None
@@ -183,7 +186,7 @@ class FileSource:
         if label is not None:
             raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
         tops = [_top(path) for path in paths]
-        labels = [None if top is None or no_class(top) else top for top in tops]
+        labels = [None if top is None or no_class(top) or not self.class_folders else top for top in tops]
         labelled = len(set(labels) - {None}) > 1
         others = [path for path in inside if not path.lower().endswith(self.extensions)]
         bare = sorted({top for top in map(_top, others) if top is not None} - set(tops))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmssl.data import (
     NoTestPart,
     Sampling,
     SoundClips,
     Source,
+    TextSource,
+    Vocabulary,
     hold_out,
     open_sounds,
     open_source,
+    open_texts,
     open_videos,
     subset,
 )
@@ -65,3 +69,22 @@ def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
         return rest, subset(opened("train", middle), apart.indices)
+
+
+def open_documents(
+    data: Path, vocabulary: Vocabulary, seed: int = 0, dupe_factor: int = 1, **settings: Any
+) -> tuple[Source, Source]:
+    """Texts to train on, packed `dupe_factor` times, and as in `open_pictures` others held out, whole documents, packed
+    once; `settings` are TextSource's."""
+
+    def opened(split: str, **more: Any) -> TextSource:
+        return open_texts(data, vocabulary, split, **{"seed": seed, **settings, **more})
+
+    try:
+        held_out = opened("test")
+    except NoTestPart:
+        whole = opened("train", packing="document")
+        share = max(_HELD_OUT_SHARE, 2 / len(whole))  # a pair of segments is of two documents
+        rest, apart = (part.indices for part in hold_out(whole, share, seed, stratify=False))
+        return opened("train", dupe_factor=dupe_factor, documents=rest), opened("train", documents=apart)
+    return opened("train", dupe_factor=dupe_factor), held_out

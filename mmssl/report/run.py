@@ -183,7 +183,8 @@ def write_report(run_dir: Path) -> Path:
     if forms := list(objective.encoder.forms):
         report.text("To use the encoder elsewhere:")
         report.command(f"mmssl export --model {place} --to {forms[-1]} --out DIR")
-    draw(report, objective, media)
+    if media:  # of texts no picture is kept
+        draw(report, objective, media)
     if followed:
         draw_tracks(report, followed)
     report.heading("How it learned")

@@ -1,0 +1,41 @@
+"""`mmssl tokenizer`: learn the words of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmssl.commands.features import say
+from mmssl.data.documents import TextFiles
+from mmssl.data.folders import part_of
+from mmssl.data.vocabulary import Kind, save_tokenizer, train_tokenizer
+from mmssl.errors import UserError
+
+
+def learn_tokenizer(data: Path, kind: Kind, size: int, out: Path, field: str = "text", lowercase: bool = True) -> None:
+    """Train a tokenizer on the texts of `data`, or of its training part, write it to the folder `out`, and say of how
+    many documents it knows how many tokens. Lines that are no text are skipped, counted and listed.
+
+    Raises UserError where there is no text, and for so few tokens that the characters alone are more.
+    """
+    files, skipped, count = TextFiles(part_of(data, None), field=field), list[tuple[str, str]](), 0
+
+    def texts() -> Iterator[str]:
+        nonlocal count
+        for document in files.documents(skipped):
+            count += 1
+            yield document.text
+
+    try:
+        trained = train_tokenizer(texts(), kind, size, lowercase=lowercase)
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special, for too few tokens or characters
+        raise UserError(f"No {kind} tokenizer of {size} tokens can be learnt from {data} ({error}).") from error
+    if not count:
+        raise UserError(f"{data} holds no text to learn a tokenizer from; {len(skipped)} lines were skipped.")
+    if (least := trained.get_vocab_size()) > size:
+        raise UserError(f"A {kind} tokenizer of {data} has at least {least} tokens, more than --vocab {size}.")
+    save_tokenizer(trained, out)
+    say([*files.notes, *(f"skipped {place}: {reason}" for place, reason in skipped)])
+    print(f"{out} holds a {kind} tokenizer of {least} tokens, learnt from {count} documents ({len(skipped)} skipped)")

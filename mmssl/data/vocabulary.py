@@ -1,0 +1,199 @@
+"""The words of a text model: any `tokenizer.json`, which of its tokens are special, and training one.
+
+Tokens are written and read by Hugging Face `tokenizers`; a folder with `tokenizer.json` is what transformers'
+`AutoTokenizer` reads, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Kind = Literal["wordpiece", "bpe", "unigram"]
+# What `tokenizer_config.json` calls each special token, and what they are where it says nothing: BERT's and RoBERTa's.
+_ROLES = {
+    "cls": (("cls_token", "bos_token"), ("[CLS]", "<s>")),
+    "sep": (("sep_token", "eos_token"), ("[SEP]", "</s>")),
+    "pad": (("pad_token",), ("[PAD]", "<pad>")),
+    "mask": (("mask_token",), ("[MASK]", "<mask>")),
+}
+_CONFIG = "tokenizer_config.json"
+# That of another tokenizer would be made anew from the vocabulary alone, without complaint.
+_CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of a tokenizer that a model and its texts need; the tokenizer itself is read where it is used.
+
+    path: its tokenizer.json. size: one more than the highest id. special: every id that stands for no text. mask: None
+    where there is none. digest: a hash of tokenizer.json and of which tokens are special.
+    """
+
+    path: Path
+    size: int
+    cls: int
+    sep: int
+    pad: int
+    mask: int | None
+    special: frozenset[int]
+    digest: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> Vocabulary:
+        """Of a tokenizer.json, or a folder with one; `tokenizer_config.json` beside it may name the special tokens,
+        which otherwise are BERT's or RoBERTa's. Raises UserError without a token that begins and one that ends a text.
+        """
+        file = Path(path)
+        file = file / "tokenizer.json" if file.is_dir() else file
+        tokenizer = _tokenizer(file)
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        config = _config(file.with_name(_CONFIG))
+        roles = {role: _special(ids, config, *names) for role, names in _ROLES.items()}
+        begin, end = roles["cls"], roles["sep"]
+        if begin is None or end is None:
+            role, (_, usual) = ("cls", _ROLES["cls"]) if begin is None else ("sep", _ROLES["sep"])
+            raise UserError(
+                f"The tokenizer {file} has no token that {'begins' if role == 'cls' else 'ends'} a text: name its "
+                f"{role}_token in tokenizer_config.json, or add {usual[0]}."
+            )
+        added = tokenizer.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special} | {begin, end}
+        special |= {number for number in roles.values() if number is not None}
+        pad = 0 if roles["pad"] is None else roles["pad"]  # what stands behind a text's end is never read
+        digest = hashlib.blake2b(file.read_bytes(), digest_size=16)
+        digest.update(repr((begin, end, pad, roles["mask"], sorted(special))).encode())
+        size = max(ids.values()) + 1
+        return cls(file, size, begin, end, pad, roles["mask"], frozenset(special), digest.hexdigest())
+
+    @property
+    def masked(self) -> int:
+        """The mask token's id; raises UserError where there is none."""
+        if self.mask is None:
+            raise UserError(
+                f"The tokenizer {self.path} has no mask token: name its mask_token in tokenizer_config.json, or make a "
+                "tokenizer that has one (`mmssl tokenizer`)."
+            )
+        return self.mask
+
+    @property
+    def framing(self) -> tuple[int, ...]:
+        """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
+        return tuple(sorted({self.pad, self.cls, self.sep}))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, such as its model's, as AutoTokenizer reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, folder / self.path.name)
+        config, reader = _config(self.path.with_name(_CONFIG)), self.tokenizer()
+        given = {"cls": self.cls, "sep": self.sep, "pad": self.pad, "mask": self.mask}
+        names = {f"{role}_token": reader.id_to_token(number) for role, number in given.items() if number is not None}
+        _write_config(folder, {**_CLASS, **names, **config})
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which neither cuts nor pads."""
+        tokenizer = _tokenizer(self.path)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    # Threads are used where texts are encoded, and never in a forked process; tokenizers would warn of each fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from tokenizers import Tokenizer
+
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: give a tokenizer.json, or make one by `mmssl tokenizer`.")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"{file} is no tokenizer of Hugging Face's tokenizers ({error}).") from error
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); mend it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _special(ids: dict[str, int], config: dict[str, Any], keys: tuple[str, ...], usual: tuple[str, ...]) -> int | None:
+    named = [config[key] for key in keys if config.get(key)]
+    contents = [name["content"] if isinstance(name, dict) else name for name in named]
+    return next((ids[name] for name in (*contents, *usual) if name in ids), None)
+
+
+def train_tokenizer(texts: Iterable[str], kind: Kind, size: int, *, lowercase: bool = True) -> Tokenizer:
+    """A tokenizer of at most `size` tokens for `texts`: word pieces as BERT's, byte pairs as RoBERTa's, or a unigram
+    model (Kudo 2018, arXiv 1804.10959) on BERT's special tokens.
+
+    lowercase: all but byte pairs, which keep every byte, read small letters without accents. Trained twice, word pieces
+    may come in another order, and a unigram model may differ: keep the file.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    names = ROBERTA if kind == "bpe" else BERT
+    # RoBERTa's mask takes the space before it along, as words do.
+    tokens = [AddedToken(name, special=True, lstrip=name == "<mask>") for name in names.values()]
+    common: dict[str, Any] = {"vocab_size": size, "special_tokens": tokens, "show_progress": False}
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2, **common
+        )
+    elif kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=names["unk_token"]))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(**common)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        tokenizer.normalizer = normalizers.Sequence(plain) if lowercase else normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token=names["unk_token"], **common)
+    tokenizer.train_from_iterator(texts, trainer)
+    _frame(tokenizer, names)
+    return tokenizer
+
+
+def _frame(tokenizer: Tokenizer, names: dict[str, str]) -> None:
+    """Let it put its special tokens round one text and two, as BERT's or RoBERTa's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    begin, end = names["cls_token"], names["sep_token"]
+    pair = f"{begin} $A {end} {end} $B {end}" if names is ROBERTA else f"{begin} $A {end} $B:1 {end}:1"
+    ids = [(name, tokenizer.token_to_id(name)) for name in (begin, end)]
+    tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A {end}", pair=pair, special_tokens=ids)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer.json and the tokenizer_config.json by which AutoTokenizer finds the special tokens."""
+    names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if names is BERT else {}
+    _write_config(folder, {**_CLASS, **names, **inputs})
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
