@@ -149,6 +149,7 @@ class TextMLM(Recipe):
             ),
             view,
             view,
+            beside=vocabulary.files,
         )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "unigram"]
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What `tokenizer_config.json` calls each special token, and what they are where it says nothing: BERT's and RoBERTa's.
 _ROLES = {
     "cls": (("cls_token", "bos_token"), ("[CLS]", "<s>")),
@@ -54,10 +55,10 @@ class Vocabulary:
         which otherwise are BERT's or RoBERTa's. Raises UserError without a token that begins and one that ends a text.
         """
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
+        file = file / TOKENIZER if file.is_dir() else file
         tokenizer = _tokenizer(file)
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        config = _config(file.with_name("tokenizer_config.json"))
+        config = _config(file.with_name(CONFIG))
         roles = {role: _special(ids, config, *names) for role, names in _ROLES.items()}
         begin, end = roles["cls"], roles["sep"]
         if begin is None or end is None:
@@ -90,12 +91,25 @@ class Vocabulary:
         """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
         return tuple(sorted({self.pad, self.cls, self.sep}))
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What a model needs beside it so that its texts are read alike: tokenizer.json, and tokenizer_config.json
+        where there is one."""
+        config = self.path.with_name(CONFIG)
+        return {TOKENIZER: self.path.read_bytes()} | ({CONFIG: config.read_bytes()} if config.is_file() else {})
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither cuts nor pads."""
         tokenizer = _tokenizer(self.path)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+
+def tokenizer_beside(model: Path) -> Path | None:
+    """The folder that holds the tokenizer of a model's folder: itself, or the run's whose model or checkpoint it is."""
+    places = (model, model.parent) if (model.parent / "settings.json").is_file() else (model,)
+    return next((folder for folder in places if (folder / TOKENIZER).is_file()), None)
 
 
 def _tokenizer(file: Path) -> Tokenizer:
@@ -177,9 +191,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and the tokenizer_config.json by which AutoTokenizer finds the special tokens."""
     names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / TOKENIZER))
     # The class of another tokenizer would be made anew from the vocabulary alone, without complaint.
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     if names is BERT:
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
