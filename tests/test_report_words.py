@@ -55,7 +55,7 @@ def test_guesses_are_the_likeliest_words_at_each_hidden_place():
     mlm, given = model(), batch()
     out = mlm(given)
     wanted = mlm.wanted(given, out.mask.hide)
-    table = predicted_words(given["text"], out.mask, wanted, out.prediction).columns
+    table = predicted_words(given["text"], out.mask, wanted, out.prediction).table
     assert len(table.rows) == len(wanted) == 4
     shares = F.softmax(out.prediction, dim=1)
     for row, word, share in zip(table.rows, wanted.tolist(), shares, strict=True):
@@ -73,6 +73,6 @@ def test_a_long_text_is_cut_around_its_hidden_word_and_no_padding_is_shown():
     target = torch.full((1, 40), -100)
     target[0, [15, 30]] = 6
     out = mlm(given := {"text": text, "text.length": torch.tensor([32]), "text.target": target})
-    first, second = predicted_words(text, out.mask, mlm.wanted(given, out.mask.hide), out.prediction).columns.rows
+    first, second = predicted_words(text, out.mask, mlm.wanted(given, out.mask.hide), out.prediction).table.rows
     assert (first[0][0], first[0][-1], len(first[0])) == ("…", "…", 23)
     assert second[0][0] == "…" and second[0][-1] != "…" and len(second[0]) == 13

@@ -60,14 +60,16 @@ class Figure:
 
     columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
     clips [B, C, T, H, W] of values in 0-1, of any channels, NaN where there is nothing to see. axes: what the pixels of
-    pictures mean, to the right and upwards, where that is measured. Figures of one heading stand together.
+    pictures mean, to the right and upwards, where that is measured. table: instead of pictures. Figures of one heading
+    stand together.
     """
 
     name: str
     heading: str
     caption: str
-    columns: tuple[Tensor, ...] | Table
+    columns: tuple[Tensor, ...] = ()
     axes: tuple[Axis, Axis] | None = None
+    table: Table | None = None
 
 
 class Objective(nn.Module):

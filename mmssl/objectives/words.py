@@ -53,7 +53,7 @@ def predicted_words(
         "Held-out texts with hidden words, one a row and marked where it was, the likeliest words in its place with "
         "their probabilities, and the right one marked among them."
     )
-    return Figure("words", _HEADING, caption, Table(head, tuple(rows)))
+    return Figure("words", _HEADING, caption, table=Table(head, tuple(rows)))
 
 
 def near_words(table: Float[Tensor, "words dim"], asked: Int64[Tensor, " some"], special: Sequence[int]) -> Figure:
@@ -71,4 +71,4 @@ def near_words(table: Float[Tensor, "words dim"], asked: Int64[Tensor, " some"],
         rows.append(((Token(word),), *((Token(each), f"{s:.2f}") for each, s in zip(ids, cosines, strict=True))))
     head = ("word", *(("nearest", *_GUESSES[1:])[:count]))
     caption = "Words and those nearest to them in the model's table of words, with the cosine between the two."
-    return Figure("neighbours", _HEADING, caption, Table(head, tuple(rows)))
+    return Figure("neighbours", _HEADING, caption, table=Table(head, tuple(rows)))

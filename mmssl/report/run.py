@@ -18,7 +18,7 @@ from mmssl.audio import RATE
 from mmssl.encoder import single_modality
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
-from mmssl.objectives import Figure, Objective, Table, load
+from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
@@ -85,9 +85,9 @@ def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = nu
     for figure in figures:
         if figure.heading != heading:
             report.heading(heading := figure.heading)
-        if isinstance(figure.columns, Table):
-            rows = [[pieces(cell, spelt) for cell in row] for row in figure.columns.rows]
-            report.words(figure.columns.head, rows, figure.caption)
+        if figure.table:
+            rows = [[pieces(cell, spelt) for cell in row] for row in figure.table.rows]
+            report.words(figure.table.head, rows, figure.caption)
             continue
         if figure.axes:
             png = with_axes([each[:_SPECTROGRAMS] for each in figure.columns], figure.axes)
