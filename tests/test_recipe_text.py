@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from mmssl import MLM
 from mmssl.cli import main
@@ -83,6 +84,10 @@ def test_features_of_texts_are_written_and_measured(texts, tmp_path, monkeypatch
         (tmp_path / "model" / name).write_bytes(content)
     command(monkeypatch, f"evaluate {reading} --label kind --out {tmp_path}/scores")
     assert "bag of words" in capsys.readouterr().out
+    command(monkeypatch, f"export --model {tmp_path}/model --to bert_encoder --out {tmp_path}/theirs")
+    text = document(0, 4)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "theirs")(text)["input_ids"][:32]
+    assert ids == vocabulary.tokenizer().encode(text).ids[:32]
     rows = json.loads((tmp_path / "scores" / "accuracies.json").read_text())
     assert {row["representation"] for row in rows} == {"model", "random initialisation", "bag of words"}
     assert "name it by --label" in refused(monkeypatch, capsys, f"evaluate {reading}")

@@ -15,7 +15,7 @@ from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions, batch_bits, bert_counts, counted, shown, spans, whole_words, words_of
 from mmssl.modality import TEXT
 from mmssl.objectives.objective import Figure, Objective, Output
-from mmssl.objectives.words import NOT_WANTED, near_words, predicted_words
+from mmssl.objectives.words import NOT_WANTED, word_figures
 from mmssl.tokenizer import Batch, TextTokenizer, TokenizerConfig
 from mmssl.transformer import TransformerConfig, bert_init
 
@@ -169,6 +169,10 @@ class MLM(Objective):
             batch = {**batch, "epoch": batch["epoch"] % dupes}
         return batch_bits(batch, batch["text"].shape[1], seed=self.config.seed, stream=f"{purpose}/text")
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Hidden words."""
+        return {"text.hidden": torch.tensor(len(self.hide(batch).hide.index), device=batch["text"].device)}
+
     def gapped(self, batch: Batch, mask: Mask) -> Batch:
         """The batch as the encoder reads it. UserError where the model has no mask token."""
         if "text.target" in batch:
@@ -196,8 +200,10 @@ class MLM(Objective):
         tokens = self.encoder(self.gapped(batch, mask), mask, packed=self.config.packing)
         hidden, learns = self.head(tokens.at(hide)), self.training and torch.is_grad_enabled()
         prediction = None if learns else nn.functional.linear(hidden, self.words, self.bias)
-        wanted = self.wanted(batch, hide)
-        parts = {"mlm": linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=self.group)}
+        # Where training says how many words are hidden in all, it averages over ranks and chunks itself.
+        wanted, group = self.wanted(batch, hide), None if "text.hidden" in batch else self.group
+        mean = linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=group)
+        parts = {"mlm": self.part_of_mean(mean, batch, "text.hidden", len(wanted))}
         if self.pooler is not None and self.next is not None and "text.next" in batch:
             pooled = self.pooler(tokens.pooled("class")).tanh()
             labels = batch["text.next"]
@@ -208,10 +214,6 @@ class MLM(Objective):
     @torch.no_grad()
     def figures(self, batch: Batch) -> list[Figure]:
         """What the model predicts for some hidden words, and which words it has near them in its table."""
-        out = self(batch)
-        assert out.mask is not None and out.prediction is not None
-        wanted, read = self.wanted(batch, out.mask.hide), self.gapped(batch, out.mask)["text"]
-        if not len(wanted):
-            return []
-        special = self.config.special if self.config.mask is None else (self.config.mask, *self.config.special)
-        return [predicted_words(read, out.mask, wanted, out.prediction), near_words(self.words, wanted, special)]
+        mask, special = self.hide(batch), {self.config.mask, *self.config.special} - {None}
+        read, wanted = self.gapped(batch, mask)["text"], self.wanted(batch, mask.hide)
+        return word_figures(read, mask, wanted, self(batch, mask).prediction, self.words, special)

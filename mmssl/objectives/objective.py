@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -81,7 +82,9 @@ class Objective(nn.Module):
     of the learning rate by prefixes of names (see `parameter_groups`). optimizer: the paper's, by its name in
     `TrainSettings`.
 
-    A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
+    A method whose loss is a mean over samples defines `forward`. One whose terms are means over other things, of which
+    samples have few or many (hidden words), says by `counts` how many there are, and weighs each by `part_of_mean`. One
+    whose loss compares samples with each other (CLIP,
     SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
     it is split into (see `mmssl.training.gradients`).
     """
@@ -163,6 +166,17 @@ class Objective(nn.Module):
     def group(self) -> ProcessGroup | None:
         """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
         return ranks.training_ranks() if self.training else None
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many things the terms of the loss are means over, where these are not samples: 0-d tensors by names of
+        the batch's form, such as `text.hidden`. Training adds to each chunk, on each rank, under the same names how
+        many a chunk has on average."""
+        return {}
+
+    def part_of_mean(self, mean: Float[Tensor, ""], batch: Batch, name: str, count: int) -> Float[Tensor, ""]:
+        """The mean over the `count` things of this chunk as a term of the loss: the mean of all chunks' terms is then
+        that over the things of all of them. Where `batch` does not tell `name` it is all there is, and stays."""
+        return mean * (count / batch[name]) if name in batch else mean
 
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,20 @@ _HEADING = "What it predicts"
 _GUESSES = ("first guess", "second", "third", "fourth", "fifth")
 _HIDDEN, _AROUND = 3, 10  # hidden words of a text, and words to either side of one
 _ASKED = 8  # words whose neighbours are told
+
+
+def word_figures(
+    read: Int64[Tensor, "batch positions"],
+    mask: Mask,
+    wanted: Int64[Tensor, " hidden"],
+    scores: Float[Tensor, "hidden words"] | None,
+    table: Float[Tensor, "words dim"],
+    special: Collection[int],
+) -> list[Figure]:
+    """What `predicted_words` and `near_words` show, the latter of the hidden words; nothing where none is hidden."""
+    if scores is None or not len(wanted):
+        return []
+    return [predicted_words(read, mask, wanted, scores), near_words(table, wanted, special)]
 
 
 def predicted_words(
@@ -56,7 +70,7 @@ def predicted_words(
     return Figure("words", _HEADING, caption, table=Table(head, tuple(rows)))
 
 
-def near_words(table: Float[Tensor, "words dim"], asked: Int64[Tensor, " some"], special: Sequence[int]) -> Figure:
+def near_words(table: Float[Tensor, "words dim"], asked: Int64[Tensor, " some"], special: Collection[int]) -> Figure:
     """A few of the words that are asked for, each with the five that are nearest to it in the table of words, by
     cosine similarity; none of them special."""
     few = [word for word in dict.fromkeys(asked.tolist()) if word not in special][:_ASKED]
