@@ -197,7 +197,7 @@ class TextTokenizer(nn.Module):
         return tokens + self._looked_up(self.segments, segment[rows, index], "segments are counted from 0")
 
     def _looked_up(self, table: nn.Embedding, ids: Tensor, remedy: str) -> Tensor:
-        if ids.numel() and not torch.compiler.is_compiling() and values_are_checked(ids):
+        if not torch.compiler.is_compiling() and values_are_checked(ids) and ids.numel():
             (low, high), known = (int(value) for value in ids.aminmax()), table.num_embeddings
             if low < 0 or high >= known:
                 raise UserError(f"{self.modality.name}: ids from {low} to {high}, but the model has {known}: {remedy}")

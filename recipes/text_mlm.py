@@ -13,10 +13,11 @@ batch 256, a rate of 1e-4, warm-up over the first hundredth, weight decay 0.01, 
 sentences, fresh masks, batch 8192, a rate of 6e-4, warm-up over 24 000 of 500 000 steps. Run the same command again to
 resume, also after a signal (exit code 75).
 
-Where this is not the authors' code: the rate falls as a cosine, not a line; there is no dropout; all steps have one
-length, where BERT's first nine tenths have 128 tokens (`--length 128`); RoBERTa's second moment has their 0.98, but
-1e-8 beside its root. The papers report 79.6 (BERT-base, GLUE) and 90.2 (RoBERTa-large, MNLI) after fine-tuning; nothing
-of that size has been trained with this recipe.
+Where this is not the authors' code: the rate falls as a cosine, not a line; there is no dropout; RoBERTa's optimizer
+has AdamW's 1e-8 where theirs has 1e-6. BERT's first nine tenths, rows of 128 tokens, are a run of their own, `--length
+128 --positions 512 --epochs 36`, from which the rest starts, `--init RUN --epochs 4`. The papers report 79.6
+(BERT-base, GLUE) and 90.2 (RoBERTa-large, MNLI) after fine-tuning; nothing of that size has been trained with this
+recipe.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class TextMLM(Recipe):
     """Size of the encoder: 128, 512, 768 or 1024 wide."""
     length: int = 512
     """Tokens of a row, special ones included."""
+    positions: int | None = None
+    """Tokens of the longest text that the model can ever read; the length where not given."""
     rows: Literal["segment", "full", "document"] | None = None
     """segment: two, of which half follow each other, with BERT's next-sentence loss; full: full sentences, RoBERTa's;
     document: one a row, cut."""
@@ -116,7 +119,7 @@ class TextMLM(Recipe):
         return mlm_config(
             self.model,
             kind=self.kind,
-            length=self.length,
+            length=self.length if self.positions is None else self.positions,
             next_sentence=settled.rows == "segment",
             masking=self.masking,
             mask_ratio=self.mask_ratio,

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from mmssl.data import (
     Ledger,
@@ -419,6 +420,9 @@ def test_a_line_of_megabytes_is_a_document_as_any_other_and_is_named(tmp_path, t
 def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path, tokenizer):
     empty, special, fields = tmp_path / "empty.txt", tmp_path / "special.txt", tmp_path / "fields.jsonl"
     empty.touch()
+    (tmp_path / "empty.csv.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "header.csv").write_text("text,kind\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
     special.write_text("[CLS] [SEP]\n[PAD]")
     fields.write_text('{"title": "bal", "body": "dal"}\n')
     broken = tmp_path / "broken.jsonl.gz"
@@ -431,6 +435,9 @@ def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path, tokenizer):
     write(tmp_path / "one.txt", DOCUMENTS[:1])
     for path, sentence, settings in (
         (empty, "empty.txt holds no text to read: 1 lines were tried and the first, empty.txt, is empty.", {}),
+        (tmp_path / "empty.csv.gz", "the first, empty.csv.gz, is empty.", {}),
+        (tmp_path / "header.csv", "header.csv holds no text to read: 0 lines were tried.", {}),
+        (tmp_path / "none.parquet", "none.parquet holds no text to read: 0 lines were tried.", {}),
         (special, "2 lines were tried and the first, special.txt:1, holds nothing but special tokens.", {}),
         (tmp_path / "bytes.txt", "3 lines were tried and the first, bytes.txt:1, is not UTF-8.", {}),
         (fields, "has no field 'text', only 'body', 'title': name the one that is meant.", {}),
@@ -461,8 +468,14 @@ def test_any_tokenizer_is_taken_that_says_where_a_text_begins_and_ends(tmp_path,
     assert vocabulary.framing == (0, CLS, SEP)
     with pytest.raises(UserError, match="has no mask token: name its mask_token"):
         _ = vocabulary.masked
-    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "[GAP]", "special": True}}))
+    gap = {"__type": "AddedToken", "content": "[GAP]", "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": gap}))
     assert Vocabulary.read(folder).masked == 4
+    Vocabulary.read(folder).save(tmp_path / "kept")
+    (folder / "tokenizer_config.json").unlink()
+    Vocabulary.read(folder).save(tmp_path / "plain")
+    kept, plain = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("kept", "plain"))
+    assert (kept.mask_token_id, kept.cls_token_id, plain.sep_token_id, plain.mask_token) == (4, CLS, SEP, None)
     (folder / "tokenizer.json").write_text(renamed.replace("[SEP]", "[END]"))
     with pytest.raises(UserError, match=r"has no token that ends a text: name its sep_token .* or add \[SEP\]"):
         Vocabulary.read(folder)

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 
 from mmssl import Encoder, demo
+from mmssl.data import subset
+from mmssl.datasets import digits_source
 from mmssl.errors import UserError
 from mmssl.evaluation import protocol
 
@@ -14,7 +16,8 @@ def test_the_demo_falls_back_to_digits(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "fetch_fashion_mnist", unreachable)
     monkeypatch.setattr(protocol, "_DRAWS", 1)  # each is a search for a penalty
-    short, settings = 1.0, demo.demo_settings
+    monkeypatch.setattr(demo, "digits_source", lambda part="train": subset(digits_source(part), range(300)))
+    short, settings = 4.0, demo.demo_settings
     monkeypatch.setattr(demo, "demo_settings", lambda epochs: replace(settings(short), validate_every=2))
     demo.demo(None, tmp_path / "demo")
     said = capsys.readouterr().out

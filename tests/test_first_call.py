@@ -54,7 +54,7 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
     ("method", "settings", "sentence"),
     [
         ("mea", {}, "unknown method 'mea': did you mean 'mae'?"),
-        ("beit", {}, "unknown method 'beit': choose one of audiomae, mae, siammae, videomae"),
+        ("beit", {}, "unknown method 'beit': choose one of audiomae, mae, mlm, siammae, videomae"),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),
         ("videomae", {"model": "tny"}, "model='tny': did you mean 'tiny'?"),
         ("mae", {"epochs": "3"}, "epochs='3' is of another kind than float, which this setting is"),

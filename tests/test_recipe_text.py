@@ -3,15 +3,18 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from mmssl import MLM
 from mmssl.cli import main
 from mmssl.data import Vocabulary
-from mmssl.objectives import load
+from mmssl.methods import find
+from mmssl.objectives import load, mlm_config
 from mmssl.training import read_metrics
 from tests.test_data_text import document
 from tests.test_recipe_video import command, recipe
@@ -45,6 +48,7 @@ def test_texts_become_a_model_also_from_the_middle_on(texts, tmp_path, monkeypat
     assert "1 line skipped, 20 documents read: texts.jsonl:21 is no JSON" in told
     method = load(tmp_path / "whole" / "final")
     assert isinstance(method, MLM) and (method.pooler is not None) == (kind == "bert")
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole" / "final").mask_token_id == method.config.mask
     row = read_metrics(tmp_path / "whole")[-1]
     assert (row["seen"], row["skipped"]) == (row["step"] * 8, 1)
     assert "heldout_loss" in row and ("nsp" in row["parts"]) == (kind == "bert")
@@ -80,8 +84,7 @@ def test_features_of_texts_are_written_and_measured(texts, tmp_path, monkeypatch
     command(monkeypatch, f"embed {reading} {given} --out {tmp_path}/features.npz --pool class")
     found = np.load(tmp_path / "features.npz")
     assert found["features"].shape == (20, 128) and found["labels"][:4].tolist() == ["a", "b", "a", "b"]
-    for name, content in vocabulary.files.items():
-        (tmp_path / "model" / name).write_bytes(content)
+    vocabulary.save(tmp_path / "model")
     command(monkeypatch, f"evaluate {reading} --label kind --out {tmp_path}/scores")
     assert "bag of words" in capsys.readouterr().out
     command(monkeypatch, f"export --model {tmp_path}/model --to bert_encoder --out {tmp_path}/theirs")
@@ -95,15 +98,32 @@ def test_features_of_texts_are_written_and_measured(texts, tmp_path, monkeypatch
     assert "drawn as pictures" in refused(monkeypatch, capsys, f"neighbours {reading}")
 
 
-def test_padded_rows_train_to_the_same_loss_and_settings_are_the_papers(texts, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("kind", "batch", "peak", "betas", "clip", "optimizer", "warmup"),
+    [
+        ("bert", 256, 1e-4, (0.9, 0.999), 1.0, "auto", 10_000 / 1_000_000),
+        ("roberta", 8192, 6e-4, (0.9, 0.98), None, "adamw", 24_000 / 500_000),
+    ],
+)
+def test_what_is_not_given_is_the_papers(kind, batch, peak, betas, clip, optimizer, warmup):
+    recipe = find("mlm").config(data=Path(), kind=kind)
+    settings = recipe.training(1, torch.device("cpu"))
+    assert (settings.batch_size, settings.betas, settings.clip_norm) == (batch, betas, clip)
+    assert settings.base_lr * batch / 256 == pytest.approx(peak) and settings.weight_decay == 0.01
+    assert settings.optimizer == optimizer and settings.warmup_epochs == pytest.approx(warmup * settings.epochs)
+    assert recipe.method() == mlm_config("base", kind=kind)
+
+
+def test_padded_rows_train_to_the_same_loss(texts, tmp_path, monkeypatch, capsys):
     command(monkeypatch, f"tokenizer --data {texts} --out {tmp_path}/words --vocab 120")
-    line = f"--data {texts} --tokenizer {tmp_path}/words {SMALL}"
+    line = f"--data {texts} --tokenizer {tmp_path}/words {SMALL} --positions 48"
     for packing in ("on", "off"):
         assert recipe(monkeypatch, "text_mlm", f"{line} --out {tmp_path}/{packing} --packing {packing}") == 0
     losses = [read_metrics(tmp_path / packing)[-1]["heldout_loss"] for packing in ("on", "off")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     settings = json.loads((tmp_path / "on" / "settings.json").read_text())
     chosen = {name: settings[f"method.{name}"] for name in ("next_sentence", "dupe_factor", "mask", "special")}
+    assert settings["method.encoder.tokenizers.0.size"] == [48]  # more than rows have
     assert chosen == {"next_sentence": True, "dupe_factor": 10, "mask": 4, "special": [0, 2, 3]}
 
 

@@ -37,8 +37,7 @@ def export(model: Path, out: Path | None, to: str) -> None:
     form, whole = forms[to]
     whole.save_as(form, out)
     if (words := tokenizer_beside(folder)) is not None:
-        for name, content in Vocabulary.read(words).files.items():
-            (out / name).write_bytes(content)
+        Vocabulary.read(words).save(out)
     place = as_text(str(out))
     if form.library == "timm":
         print(f"import timm\nmodel = timm.create_model({f'local-dir:{place}'!r}, pretrained=True)")

@@ -34,7 +34,7 @@ _REMARKABLE = 2**20  # characters of a document
 
 
 class Corpus:
-    """Encoded documents, as they lie in `folder`, which `encoded` writes.
+    """Encoded documents, as they lie in `folder`, which `encoded` writes and names by the hash of all they depend on.
 
     ids: uint16 or int32 [tokens], of all documents one behind the other, without special tokens of their own.
     begins: bool [tokens], where a word begins. sentences: int64 [sentences + 1], the token that each begins with, and

@@ -13,9 +13,9 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from mmssl.errors import UserError, as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Table
 
 KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 _PROBES = 1000
@@ -94,11 +95,12 @@ class TextFiles(FileSource):
         """
         for number, name in enumerate(self.paths):
             path, told = self.root / name, as_text(name)
-            if not path.stat().st_size:
-                skipped.append((told, "is empty"))
-                continue
             with _scratch() as scratch, _quiet():
-                for row in self._rows(_unzipped(path, scratch), path, scratch):
+                plain = _unzipped(path, scratch)
+                if not plain.stat().st_size:
+                    skipped.append((told, "is empty"))
+                    continue
+                for row in self._rows(plain, path, scratch):
                     if row.wrong is not None:
                         skipped.append((f"{told}:{row.line}", row.wrong))
                     elif row.text is not None and row.text.strip():
@@ -164,11 +166,12 @@ class TextFiles(FileSource):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             features = Features({name: Value("string") for name in columns})
-            read = Dataset.from_csv(str(plain), features=features, cache_dir=scratch, on_bad_lines="warn", **options)
+            options |= {"features": features, "cache_dir": scratch, "on_bad_lines": "warn"}
+            tables = _tables(lambda: Dataset.from_csv(str(plain), **options))
         said = "\n".join(str(warning.message) for warning in told)
         wrong = {int(line): reason for line, reason in re.findall(r"Skipping line (\d+): (.*)", said)}
         yield from (Row(line, wrong=f"is no row of its table ({reason})") for line, reason in wrong.items())
-        yield from self._of_table(read, (line for line in count(2) if line not in wrong))  # below the header
+        yield from self._of_tables(tables, (line for line in count(2) if line not in wrong))  # below the header
 
     def _of_parquet(self, plain: Path, path: Path, scratch: str) -> Iterator[Row]:
         from datasets import Dataset
@@ -180,10 +183,12 @@ class TextFiles(FileSource):
         except (ArrowInvalid, OSError) as error:
             raise UserError(f"{path} cannot be read as .parquet ({error}); mend or remove it.") from error
         columns = self._check_fields(path, set(names))
-        yield from self._of_table(Dataset.from_parquet(str(plain), columns=columns, cache_dir=scratch), count(1))
+        options: dict[str, Any] = {"columns": columns, "cache_dir": scratch, "batch_size": _PROBES}
+        tables = _tables(lambda: Dataset.from_parquet(str(plain), **options))
+        yield from self._of_tables(tables, count(1))
 
-    def _of_table(self, read: Dataset, lines: Iterator[int]) -> Iterator[Row]:
-        for table in read.with_format("arrow").iter(batch_size=_PROBES):
+    def _of_tables(self, tables: Iterator[Table], lines: Iterator[int]) -> Iterator[Row]:
+        for table in tables:
             labels = table[self.label] if self.label else [None] * len(table)
             for text, label in zip(table[self.field], labels, strict=True):
                 yield self._checked(next(lines), text.as_py(), label.as_py() if label is not None else None)
@@ -218,12 +223,22 @@ def _kind(path: str) -> str:
 def _lines(plain: Path, scratch: str) -> Iterator[Row]:
     from datasets import Dataset
 
-    read = Dataset.from_text(str(plain), cache_dir=scratch, encoding="utf-8-sig", encoding_errors=_REPLACED)
-    line = 0
-    for table in read.with_format("arrow").iter(batch_size=_PROBES):
-        for value in table["text"]:
-            line, text = line + 1, value.as_py()
-            yield Row(line, wrong="is not UTF-8") if _NO_CHARACTER in text else Row(line, text)
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "encoding_errors": _REPLACED, "cache_dir": scratch}
+    tables = _tables(lambda: Dataset.from_text(str(plain), **options))
+    for line, value in enumerate(chain.from_iterable(table["text"] for table in tables), 1):
+        text = value.as_py()
+        yield Row(line, wrong="is not UTF-8") if _NO_CHARACTER in text else Row(line, text)
+
+
+def _tables(read: Callable[[], Dataset]) -> Iterator[Table]:
+    """What is read now, in parts; nothing where there are no rows, for which `datasets` has an error."""
+    try:
+        dataset = read()
+    except ValueError as error:
+        if "no data" not in str(error):
+            raise
+        return iter(())
+    return dataset.with_format("arrow").iter(batch_size=_PROBES)
 
 
 def _joined(lines: list[Row]) -> Row:

@@ -110,7 +110,7 @@ class TextSource(FileSource):
     @property
     def sampling(self) -> str:
         drawn = f", {len(self.copies)} copies of seed {self.seed}" if self.packing == "segment" else ""
-        return f"{self.packing} of {self.length}{drawn}, {self.vocabulary.digest}"
+        return f"{self.packing} of {self.length}{drawn}, {self.corpus.folder.name}"
 
     def read(self, index: int) -> dict[str, Tensor]:
         """Row `index` of the first copy."""

@@ -28,6 +28,8 @@ _ROLES = {
     "pad": (("pad_token",), ("[PAD]", "<pad>")),
     "mask": (("mask_token",), ("[MASK]", "<mask>")),
 }
+# That of another tokenizer would be made anew from the vocabulary alone, without complaint.
+_CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 
@@ -93,10 +95,17 @@ class Vocabulary:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What a model needs beside it so that its texts are read alike: tokenizer.json, and tokenizer_config.json
-        where there is one."""
-        config = self.path.with_name(CONFIG)
-        return {TOKENIZER: self.path.read_bytes()} | ({CONFIG: config.read_bytes()} if config.is_file() else {})
+        """What goes beside a model, by names, so that its texts are read alike, as AutoTokenizer reads it, too."""
+        config, reader = _config(self.path.with_name(CONFIG)), self.tokenizer()
+        given = {"cls": self.cls, "sep": self.sep, "pad": self.pad, "mask": self.mask}
+        names = {f"{role}_token": reader.id_to_token(number) for role, number in given.items() if number is not None}
+        return {TOKENIZER: self.path.read_bytes(), CONFIG: _written({**_CLASS, **names, **config})}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, such as its model's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither cuts nor pads."""
@@ -192,8 +201,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / TOKENIZER))
-    # The class of another tokenizer would be made anew from the vocabulary alone, without complaint.
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    if names is BERT:
-        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if names is BERT else {}
+    (folder / CONFIG).write_bytes(_written({**_CLASS, **names, **inputs}))
+
+
+def _written(config: dict[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()
