@@ -165,7 +165,8 @@ class ReadMedia(Reading):
     """How a model and the media it is to read are given."""
 
     model: Path
-    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's, also while it trains."""
+    """Model folder: of this library or transformers' ViT, ViTMAE, VideoMAE, BERT or RoBERTa; or a run's, also while it
+    trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ class Embed(ReadMedia):
     """Write a feature vector a sample: .parquet (name, label, feature) or .npz (names, labels, features)."""
 
     data: Path
-    """Folder of pictures, videos or sounds, of the model's kind."""
+    """Folder of pictures, videos, sounds or texts, of the model's kind."""
     out: Path = Path("features.parquet")
     patches: bool = False
     """Write the features of every patch, [grid, dim] a sample, instead of one vector."""
@@ -210,14 +211,16 @@ class Evaluate(ReadMedia):
 
     data: tuple[Path, ...]
     """Pictures, videos or sounds, of the model's kind: folders labelled by class folders, which may hold `train` and
-    `val`, or manifests. With several labels a sample, mean average precision is measured."""
+    `val`, or manifests; or texts with a class beside them, which --label names. With several labels a sample, mean
+    average precision is measured."""
     test: Path | None = None
     """What to test on, such as a second manifest, where DATA has no part for it; otherwise a fifth is held out."""
     attentive: bool = False
     """Beside kNN and linear an attentive probe: it learns which patches to look at. Holds all patch features in memory,
     4 bytes x patches x width for each clip and model."""
     baselines: Literal["on", "off"] = "on"
-    """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), too."""
+    """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), of texts
+    the counts of their words, too."""
     out: Path | None = None
     """Folder for accuracies.json, or masks.json or points.json; of several data sets each has one of its name in it."""
     task: Literal["classes", "masks", "points"] = "classes"

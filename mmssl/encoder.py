@@ -209,13 +209,16 @@ class Encoder(nn.Module):
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
     def features(self, media: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample, from all its positions.
+        """One vector a sample, from all its positions. Texts of different lengths run packed, without padding; their
+        "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP], included, as sentence-transformers'
+        pooling has it, and of an encoder without a class token "class" is the first token, BERT's [CLS].
 
         media: a batch as everywhere, its values tensors or numpy arrays; or where the encoder reads one modality that
         alone, e.g. pictures `[B, C, H, W]`, uint8 0-255 or floating point 0-1. Arrays go to the encoder's device.
         Raises UserError for anything else.
         """
-        return self.pool_norm(self(self._batch(media)).pooled(pool))
+        packed = not self.config.prefix
+        return self.pool_norm(self(self._batch(media), packed=packed).pooled(pool))
 
     def _batch(self, media: Any) -> dict[str, Tensor]:
         names = list(self.tokenizers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
@@ -163,11 +163,12 @@ class Recipe:
         repeats: int = 1,
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
+        beside: Mapping[str, bytes] | None = None,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
-        runs on rank 0, before the report is drawn.
+        runs on rank 0, before the report is drawn. beside: files that go with the model (see `pretrain`).
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
@@ -195,6 +196,7 @@ class Recipe:
                 watch=watch,
                 ceiling=self.max_skipped,
                 context=context,
+                beside=beside,
             )
             if distributed.rank() == 0:
                 try:

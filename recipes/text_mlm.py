@@ -152,7 +152,7 @@ class TextMLM(Recipe):
             ),
             view,
             view,
-            afterwards=lambda objective, device: vocabulary.save(self.out / "final"),
+            beside=vocabulary.files,
         )
 
 

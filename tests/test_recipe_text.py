@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from mmssl import MLM
+from mmssl.cli import main
+from mmssl.data import Vocabulary
 from mmssl.methods import find
 from mmssl.objectives import load, mlm_config
 from mmssl.training import read_metrics
@@ -29,7 +33,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def texts(tmp_path):
     path = tmp_path / "texts.jsonl"
-    rows = [json.dumps({"text": document(number, 4)}) for number in range(20)]
+    rows = [json.dumps({"text": document(number, 4), "kind": "ab"[number % 2]}) for number in range(20)]
     path.write_text("\n".join([*rows, "{no json"]))
     return path
 
@@ -50,10 +54,48 @@ def test_texts_become_a_model_also_from_the_middle_on(texts, tmp_path, monkeypat
     assert "heldout_loss" in row and ("nsp" in row["parts"]) == (kind == "bert")
     skipped = (tmp_path / "whole" / "skipped.jsonl").read_text()
     assert "texts.jsonl:21" in skipped and (tmp_path / "whole" / "report.html").is_file()
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert ("<mark>[MASK]</mark>" if kind == "bert" else "<mark>&lt;mask&gt;</mark>") in page
+    assert "first guess" in page and "up to 32 tokens" in page
+    words = [(tmp_path / place / "tokenizer.json").read_bytes() for place in ("words", "whole", "whole/final")]
+    assert words[0] == words[1] == words[2]
     shutil.copytree(tmp_path / "whole" / "step-00000002", tmp_path / "resumed" / "step-00000002")
     assert recipe(monkeypatch, "text_mlm", f"{line} --out {tmp_path}/resumed") == 0
     runs = [tmp_path / run / "final" / "model.safetensors" for run in ("whole", "resumed")]
     assert runs[0].read_bytes() == runs[1].read_bytes()
+
+
+def refused(monkeypatch, capsys, line):
+    """What is said of a command that cannot be done."""
+    monkeypatch.setattr(sys, "argv", ["mmssl", *line.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_features_of_texts_are_written_and_measured(texts, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, f"tokenizer --data {texts} --out {tmp_path}/words --vocab 120")
+    vocabulary = Vocabulary.read(tmp_path / "words")
+    model = MLM("tiny", vocab=vocabulary.size, length=32, mask=vocabulary.mask, special=vocabulary.framing)
+    reading = f"--model {model.save_pretrained(tmp_path / 'model')} --data {texts} --workers 0 --device cpu"
+    assert "needs its tokenizer: give --tokenizer" in refused(monkeypatch, capsys, f"embed {reading}")
+    given = f"--tokenizer {tmp_path}/words --label kind"
+    command(monkeypatch, f"embed {reading} {given} --out {tmp_path}/features.npz --pool class")
+    found = np.load(tmp_path / "features.npz")
+    assert found["features"].shape == (20, 128) and found["labels"][:4].tolist() == ["a", "b", "a", "b"]
+    vocabulary.save(tmp_path / "model")
+    command(monkeypatch, f"evaluate {reading} --label kind --out {tmp_path}/scores")
+    assert "bag of words" in capsys.readouterr().out
+    command(monkeypatch, f"export --model {tmp_path}/model --to bert_encoder --out {tmp_path}/theirs")
+    text = document(0, 4)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "theirs")(text)["input_ids"][:32]
+    assert ids == vocabulary.tokenizer().encode(text).ids[:32]
+    rows = json.loads((tmp_path / "scores" / "accuracies.json").read_text())
+    assert {row["representation"] for row in rows} == {"model", "random initialisation", "bag of words"}
+    assert "name it by --label" in refused(monkeypatch, capsys, f"evaluate {reading}")
+    assert "texts have no patches" in refused(monkeypatch, capsys, f"embed {reading} --patches")
+    assert "drawn as pictures" in refused(monkeypatch, capsys, f"neighbours {reading}")
 
 
 @pytest.mark.parametrize(

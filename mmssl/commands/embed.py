@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmssl.commands.features import features_of, open_media, say, views
+from mmssl.commands.features import features_of, open_media, say, told_how, views
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     notes,
@@ -29,7 +29,8 @@ def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = 
     """Write the features of a folder as .parquet or .npz."""
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
-    encoder = Encoder.from_pretrained(model_in(model))
+    folder = model_in(model)
+    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
     source = open_media(encoder, data, None, reading)
     say(notes(source))
     (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device), patches).values()
@@ -69,7 +70,10 @@ def neighbours(
     model: Path, data: Path, out: Path, reading: Reading, queries: int, shown: int, named: Sequence[str]
 ) -> None:
     """Draw queries, evenly spread over the media or `named`, each with those whose features are nearest to its own."""
-    encoder = Encoder.from_pretrained(model_in(model))
+    folder = model_in(model)
+    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
+    if not single_modality(encoder).patch:
+        raise UserError("neighbours are drawn as pictures, which texts are not: take features, `mmssl embed`")
     source = open_media(encoder, data, None, reading)
     say(notes(source))
     (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device)).values()

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mmssl.commands.features import features_and_patches_of, features_of, open_media, say
+from mmssl.commands.features import features_and_patches_of, features_of, open_media, say, told_how
 from mmssl.commands.labels import both_parts, counted
 from mmssl.commands.reading import Reading
 from mmssl.data import (
@@ -58,7 +58,8 @@ def evaluate(
 ) -> None:
     """Print, and write where asked, what kNN and linear probe, and an attentive one where asked, make of the model and
     of what it is held against: accuracies, or mean average precision where samples have several labels each."""
-    encoder = Encoder.from_pretrained(model_in(model))
+    folder = model_in(model)
+    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
     encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
         encoders |= {"random initialisation": untrained(encoder), raw_name(single_modality(encoder)): RawMedia()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mmssl.data.vocabulary import Vocabulary, tokenizer_beside
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.interop import read_config
@@ -35,6 +36,8 @@ def export(model: Path, out: Path | None, to: str) -> None:
         raise UserError("give --out DIR, the folder to write")
     form, whole = forms[to]
     whole.save_as(form, out)
+    if (words := tokenizer_beside(folder)) is not None:
+        Vocabulary.read(words).save(out)
     place = as_text(str(out))
     if form.library == "timm":
         print(f"import timm\nmodel = timm.create_model({f'local-dir:{place}'!r}, pretrained=True)")

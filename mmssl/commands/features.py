@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,13 +18,17 @@ from mmssl.data import (
     SoundClips,
     SoundView,
     Source,
+    TextView,
     View,
+    Vocabulary,
     blending_told,
     evaluation_batches,
     open_sounds,
     open_source,
+    open_texts,
     open_videos,
 )
+from mmssl.data.vocabulary import tokenizer_beside
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
 from mmssl.evaluation import (
@@ -37,12 +42,23 @@ from mmssl.evaluation import (
     extract,
     join_clips,
 )
-from mmssl.modality import AUDIO, VIDEO
+from mmssl.modality import AUDIO, TEXT, VIDEO
 
 
 def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading) -> Source:
-    """The media of the encoder's kind under `data`."""
+    """The media of the encoder's kind under `data`. Raises UserError for texts without a tokenizer (see `told_how`)."""
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
+    if modality.name == TEXT.name:
+        if reading.tokenizer is None:
+            raise UserError("a model of texts needs its tokenizer: give --tokenizer, a folder with tokenizer.json")
+        words = Vocabulary.read(reading.tokenizer)
+        if words.size > modality.channels:
+            raise UserError(
+                f"{reading.tokenizer} has {words.size} tokens, but the model knows {modality.channels}: take its own"
+            )
+        return open_texts(
+            data, words, split, packing="document", length=size[0], field=reading.field, label=reading.label
+        )
     if modality.name == AUDIO.name:
         clips = SoundClips(samples_of(size[0]) / RATE, spread=reading.clips)
         return open_sounds(data, split, clips, label=reading.label)
@@ -59,6 +75,11 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     )
 
 
+def told_how(reading: Reading, model: Path) -> Reading:
+    """The same with the tokenizer beside the model's folder, where there is one and none is given."""
+    return replace(reading, tokenizer=reading.tokenizer or tokenizer_beside(model))
+
+
 def features_of(
     encoders: Mapping[str, Encoder | RawMedia],
     source: Source,
@@ -70,6 +91,8 @@ def features_of(
     that says how. Unreadable samples are listed and left out. patches: of every patch, in a row.
     """
     on_frames = _on_frames(encoders, reading)
+    if patches:
+        _check_patches(encoders)
     if patches and on_frames:
         raise UserError("patch features are those of a picture or of a video model's clip: leave out --frames")
     wrap = PatchEncoder if patches else FrameEncoder if on_frames else None
@@ -84,6 +107,7 @@ def features_and_patches_of(
     """What `features_of` gives without and with `patches`, in one pass; the latter of encoders alone, and with the
     patches of all clips of a sample side by side.
     """
+    _check_patches(encoders)
     if _on_frames(encoders, reading):
         raise UserError("an attentive probe looks at the patches of a picture, clip or sound: leave out --frames")
     widths = {name: each.dim for name, each in encoders.items() if isinstance(each, Encoder)}
@@ -101,6 +125,11 @@ def _first(encoders: Mapping[str, Encoder | RawMedia]) -> Encoder:
     encoder = next(iter(encoders.values()))
     assert isinstance(encoder, Encoder)
     return encoder
+
+
+def _check_patches(encoders: Mapping[str, Encoder | RawMedia]) -> None:
+    if not single_modality(_first(encoders)).patch:
+        raise UserError("texts have no patches, and each as many words as it has: take one feature a text")
 
 
 def _on_frames(encoders: Mapping[str, Encoder | RawMedia], reading: Reading) -> bool:
@@ -144,8 +173,12 @@ def views(
     encoder: Encoder, source: Source, reading: Reading, ledger: Ledger | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The media as the encoder was trained to see them: the centre, at its size."""
-    *_, height, width = encoder.config.tokenizers[0].size
-    view: View = SoundView(height) if single_modality(encoder).name == AUDIO.name else EvalView((height, width))
+    size, name = encoder.config.tokenizers[0].size, single_modality(encoder).name
+    view: View
+    if name == TEXT.name:
+        view = TextView(size[0])
+    else:
+        view = SoundView(size[-2]) if name == AUDIO.name else EvalView((size[-2], size[-1]))
     return evaluation_batches(
         source,
         view,

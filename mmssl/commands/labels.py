@@ -18,7 +18,8 @@ def both_parts(
     UserError where a part has no labels, or the test part classes that the training part has not.
     """
     classless = (
-        f"{data}: no labels; evaluation needs a folder of class folders, at least two, or a manifest with labels"
+        f"{data}: no labels; evaluation needs a folder of class folders, at least two, or a manifest with labels; "
+        "where texts have a class beside them, name it by --label"
     )
     train, held_out = _labelled(opened(data, "train"), classless), ""
     try:

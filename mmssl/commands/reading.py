@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -15,13 +16,17 @@ class Reading:
     workers: int = 2
     device: str = "auto"
     label: str | None = None
-    """What a manifest, or the JSON beside a sample in tar shards, calls the class; where not given `label` in
-    manifests, or `labels` for several each, in shards the text of `.cls`."""
+    """What a manifest, a file of texts, or the JSON beside a sample in tar shards, calls the class; where not given
+    `label` in manifests, or `labels` for several each, in shards the text of `.cls`, and nothing in texts."""
     clips: int = 1
     """Clips of each video or sound, evenly spread; their features are averaged."""
     stride: int = 4
     """From one frame of a clip to the next, in the video's average frame intervals."""
     frames: int = 0
     """Ask a model of pictures about videos: frames of a clip, whose features are joined."""
+    field: str = "text"
+    """What .jsonl, .csv and .parquet call the text, for a model of texts."""
+    tokenizer: Path | None = None
+    """Folder with the tokenizer.json of a model of texts; where not given, the one beside the model."""
     background: str = "white"
     """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Kind = Literal["wordpiece", "bpe", "unigram"]
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What `tokenizer_config.json` calls each special token, and what they are where it says nothing: BERT's and RoBERTa's.
 _ROLES = {
     "cls": (("cls_token", "bos_token"), ("[CLS]", "<s>")),
@@ -28,7 +28,6 @@ _ROLES = {
     "pad": (("pad_token",), ("[PAD]", "<pad>")),
     "mask": (("mask_token",), ("[MASK]", "<mask>")),
 }
-_CONFIG = "tokenizer_config.json"
 # That of another tokenizer would be made anew from the vocabulary alone, without complaint.
 _CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -58,10 +57,10 @@ class Vocabulary:
         which otherwise are BERT's or RoBERTa's. Raises UserError without a token that begins and one that ends a text.
         """
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
+        file = file / TOKENIZER if file.is_dir() else file
         tokenizer = _tokenizer(file)
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        config = _config(file.with_name(_CONFIG))
+        config = _config(file.with_name(CONFIG))
         roles = {role: _special(ids, config, *names) for role, names in _ROLES.items()}
         begin, end = roles["cls"], roles["sep"]
         if begin is None or end is None:
@@ -94,14 +93,19 @@ class Vocabulary:
         """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
         return tuple(sorted({self.pad, self.cls, self.sep}))
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder, such as its model's, as AutoTokenizer reads it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.path, folder / self.path.name)
-        config, reader = _config(self.path.with_name(_CONFIG)), self.tokenizer()
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What goes beside a model, by names, so that its texts are read alike, as AutoTokenizer reads it, too."""
+        config, reader = _config(self.path.with_name(CONFIG)), self.tokenizer()
         given = {"cls": self.cls, "sep": self.sep, "pad": self.pad, "mask": self.mask}
         names = {f"{role}_token": reader.id_to_token(number) for role, number in given.items() if number is not None}
-        _write_config(folder, {**_CLASS, **names, **config})
+        return {TOKENIZER: self.path.read_bytes(), CONFIG: _written({**_CLASS, **names, **config})}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, such as its model's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which neither cuts nor pads."""
@@ -109,6 +113,12 @@ class Vocabulary:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+
+def tokenizer_beside(model: Path) -> Path | None:
+    """The folder that holds the tokenizer of a model's folder: itself, or the run's whose model or checkpoint it is."""
+    places = (model, model.parent) if (model.parent / "settings.json").is_file() else (model,)
+    return next((folder for folder in places if (folder / TOKENIZER).is_file()), None)
 
 
 def _tokenizer(file: Path) -> Tokenizer:
@@ -190,10 +200,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and the tokenizer_config.json by which AutoTokenizer finds the special tokens."""
     names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / TOKENIZER))
     inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if names is BERT else {}
-    _write_config(folder, {**_CLASS, **names, **inputs})
+    (folder / CONFIG).write_bytes(_written({**_CLASS, **names, **inputs}))
 
 
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _written(config: dict[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()

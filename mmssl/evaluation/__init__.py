@@ -1,6 +1,7 @@
 """How good is a representation?
 
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
+What a masked language model knows of the words of held-out texts.
 """
 
 from mmssl.evaluation.answers import average_precisions
@@ -43,16 +44,19 @@ from mmssl.evaluation.tracking_scores import (
     point_row,
     region_similarity,
 )
+from mmssl.evaluation.words import Counts, MaskedAccuracy, masked_accuracy, pseudo_perplexity, word_counts
 
 __all__ = [
     "CROPMAE",
     "DINO",
     "AttentiveProbe",
+    "Counts",
     "FeatureSet",
     "FrameEncoder",
     "LinearProbe",
     "MaskMeans",
     "MaskRow",
+    "MaskedAccuracy",
     "PatchEncoder",
     "PointRow",
     "PooledAndPatches",
@@ -77,6 +81,7 @@ __all__ = [
     "mask_means",
     "mask_rows",
     "mask_table",
+    "masked_accuracy",
     "patch_features",
     "pck",
     "penalties",
@@ -86,9 +91,11 @@ __all__ = [
     "propagate",
     "propagate_masks",
     "propagate_points",
+    "pseudo_perplexity",
     "raw_name",
     "region_similarity",
     "table",
     "untrained",
     "watched_accuracies",
+    "word_counts",
 ]

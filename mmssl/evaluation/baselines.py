@@ -12,25 +12,36 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mmssl.encoder import Encoder
 from mmssl.evaluation.features import FeatureEncoder, FeatureSet
-from mmssl.modality import AUDIO, Modality, zero_to_one
+from mmssl.modality import AUDIO, TEXT, Modality, zero_to_one
 
 # Pixels a side, so that a linear probe of large media stays possible.
-_PICTURE, _FRAME = 32, 16
+_PICTURE, _FRAME, _WORDS = 32, 16, 2048
 
 
 class RawMedia(nn.Module):
     """The media themselves, in a row: pixels in 0-1, averaged down to 32 a side, 16 of a clip's frames; of sounds the
-    log-mel values before normalisation, averaged down to 32 steps of time and 32 bands."""
+    log-mel values before normalisation, averaged down to 32 steps of time and 32 bands; of texts log(1 + how often)
+    each word stands there, folded to 2048 columns by id (feature hashing, Weinberger et al. 2009, without signs)."""
 
     def features(
         self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "batch values"]:
-        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, or `audio`
-        `[B, 1, time, mel]`, log-mel."""
+        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, `audio`
+        `[B, 1, time, mel]`, log-mel, or `text` ids `[B, N]` with `text.length` `[B]`."""
+        if "text" in batch:
+            return _bag_of_words(batch)
         values = zero_to_one(next(batch[name] for name in ("video", "image", "audio") if name in batch))
         most = _PICTURE if values.ndim == 4 else _FRAME
         height, width = values.shape[-2:]
         return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)
+
+
+def _bag_of_words(batch: Mapping[str, Tensor]) -> Float[Tensor, "batch columns"]:
+    text = batch["text"]
+    lengths = batch.get("text.length", torch.full((len(text),), text.shape[1], device=text.device))
+    valid = torch.arange(text.shape[1], device=text.device) < lengths[:, None]
+    counts = torch.zeros(len(text), _WORDS, device=text.device)
+    return counts.scatter_add(1, text % _WORDS, valid.float()).log1p()
 
 
 class SideBySide(nn.Module):
@@ -58,7 +69,7 @@ class SideBySide(nn.Module):
 
 def raw_name(modality: Modality) -> str:
     """What the values of `RawMedia` are called."""
-    return "log-mel" if modality.name == AUDIO.name else "raw pixels"
+    return {AUDIO.name: "log-mel", TEXT.name: "bag of words"}.get(modality.name, "raw pixels")
 
 
 def untrained(encoder: Encoder) -> Encoder:

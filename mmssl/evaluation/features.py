@@ -174,7 +174,7 @@ def _collect(
 
 
 @contextmanager
-def evaluation_mode(encoder: FeatureEncoder) -> Iterator[None]:
+def evaluation_mode(encoder: nn.Module | FeatureEncoder) -> Iterator[None]:
     """Every module in evaluation mode, put back as it was afterwards."""
     # One flag a module: a module that its owner froze in evaluation mode must not wake up in training mode.
     modes = [(module, module.training) for module in encoder.modules()]

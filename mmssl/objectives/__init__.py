@@ -3,7 +3,7 @@
 from mmssl.objectives.audiomae import AudioMAE, AudioMAEConfig, audiomae_config
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
-from mmssl.objectives.objective import Figure, Objective, Output
+from mmssl.objectives.objective import Figure, Objective, Output, Table, Token
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.objectives.registry import METHODS, imported, load
 from mmssl.objectives.siammae import SiamMAE, SiamMAEConfig, siammae_config
@@ -23,6 +23,8 @@ __all__ = [
     "PixelObjective",
     "SiamMAE",
     "SiamMAEConfig",
+    "Table",
+    "Token",
     "VideoMAE",
     "VideoMAEConfig",
     "audiomae_config",

@@ -14,13 +14,13 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions, batch_bits, bert_counts, counted, shown, spans, whole_words, words_of
 from mmssl.modality import TEXT
-from mmssl.objectives.objective import Objective, Output
+from mmssl.objectives.objective import Figure, Objective, Output
+from mmssl.objectives.words import NOT_WANTED, word_figures
 from mmssl.tokenizer import Batch, TextTokenizer, TokenizerConfig
 from mmssl.transformer import TransformerConfig, bert_init
 
 # Width, depth and heads: the papers', and below base those of Turc et al. 2019 (arXiv 1908.08962).
 SIZES = {"tiny": (128, 2, 2), "small": (512, 4, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
-NOT_WANTED = -100
 
 
 def bert_encoder_config(
@@ -144,12 +144,16 @@ class MLM(Objective):
         chosen = self.chosen(batch, valid) if target is None else (target != NOT_WANTED) & valid
         return Mask(everything, (Positions.from_boolean(chosen),), sizes)
 
-    def chosen(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
-        """Where words are hidden: of what is valid, and not special."""
+    def candidates(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
+        """Where words may be hidden: of what is valid, all that are not special."""
         text = batch["text"]
         if (special := batch.get("text.special")) is None:
             special = torch.isin(text, torch.tensor(self.config.special, dtype=torch.int64, device=text.device))
-        candidates, counts = valid & ~special.bool(), bert_counts(valid, self.config.mask_ratio)
+        return valid & ~special.bool()
+
+    def chosen(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
+        """Where words are hidden: of what may be, as many as the config says."""
+        candidates, counts = self.candidates(batch, valid), bert_counts(valid, self.config.mask_ratio)
         noise, words = self.noise(batch, "mask"), words_of(candidates, batch.get("text.words"))
         if self.config.masking == "tokens":
             return counted(noise, candidates, counts)
@@ -165,6 +169,10 @@ class MLM(Objective):
             batch = {**batch, "epoch": batch["epoch"] % dupes}
         return batch_bits(batch, batch["text"].shape[1], seed=self.config.seed, stream=f"{purpose}/text")
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Hidden words."""
+        return {"text.hidden": torch.tensor(len(self.hide(batch).hide.index), device=batch["text"].device)}
+
     def gapped(self, batch: Batch, mask: Mask) -> Batch:
         """The batch as the encoder reads it. UserError where the model has no mask token."""
         if "text.target" in batch:
@@ -175,6 +183,11 @@ class MLM(Objective):
         by_runs, vocab, shares = self.config.masking == "spans", len(self.bias), self.config.shares
         seen = shown(batch["text"], hidden, *noises, self.config.mask, vocab, shares, by_runs)
         return {**batch, "text": seen}
+
+    def wanted(self, batch: Batch, hide: Positions) -> Int64[Tensor, " hidden"]:
+        """The words that are hidden, in the order of the prediction."""
+        hide = hide.flat()
+        return batch.get("text.target", batch["text"])[hide.rows, hide.index]
 
     @property
     def words(self) -> Float[Tensor, "words dim"]:
@@ -187,11 +200,20 @@ class MLM(Objective):
         tokens = self.encoder(self.gapped(batch, mask), mask, packed=self.config.packing)
         hidden, learns = self.head(tokens.at(hide)), self.training and torch.is_grad_enabled()
         prediction = None if learns else nn.functional.linear(hidden, self.words, self.bias)
-        wanted = batch.get("text.target", batch["text"])[hide.rows, hide.index]
-        parts = {"mlm": linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=self.group)}
+        # Where training says how many words are hidden in all, it averages over ranks and chunks itself.
+        wanted, group = self.wanted(batch, hide), None if "text.hidden" in batch else self.group
+        mean = linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=group)
+        parts = {"mlm": self.part_of_mean(mean, batch, "text.hidden", len(wanted))}
         if self.pooler is not None and self.next is not None and "text.next" in batch:
             pooled = self.pooler(tokens.pooled("class")).tanh()
             labels = batch["text.next"]
             parts["nsp"] = linear_cross_entropy(pooled, self.next.weight, labels, bias=self.next.bias, group=self.group)
         loss = torch.stack(list(parts.values())).sum()
         return Output(loss, {name: part.detach() for name, part in parts.items()}, prediction, mask)
+
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> list[Figure]:
+        """What the model predicts for some hidden words, and which words it has near them in its table."""
+        mask, special = self.hide(batch), {self.config.mask, *self.config.special} - {None}
+        read, wanted = self.gapped(batch, mask)["text"], self.wanted(batch, mask.hide)
+        return word_figures(read, mask, wanted, self(batch, mask).prediction, self.words, special)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -35,19 +36,41 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A word in a table, by its id: the report writes it out where it finds the tokenizer. marked: it stands out."""
+
+    id: int
+    marked: bool = False
+
+
+Cell = tuple[Token | str, ...]
+"""What stands in one place of a table: words and plain texts."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of as many cells as `head` has names; a cell is of words, plain texts, or both."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
 class Figure:
-    """Something to look at, for the report.
+    """Something to look at, for the report: pictures, or a table of words.
 
     columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
     clips [B, C, T, H, W] of values in 0-1, of any channels, NaN where there is nothing to see. axes: what the pixels of
-    pictures mean, to the right and upwards, where that is measured. Figures of one heading stand together.
+    pictures mean, to the right and upwards, where that is measured. table: instead of pictures. Figures of one heading
+    stand together.
     """
 
     name: str
     heading: str
     caption: str
-    columns: tuple[Tensor, ...]
+    columns: tuple[Tensor, ...] = ()
     axes: tuple[Axis, Axis] | None = None
+    table: Table | None = None
 
 
 class Objective(nn.Module):
@@ -59,7 +82,9 @@ class Objective(nn.Module):
     of the learning rate by prefixes of names (see `parameter_groups`). optimizer: the paper's, by its name in
     `TrainSettings`.
 
-    A method whose loss is a mean over samples defines `forward`. One whose loss compares samples with each other (CLIP,
+    A method whose loss is a mean over samples defines `forward`. One whose terms are means over other things, of which
+    samples have few or many (hidden words), says by `counts` how many there are, and weighs each by `part_of_mean`. One
+    whose loss compares samples with each other (CLIP,
     SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
     it is split into (see `mmssl.training.gradients`).
     """
@@ -141,6 +166,17 @@ class Objective(nn.Module):
     def group(self) -> ProcessGroup | None:
         """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
         return ranks.training_ranks() if self.training else None
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many things the terms of the loss are means over, where these are not samples: 0-d tensors by names of
+        the batch's form, such as `text.hidden`. Training adds to each chunk, on each rank, under the same names how
+        many a chunk has on average."""
+        return {}
+
+    def part_of_mean(self, mean: Float[Tensor, ""], batch: Batch, name: str, count: int) -> Float[Tensor, ""]:
+        """The mean over the `count` things of this chunk as a term of the loss: the mean of all chunks' terms is then
+        that over the things of all of them. Where `batch` does not tell `name` it is all there is, and stays."""
+        return mean * (count / batch[name]) if name in batch else mean
 
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training.

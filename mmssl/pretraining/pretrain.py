@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,15 @@ def pretrain(
     ceiling: float = 0.001,
     context: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> TrainResult:
     """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
     what kNN and a linear probe make of their features.
 
     prepare: what the views leave to the device, done there with each batch of training and with those that are watched
     (see `mmssl.audio.spectrograms`). repeats: views of each sample in a row, for media that are costly to open. The run
-    folder gets all a report needs.
+    folder gets all a report needs. beside: files, by name, that go with the model: into the run's folder and its last
+    model's.
     """
     if as_text(str(run_dir)) != str(run_dir):
         raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
@@ -98,7 +100,7 @@ def pretrain(
         for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
             print(line, flush=True)
     watched, shown = distributed.on_first_rank(
-        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare)
+        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, set(objective.encoder.tokenizers))
     )
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
@@ -110,7 +112,7 @@ def pretrain(
 
     def logged(row: dict[str, Any]) -> None:
         if not (run_dir / PICTURES).is_file():  # not before the run is known to go on, but soon: a report needs them
-            replace_file(run_dir / PICTURES, save(shown))
+            _leave(run_dir, {PICTURES: save(shown), **(beside or {})})
         if on_log:
             on_log(row)
 
@@ -130,8 +132,14 @@ def pretrain(
     if distributed.rank() == 0:
         for line in blending_told(len(seen_through)):
             print(line)
-        replace_file(run_dir / PICTURES, save(shown))
+        _leave(run_dir, {PICTURES: save(shown), **(beside or {})})
+        _leave(run_dir / "final", beside or {})
     return result
+
+
+def _leave(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        replace_file(folder / name, content)
 
 
 def held_out_loss(objective: Objective, watched: list[dict[str, Tensor]], device: torch.device) -> float:
@@ -152,9 +160,10 @@ def _watched(
     ceiling: float,
     device: torch.device,
     prepare: Prepare | None,
+    reads: Set[str],
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Batches of the held-out samples that are watched, on the CPU, and what the report shows of the first: everything
-    with channels and two axes or more, and what `prepare` made it of. Samples that cannot be read are named."""
+    """Batches of the held-out samples that are watched, on the CPU, and what the report shows of the first: all of the
+    modalities that the model `reads`, and what `prepare` made it of. Samples that cannot be read are named."""
     chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), most)).long().unique().tolist()
     ledger = Ledger()
     batches: list[dict[str, Tensor]] = []
@@ -162,7 +171,7 @@ def _watched(
     for read in evaluation_batches(subset(held_out, chosen), view, batch_size=max(1, most // 16), ledger=ledger):
         batch = {name: value.cpu() for name, value in placed(read, device, prepare).items()}
         if sum(len(each["sample_id"]) for each in batches) < _SHOWN:
-            firsts.append({name: v for name, v in (read | batch).items() if v.ndim >= 4 or name not in batch})
+            firsts.append({n: v for n, v in (read | batch).items() if n.partition(".")[0] in reads or n not in batch})
         batches.append(batch)
     for name, reason in ledger.skipped:
         print(f"held-out sample skipped: {name} {reason}")

@@ -40,6 +40,8 @@ thead tr:last-child th { border-bottom: 1.5px solid var(--soft); }
 tbody td, tbody th { border-bottom: 1px solid var(--faint); font-weight: 400; }
 td.best { background: var(--best); color: var(--best-ink); font-weight: 650; }
 td small { color: var(--soft); font-size: 0.8em; } td.best small { color: inherit; font-weight: 400; }
+.words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
+.words td:first-child { min-width: 20rem; } mark { background: var(--best); color: var(--best-ink); font-weight: 650; }
 figure { margin: 1.25rem 0; }
 .charts figure { margin: 0; }
 pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--panel); border-radius: 8px; font-size: 0.85rem;
@@ -65,6 +67,8 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; overflow-wrap: any
   font-family: ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; font-size: 0.85em; }
 @media print { .wide, figure, .chart { break-inside: avoid; } }
 """
+Piece = tuple[str, bool]
+"""A text, and whether it is marked."""
 # Pictures are shown larger than they are where there is room.
 _ENLARGED = 1.5
 
@@ -102,6 +106,15 @@ class Report:
         self._sections.append(
             f'<div class="wide"><table><thead><tr><th></th>{head}</tr><tr><th>{metric}</th>{budgets}</tr>'
             f"</thead><tbody>{lines}</tbody></table></div>"
+        )
+
+    def words(self, head: Sequence[str], rows: Sequence[Sequence[Sequence[Piece]]], caption: str) -> None:
+        """A table whose cells are pieces of text, some of them marked; a cell of many words may take several lines."""
+        names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+        lines = "".join(f"<tr>{''.join(f'<td>{_pieces(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        self._sections.append(
+            f'<figure><div class="wide"><table class="words"><thead><tr>{names}</tr></thead><tbody>{lines}</tbody>'
+            f"</table></div><figcaption>{escape(caption)}</figcaption></figure>"
         )
 
     def curves(self, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -192,3 +205,7 @@ def _cell(row: Row | None, best: float) -> str:
     mark = ' class="best"' if _rounded(row) == best else ""
     spread = f" <small>{deviation}</small>" if deviation else ""
     return f"<td{mark}>{mean}{spread}</td>"
+
+
+def _pieces(cell: Sequence[Piece]) -> str:
+    return " ".join(f"<mark>{escape(text)}</mark>" if marked else escape(text) for text, marked in cell)

@@ -23,6 +23,7 @@ from mmssl.report.axes import with_axes
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
 from mmssl.report.sounds import LONGEST, ogg
+from mmssl.report.words import Spelling, numbers, pieces, spelling
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
@@ -35,17 +36,19 @@ _SHOWN, _CLIPS, _SPECTROGRAMS = 6, 2, 4
 
 
 @torch.no_grad()
-def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None:
-    """What a trained method does with some media: what it has to show, patch features, and attention where there is a
-    class token."""
+def draw(report: Report, objective: Objective, batch: dict[str, Tensor], spelt: Spelling = numbers) -> None:
+    """What a trained method does with some media: what it has to show, and of media that lie on a grid patch features,
+    and attention where there is a class token. spelt: how the ids of words are written out."""
     objective = objective.cpu().eval()
     batch = {name: values[:_SHOWN] for name, values in batch.items()}
     count = len(next(iter(batch.values())))
-    draw_figures(report, objective.figures({**batch, "sample_id": torch.arange(count)}))
+    draw_figures(report, objective.figures({**batch, "sample_id": torch.arange(count)}), spelt)
     if "waveform" in batch:
         draw_sounds(report, batch)
     encoder = objective.encoder
     modality = single_modality(encoder)
+    if not modality.patch:
+        return
     batch = {modality.name: batch[modality.name]}
     original = modality.brightness(batch[modality.name])
     report.heading("What its features say")
@@ -76,12 +79,16 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor]) -> None
             report.figure(attention_maps(original, weights), "A picture a head.", name="heads")
 
 
-def draw_figures(report: Report, figures: Sequence[Figure]) -> None:
+def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = numbers) -> None:
     """What a method has to show, under its headings."""
     heading = ""
     for figure in figures:
         if figure.heading != heading:
             report.heading(heading := figure.heading)
+        if figure.table:
+            rows = [[pieces(cell, spelt) for cell in row] for row in figure.table.rows]
+            report.words(figure.table.head, rows, figure.caption)
+            continue
         if figure.axes:
             png = with_axes([each[:_SPECTROGRAMS] for each in figure.columns], figure.axes)
         elif figure.columns[0].ndim == 5:
@@ -137,9 +144,10 @@ def summary(objective: Objective, settings: Mapping[str, Any], metrics: Sequence
         )
         if (held_out := next((row for row in reversed(metrics) if row.get("heldout_loss")), None)) is not None:
             told += f" On held-out media it is {held_out['heldout_loss']:.4g}."
+    reads = f"{sides} in patches of {patch}" if patch else f"up to {sides} tokens"
     return (
         f"{told} Its encoder has {transformer.depth} blocks of {transformer.dim}, {count:.3g} M parameters, and reads "
-        f"{sides} in patches of {patch}."
+        f"{reads}."
     )
 
 
@@ -183,8 +191,7 @@ def write_report(run_dir: Path) -> Path:
     if forms := list(objective.encoder.forms):
         report.text("To use the encoder elsewhere:")
         report.command(f"mmssl export --model {place} --to {forms[-1]} --out DIR")
-    if media:  # of texts no picture is kept
-        draw(report, objective, media)
+    draw(report, objective, media, spelling(model))
     if followed:
         draw_tracks(report, followed)
     report.heading("How it learned")

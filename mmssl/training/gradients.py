@@ -1,6 +1,7 @@
 """The gradients of a step whose batch may be split into chunks, among ranks, or both.
 
-A loss that is a mean over samples is that of its chunks, one after the other. A loss over the whole batch, such as
+A loss that is a mean over samples is that of its chunks, one after the other. In a mean over other things, such as
+hidden words, each chunk counts as much as it has of them (see `Objective.counts`). A loss over the whole batch, such as
 CLIP's, needs the features of all chunks at once, but not their graphs: first come all features without a graph, then
 one loss of them, then each chunk again with its share of the features' gradient (GradCache, Gao et al. 2021, arXiv
 2101.06983, algorithm 1; BASIC, Pham et al. 2021, arXiv 2111.10050). That costs a second forward pass.
@@ -63,8 +64,9 @@ class Gradients:
         """
         size = len(batch["sample_id"])
         bounds = [chunk * size // self.chunks for chunk in range(self.chunks + 1)]
+        counts = self._counts(batch)
         shares = [
-            {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in batch.items()}
+            {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in batch.items()} | counts
             for start, end in pairwise(bounds)
         ]
         before = self._buffers() if self.chunks > 1 else []
@@ -72,6 +74,15 @@ class Gradients:
         if made is None:
             self._put(before)
         return made
+
+    @torch.no_grad()
+    def _counts(self, batch: Batch) -> Batch:
+        """What the objective counts, for an average chunk of all ranks; nothing where there is but one."""
+        found = {} if self.chunks * distributed.world_size() == 1 else self.objective.counts(batch)
+        if not found:
+            return {}
+        means = distributed.mean(torch.stack(list(found.values())).float()) / self.chunks
+        return dict(zip(found, means, strict=True))
 
     def _of_chunks(
         self, shares: list[Batch], stop: StopRequest, on_chunk: OnChunk | None

@@ -135,17 +135,8 @@ def without(reason: str, *properties: str) -> dict[str, str]:
 
 TOY = without("its class takes no config", "a_folder_holds_the_method_exactly", "a_run_is_reported")
 WHOLE = without("it hides nothing", "a_mask_depends_on_its_sample_alone", "hidden_values_are_unread")
-BATCH_MEAN = (
-    "the_loss_is_the_mean_over_samples",
-    "chunks_train_as_the_whole_batch_does",
-    "two_ranks_train_as_one_does",
-)
-
 RAGGED = without("rows are ragged: how many tokens there are is known only when it runs", "it_compiles_to_one_graph")
-WORDS = without("words are whole numbers", "values_that_are_not_finite_stop_the_run_and_name_its_samples") | without(
-    "a mean over the words of a batch, and sentences hide few or many", *BATCH_MEAN[:2]
-)
-UNSHOWN = without("the report shows no text yet", "a_run_is_reported")
+WORDS = without("words are whole numbers", "values_that_are_not_finite_stop_the_run_and_name_its_samples")
 
 TABLE = (
     Entry("MAE", mae, one_picture, ("image",), exports=("timm", "transformers")),
@@ -158,7 +149,7 @@ TABLE = (
         sentences,
         hides=("text",),
         exports=("transformers",),
-        exceptions=RAGGED | WORDS | UNSHOWN,
+        exceptions=RAGGED | WORDS,
     ),
     Entry(
         "BlockTargets",
@@ -176,7 +167,6 @@ TABLE = (
         exceptions=TOY
         | RAGGED
         | WORDS
-        | without("each rank takes the mean over its own words", "two_ranks_train_as_one_does")
         | without("it counts the words before it reads the batch", "another_modality_is_named"),
     ),
     Entry(
@@ -184,9 +174,7 @@ TABLE = (
         partial(toy, test_two_modalities.TwoModalities),
         test_two_modalities.make_batch,
         hides=("image", "depth"),
-        exceptions=TOY
-        | RAGGED
-        | without("a mean over the patches of a batch, and samples hide few or many", *BATCH_MEAN),
+        exceptions=TOY | RAGGED,
     ),
     Entry(
         "TwoViews",

@@ -50,9 +50,12 @@ def test_a_mask_depends_on_its_sample_alone(entry: Entry) -> None:
 
 
 def test_the_loss_is_the_mean_over_samples(entry: Entry) -> None:
+    """Or of what samples have few or many of, weighed by how many each has."""
     objective, batch = entry.make().eval(), entry.batch(0)
+    size = len(batch["sample_id"])
+    counts = {name: count / size for name, count in objective.counts(batch).items()}
     with torch.no_grad():
-        alone = [objective(rows(batch, slice(i, i + 1))).loss for i in range(len(batch["sample_id"]))]
+        alone = [objective(rows(batch, slice(i, i + 1)) | counts).loss for i in range(size)]
         torch.testing.assert_close(torch.stack(alone).mean(), objective(batch).loss, rtol=1e-5, atol=0)
 
 

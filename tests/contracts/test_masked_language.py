@@ -31,12 +31,15 @@ class MaskedLanguage(Objective):
         noise = batch_bits(batch, valid.shape[1], seed=0, stream="mask/text")
         return counted_mask(noise, valid & (batch["text"] != CLS), counts, self.encoder.sizes(batch), valid)
 
+    def counts(self, batch):
+        return {"text.hidden": self.hide(batch).hide.lengths.sum()}
+
     def forward(self, batch, mask=None):
         mask = self.hide(batch) if mask is None else mask
         hidden = mask.hide.boolean(mask.count)
         tokens = self.encoder({**batch, "text": batch["text"].masked_fill(hidden, MASK)}, mask)
         logits = tokens.x[mask.hide.rows, mask.hide.index] @ self.encoder.tokenizer("text").words.weight.T
-        loss = F.cross_entropy(logits, batch["text"][hidden])
+        loss = self.part_of_mean(F.cross_entropy(logits, batch["text"][hidden]), batch, "text.hidden", len(logits))
         return Output(loss, {"cross_entropy": loss.detach()}, logits, mask)
 
 

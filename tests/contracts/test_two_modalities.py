@@ -35,6 +35,10 @@ class TwoModalities(Objective):
         shares = dirichlet_shares(batch_bits(batch, len(sizes), seed=0, stream="shares"))
         return joint_mask(batch_bits(batch, sum(sizes.values()), seed=0, stream="mask"), shares, KEEP, sizes)
 
+    def counts(self, batch):
+        mask = self.hide(batch)
+        return {f"{name}.hidden": mask.hide.within(*mask.span(name))[0].lengths.sum() for name in mask.sizes}
+
     def forward(self, batch, mask=None):
         mask = self.hide(batch) if mask is None else mask
         tokens = self.encoder(batch, mask)
@@ -42,7 +46,8 @@ class TwoModalities(Objective):
         for name, decoder in self.decoders.items():
             hide, _ = mask.hide.within(*mask.span(name))
             prediction = decoder(tokens, hide, self.encoder.tokenizer(name).grid(batch))
-            parts[name] = self.targets[name].loss(prediction, batch[name], hide)
+            mean = self.targets[name].loss(prediction, batch[name], hide)
+            parts[name] = self.part_of_mean(mean, batch, f"{name}.hidden", len(hide.index))
         return Output(sum(parts.values()), parts, mask=mask)
 
 

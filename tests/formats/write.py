@@ -16,16 +16,18 @@ from pathlib import Path
 import torch
 
 from mmssl.audio import BANDS, log_mel, samples_of, spectrograms
-from mmssl.data import EvalView, SoundView, TrainView
+from mmssl.data import EvalView, SoundView, TextView, TrainView
 from mmssl.decoder import DecoderConfig
 from mmssl.encoder import Encoder, EncoderConfig
-from mmssl.masking.noise import random_bits
-from mmssl.modality import AUDIO, VIDEO, image
+from mmssl.masking.noise import Keys, random_bits
+from mmssl.modality import AUDIO, TEXT, VIDEO, image
 from mmssl.objectives import (
     MAE,
+    MLM,
     AudioMAE,
     AudioMAEConfig,
     MAEConfig,
+    MLMConfig,
     Objective,
     SiamMAE,
     SiamMAEConfig,
@@ -41,6 +43,7 @@ HERE = Path(__file__).parent
 SIZE, PATCH, STEPS = 16, 4, 6
 FRAMES, SOUND_PATCH = 8, (2, 16)
 VIDEO_PATCH = (2, PATCH, PATCH)
+WORDS, LENGTH = 32, 12
 
 ENCODER = TransformerConfig(8, 1, 2, hidden=16)
 DECODER = TransformerConfig(8, 1, 2, hidden=8)
@@ -60,11 +63,15 @@ def methods() -> dict[str, Objective]:
     cross = DecoderConfig(dataclasses.replace(DECODER, branches=("cross", "attn", "mlp")))
     no_key_bias = dataclasses.replace(DECODER, qkv_bias="query_value")
     tubes_decoder = DecoderConfig(no_key_bias, "sincos_interleaved", "visible_hidden", bias=False)
+    words = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,), "learned", segments=2)
+    bert = dataclasses.replace(ENCODER, norm_order="post", input_norm=True, final_norm=False)
+    texts = EncoderConfig((words,), bert, prefix=0)
     return {
         "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
         "SiamMAE": SiamMAE(SiamMAEConfig(pictures, cross, mask_ratio=0.75)),
         "VideoMAE": VideoMAE(VideoMAEConfig(clips, tubes_decoder, mask_ratio=0.75)),
         "AudioMAE": AudioMAE(AudioMAEConfig(sounds, DecoderConfig(windows))),
+        "MLM": MLM(MLMConfig(texts, masking="words", mask=3, special=(0, 1, 2))),
     }
 
 
@@ -89,6 +96,12 @@ class Media:
             bits = random_bits(torch.Size(shape).numel(), seed=0, stream=stream, sample_id=torch.tensor([index]))
             return (bits[0] >> 54).to(torch.uint8).view(shape)
 
+        if self.method == "MLM":
+            tokens = 4 + made("text", LENGTH)[: LENGTH - index % 4].long() % (WORDS - 4)
+            tokens[0], tokens[-1] = 1, 2
+            places = torch.arange(len(tokens))
+            segment, following = (places > 5).long(), torch.tensor(index % 2)
+            return {"text": tokens, "text.words": places // 2, "text.segment": segment, "text.next": following}
         if self.method == "AudioMAE":
             return {"waveform": made("waveform", samples_of(FRAMES)) / 512 - 1}
         if self.method == "VideoMAE":
@@ -102,6 +115,8 @@ def media_batch(method: str) -> dict[str, torch.Tensor]:
     ids = torch.arange(2)
     samples = [Media(method, 2).read(index) for index in (0, 1)]
     keys = {"sample_id": ids, "epoch": ids * 0, "draw": ids * 0}
+    if method == "MLM":
+        return TextView(LENGTH)(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
     media = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     if method == "AudioMAE":
         return {"audio": log_mel(media["waveform"], FRAMES)} | keys
@@ -113,21 +128,24 @@ def numbers(objective: Objective, encoder: Encoder, method: str) -> dict[str, ob
     """What a model and an encoder make of `media_batch`."""
     batch = media_batch(method)
     objective.eval(), encoder.eval()
-    reads = next(iter(encoder.tokenizers))
-    return {"loss": float(objective(batch).loss), "features": encoder.features({reads: batch[reads]}).tolist()}
+    reads = {name: values for name, values in batch.items() if name.partition(".")[0] in encoder.tokenizers}
+    return {"loss": float(objective(batch).loss), "features": encoder.features(reads).tolist()}
 
 
 def run(objective: Objective, method: str, folder: Path) -> list[dict[str, object]]:
     """Train `objective` in `folder`, or go on there: the losses and norms of the steps that this call made."""
-    sound = method == "AudioMAE"
+    view, held_out_view = {
+        "AudioMAE": (SoundView(FRAMES, gain=True), SoundView(FRAMES, on_device=True)),
+        "MLM": (TextView(LENGTH), TextView(LENGTH)),
+    }.get(method, (TrainView(SIZE, scale=(0.5, 1.0)), EvalView(SIZE)))
     pretrain(
         objective,
         Media(method, 10),
         Media(method, 2),
         SETTINGS,
         folder,
-        view=SoundView(FRAMES, gain=True) if sound else TrainView(SIZE, scale=(0.5, 1.0)),
-        held_out_view=SoundView(FRAMES, on_device=True) if sound else EvalView(SIZE),
+        view=view,
+        held_out_view=held_out_view,
         prepare=spectrograms,
         device=torch.device("cpu"),
         context={"method": dataclasses.asdict(objective.config)},

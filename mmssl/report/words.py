@@ -1,0 +1,41 @@
+"""Ids of words, written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from mmssl.data.vocabulary import Vocabulary, tokenizer_beside
+from mmssl.objectives.objective import Cell
+from mmssl.report.page import Piece
+
+Spelling = Callable[[Sequence[int]], str]
+"""Some ids in a row as a text."""
+
+
+def spelling(model: Path) -> Spelling:
+    """By the tokenizer beside a model (see `tokenizer_beside`); without one, or without `tokenizers`, the numbers."""
+    found = tokenizer_beside(model)
+    try:
+        tokenizer = None if found is None else Vocabulary.read(found).tokenizer()
+    except ImportError:
+        tokenizer = None
+    return numbers if tokenizer is None else partial(tokenizer.decode, skip_special_tokens=False)
+
+
+def numbers(ids: Sequence[int]) -> str:
+    """The ids themselves."""
+    return " ".join(map(str, ids))
+
+
+def pieces(cell: Cell, spelt: Spelling) -> list[Piece]:
+    """A cell as texts: words that stand together are spelt together, so that their parts join."""
+    found: list[Piece] = []
+    for marked, run in groupby(cell, lambda each: None if isinstance(each, str) else each.marked):
+        if marked is None:
+            found += [(each, False) for each in run if isinstance(each, str)]
+        else:
+            found.append((spelt([each.id for each in run if not isinstance(each, str)]).strip(), marked))
+    return found
