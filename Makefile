@@ -13,8 +13,8 @@ demo: .venv/ready
 test: lint types
 	@told=$$(mktemp); export OMP_NUM_THREADS=1; \
 	{ TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
-	  $(BIN)/python -m pytest tests/kernels tests/conformance tests/test_kernels_*.py; exit $$((triton | $$?)); } > $$told 2>&1 & \
-	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance --ignore-glob='*/test_kernels_*'; others=$$?; \
+	  $(BIN)/python -m pytest tests/kernels tests/conformance; exit $$((triton | $$?)); } > $$told 2>&1 & \
+	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance; others=$$?; \
 	wait $$!; kernels=$$?; \
 	echo "The kernel tests, on the Triton code in its interpreter and on the PyTorch path, and conformance:"; cat $$told; rm $$told; \
 	exit $$((others | kernels))

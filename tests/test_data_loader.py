@@ -62,7 +62,7 @@ def joined(parts):
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), repeats=st.integers(1, 3), seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_sample_comes_exactly_once_an_epoch_and_repeat(count, batch, repeats, seed):
     loader = Loader(noise_source(count, 2), TrainView(2), batch_size=batch, seed=seed, repeats=repeats)
     epochs = 3
