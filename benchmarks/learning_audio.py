@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
@@ -36,7 +36,7 @@ from mmssl.audio import RATE, samples_of
 from mmssl.data import SoundClips, SoundSource, SoundView, evaluation_batches
 from mmssl.datasets import write_syllables
 from mmssl.datasets.syllables import INITIALS
-from mmssl.evaluation import PatchEncoder, attentive_probe, extract, linear_probe
+from mmssl.evaluation import PooledAndPatches, attentive_probe, extract, linear_probe
 from mmssl.evaluation.features import FeatureEncoder
 from mmssl.objectives import audiomae_config
 from mmssl.pretraining.pretrain import pretrain
@@ -69,25 +69,25 @@ def objective(decoder: Literal["global", "local"], mean: float, std: float) -> A
     return AudioMAE(replace(config, encoder=shallow))
 
 
-def sounds(data: Path, part: str) -> SoundSource:
-    """The training or test part, each sound from its beginning."""
-    return SoundSource(data / f"{part}.csv", SoundClips(samples_of(FRAMES) / RATE, spread=1))
-
-
 @dataclass(frozen=True)
 class Part:
-    """What a part's sounds are, and their features by any encoder."""
+    """The sounds of a part, each from its beginning, what they are, and their features by any encoder."""
 
     source: SoundSource
     rows: list[dict[str, str]]
 
     @classmethod
     def of(cls, data: Path, part: str) -> Part:
-        with open(data / f"{part}.csv", encoding="utf-8") as file:
-            return cls(sounds(data, part), list(csv.DictReader(file)))
+        path = data / f"{part}.csv"
+        with open(path, encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return cls(SoundSource(path, SoundClips(samples_of(FRAMES) / RATE, spread=1)), rows)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        return evaluation_batches(self.source, SoundView(FRAMES), batch_size=64)
 
     def features(self, encoder: FeatureEncoder) -> Float[Tensor, "sounds dim"]:
-        return extract(encoder, evaluation_batches(self.source, SoundView(FRAMES), batch_size=64)).features
+        return extract(encoder, self.batches()).features
 
     def chosen(self, label: str, speaker: str | None) -> tuple[Bool[Tensor, " sounds"], Int64[Tensor, " sounds"]]:
         """The sounds of a speaker, or all, that a label is asked of, and the classes of all sounds."""
@@ -100,14 +100,16 @@ class Part:
 
 def accuracies(encoder: FeatureEncoder, train: Part, test: Part) -> dict[str, float]:
     """In per cent."""
-    shown, asked = train.features(encoder), test.features(encoder)
+    reader = PooledAndPatches(encoder) if isinstance(encoder, Encoder) else encoder
+    read = [part.features(reader) for part in (train, test)]
+    shown, asked = (each[:, : encoder.dim] if isinstance(encoder, Encoder) else each for each in read)
     found = {label: accuracy(linear_probe, shown, asked, train, test, label) for label in CLASSES}
     for label in CLASSES:
-        both = [accuracy(linear_probe, shown, asked, train, test, label, a, b) for a, b in permutations(SPEAKERS)]
-        found[f"{label}, across speakers"] = sum(both) / len(both)
+        ways = [accuracy(linear_probe, shown, asked, train, test, label, a, b) for a, b in permutations(SPEAKERS)]
+        found[f"{label}, across speakers"] = sum(ways) / len(ways)
     if isinstance(encoder, Encoder):
         attend = partial(attentive_probe, heads=encoder.config.transformer.heads, seed=SEED)
-        shown, asked = (p.features(PatchEncoder(encoder)).unflatten(1, (-1, encoder.dim)) for p in (train, test))
+        shown, asked = (each[:, encoder.dim :].unflatten(1, (-1, encoder.dim)) for each in read)
         found |= {f"{label}, attentive": accuracy(attend, shown, asked, train, test, label) for label in CLASSES}
     return {name: round(value, 1) for name, value in found.items()}
 
@@ -129,9 +131,8 @@ def accuracy(
     return 100 * (predicted == answers[wanted]).double().mean().item()
 
 
-def pretrained(decoder: Literal["global", "local"], data: Path, run: Path, options: argparse.Namespace) -> AudioMAE:
+def pretrained(method: AudioMAE, decoder: str, train: Part, test: Part, run: Path, options: argparse.Namespace) -> None:
     """Train one decoder's model into its run folder, or go on with what is there."""
-    method = objective(decoder, *statistics(data))
     settings = TrainSettings(
         steps=options.steps,
         batch_size=options.batch_size,
@@ -144,8 +145,8 @@ def pretrained(decoder: Literal["global", "local"], data: Path, run: Path, optio
     )
     pretrain(
         method,
-        sounds(data, "train"),
-        sounds(data, "test"),
+        train.source,
+        test.source,
         settings,
         run,
         view=SoundView(FRAMES, gain=True),
@@ -155,14 +156,12 @@ def pretrained(decoder: Literal["global", "local"], data: Path, run: Path, optio
         watch=64,
         context={"method": f"{decoder} decoder"},
     )
-    return method
 
 
-def statistics(data: Path) -> tuple[float, float]:
+def statistics(train: Part) -> tuple[float, float]:
     """Mean and half the deviation of the training part's log-mel values, padding with them: the model, which divides by
     twice what it is given, reads values of unit variance."""
-    batches = evaluation_batches(sounds(data, "train"), SoundView(FRAMES), batch_size=64)
-    values = torch.cat([batch["audio"].flatten() for batch in batches])
+    values = torch.cat([batch["audio"].flatten() for batch in train.batches()])
     return round(values.mean().item(), 3), round(values.std().item() / 2, 3)
 
 
@@ -174,11 +173,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     data = write_syllables(options.out.parent / "data" / "syllables")
-    encoders = {"random initialisation": objective("local", *statistics(data)).encoder}
-    for decoder in DECODERS:
-        encoders[f"Audio-MAE, {decoder} decoder"] = pretrained(decoder, data, options.out / decoder, options).encoder
-        print(write_report(options.out / decoder), flush=True)
     train, test = Part.of(data, "train"), Part.of(data, "test")
+    scale = statistics(train)
+    encoders = {"random initialisation": objective("local", *scale).encoder}
+    for decoder in DECODERS:
+        method, run = objective(decoder, *scale), options.out / decoder
+        pretrained(method, decoder, train, test, run, options)
+        encoders[f"Audio-MAE, {decoder} decoder"] = method.encoder
+        print(write_report(run), flush=True)
     rows: list[dict[str, Any]] = [{"encoder": "log-mel, 40 x 32", **accuracies(LogMel(), train, test)}]
     for name, encoder in encoders.items():
         rows.append({"encoder": name, **accuracies(encoder, train, test)})

@@ -1,11 +1,10 @@
 """A compiled run, in a process of its own: the shape checks of the tests cannot be traced."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import environment
+
 PLAIN_NAMES = """
 import sys
 from functools import partial
@@ -26,9 +25,8 @@ for group in plain:
 
 
 def run(program: str, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     call = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -27,12 +27,7 @@ from mmssl.data import (
 )
 from mmssl.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "mmssl" / "shards"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def png(value, size=8):
@@ -161,7 +156,7 @@ def test_every_format_of_tar_and_any_name_is_read(tmp_path, kind):
 def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path, cache, monkeypatch):
     tar = write_tar(tmp_path / "a.tar", pictures(0))
     assert values(FolderSource(tmp_path)) == [0, 1, 2]
-    (kept,) = cache.iterdir()
+    (kept,) = (cache / "shards").iterdir()
     scans, original = [], tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *args, **kwargs: scans.append(args) or original(*args, **kwargs))
     assert values(FolderSource(tmp_path)) == [0, 1, 2] and not scans

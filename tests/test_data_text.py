@@ -47,11 +47,7 @@ def document(number, sentences=None, words=None):
 DOCUMENTS = [document(number) for number in range(60)]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "mmssl" / "text"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +308,7 @@ def test_tokens_are_kept_until_a_byte_of_what_made_them_changes(tmp_path, tokeni
         patch.setattr(Vocabulary, "tokenizer", lambda self: pytest.fail("encoded again"))
         assert TextSource(path, tokenizer, length=20).corpus.folder == made.corpus.folder
         assert told_ids(TextSource(moved, tokenizer, length=40)) == told_ids(made)
-    assert not [left for left in cache.iterdir() if not left.name.startswith(made.corpus.folder.name)]
+    assert not [left for left in (cache / "text").iterdir() if not left.name.startswith(made.corpus.folder.name)]
     write(path, [*DOCUMENTS[:-1], "bal."])
     changed = TextSource(path, tokenizer, length=40)
     assert changed.corpus.folder != made.corpus.folder and told(changed)[-1].endswith("bal. [SEP]")

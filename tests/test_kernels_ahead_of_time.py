@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.test_compile import ROOT
+from tests.processes import ROOT
 
 
 @pytest.mark.parametrize("family", ["sm_80", "sm_90", "sm_100", "gfx942"])

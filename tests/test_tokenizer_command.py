@@ -13,9 +13,7 @@ from mmssl.errors import UserError
 SENTENCES = ["The small cat sees the dog.", "A dog hears the Cat, and barks!", "Café cats are not small dogs."] * 20
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -62,9 +62,8 @@ def linear_probe(
 
     This is scikit-learn's LogisticRegression with C = 1 / (l2 * samples). Where samples may have several classes,
     `labels` bool `[samples, classes]`, it is one such regression for each class against all others (one-vs-rest), with
-    one penalty for all. Features are standardised by the training
-    statistics, (x - mean) / sqrt(variance + 1e-6): the BatchNorm without affine that MAE's probe starts with; constant
-    features become zero.
+    one penalty for all. Features are standardised by the training statistics, (x - mean) / sqrt(variance + 1e-6): the
+    BatchNorm without affine that MAE's probe starts with; constant features become zero.
 
     Every value of `l2_grid` is tried, and below it tenths of the last as long as each is the best so far, by five-fold
     cross-validation (one fold where that holds out 10 000 samples; stratified, drawn by noise from `seed`, see

@@ -14,7 +14,8 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions, batch_bits, bert_counts, counted, shown, spans, whole_words, words_of
 from mmssl.modality import TEXT
-from mmssl.objectives.objective import Figure, Objective, Output
+from mmssl.objectives.figures import Figure
+from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.words import NOT_WANTED, word_figures
 from mmssl.tokenizer import Batch, TextTokenizer, TokenizerConfig
 from mmssl.transformer import TransformerConfig, bert_init
@@ -196,12 +197,11 @@ class MLM(Objective):
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
-        hide = mask.hide.flat()
         tokens = self.encoder(self.gapped(batch, mask), mask, packed=self.config.packing)
-        hidden, learns = self.head(tokens.at(hide)), self.training and torch.is_grad_enabled()
+        hidden, learns = self.head(tokens.at(mask.hide)), self.training and torch.is_grad_enabled()
         prediction = None if learns else nn.functional.linear(hidden, self.words, self.bias)
         # Where training says how many words are hidden in all, it averages over ranks and chunks itself.
-        wanted, group = self.wanted(batch, hide), None if "text.hidden" in batch else self.group
+        wanted, group = self.wanted(batch, mask.hide), None if "text.hidden" in batch else self.group
         mean = linear_cross_entropy(hidden, self.words, wanted, bias=self.bias, group=group)
         parts = {"mlm": self.part_of_mean(mean, batch, "text.hidden", len(wanted))}
         if self.pooler is not None and self.next is not None and "text.next" in batch:

@@ -17,7 +17,7 @@ from mmssl import interop, ranks, version
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask
-from mmssl.modality import Axis
+from mmssl.objectives.figures import Figure
 from mmssl.objectives.registry import importable, register
 from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch
@@ -35,44 +35,6 @@ class Output:
     mask: Mask | None = None
 
 
-@dataclass(frozen=True)
-class Token:
-    """A word in a table, by its id: the report writes it out where it finds the tokenizer. marked: it stands out."""
-
-    id: int
-    marked: bool = False
-
-
-Cell = tuple[Token | str, ...]
-"""What stands in one place of a table: words and plain texts."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of as many cells as `head` has names; a cell is of words, plain texts, or both."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Something to look at, for the report: pictures, or a table of words.
-
-    columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
-    clips [B, C, T, H, W] of values in 0-1, of any channels, NaN where there is nothing to see. axes: what the pixels of
-    pictures mean, to the right and upwards, where that is measured. table: instead of pictures. Figures of one heading
-    stand together.
-    """
-
-    name: str
-    heading: str
-    caption: str
-    columns: tuple[Tensor, ...] = ()
-    axes: tuple[Axis, Axis] | None = None
-    table: Table | None = None
-
-
 class Objective(nn.Module):
     """A pretraining method: `objective(batch, mask=None)` gives an `Output`; `objective.encoder` is what users keep.
 
@@ -84,9 +46,8 @@ class Objective(nn.Module):
 
     A method whose loss is a mean over samples defines `forward`. One whose terms are means over other things, of which
     samples have few or many (hidden words), says by `counts` how many there are, and weighs each by `part_of_mean`. One
-    whose loss compares samples with each other (CLIP,
-    SimCLR) defines `features` and `compare` instead: its loss is that of the whole batch, however many chunks and ranks
-    it is split into (see `mmssl.training.gradients`).
+    whose loss compares samples with each other (CLIP, SimCLR) defines `features` and `compare` instead: its loss is
+    that of the whole batch, however many chunks and ranks it is split into (see `mmssl.training.gradients`).
     """
 
     config_class: ClassVar[type]

@@ -15,7 +15,8 @@ from mmssl.encoder import Encoder, single_modality
 from mmssl.interop import Form
 from mmssl.masking import Positions
 from mmssl.modality import Modality
-from mmssl.objectives.objective import Figure, Objective, Output
+from mmssl.objectives.figures import Figure
+from mmssl.objectives.objective import Objective, Output
 from mmssl.target import PatchTarget
 from mmssl.tokenizer import Batch, PatchTokenizer
 

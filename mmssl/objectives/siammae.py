@@ -15,7 +15,8 @@ from mmssl.encoder import EncoderConfig, vit_config
 from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
 from mmssl.modality import image, zero_to_one
-from mmssl.objectives.objective import Figure, Output
+from mmssl.objectives.figures import Figure
+from mmssl.objectives.objective import Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch, view
 from mmssl.transformer import TransformerConfig

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.masking import Mask
-from mmssl.objectives.objective import Cell, Figure, Table, Token
+from mmssl.objectives.figures import Cell, Figure, Table, Token
 
 NOT_WANTED = -100
 """What stands in `text.target` where no word is wanted."""

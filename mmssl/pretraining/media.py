@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmssl.data import (
     NoTestPart,
     Sampling,
     SoundClips,
+    SoundSource,
     Source,
     TextSource,
+    VideoSource,
     Vocabulary,
     hold_out,
     open_sounds,
@@ -21,6 +24,7 @@ from mmssl.data import (
     subset,
 )
 
+T = TypeVar("T")
 _HELD_OUT_SHARE = 0.05
 
 
@@ -50,25 +54,25 @@ def open_clips(
 ) -> tuple[Source, Source]:
     """Videos of a folder or manifest to train on, sampled as `clips` says, and as in `open_pictures` others held out,
     sampled as `held_out` says."""
-    opened = partial(open_videos, data, short_side=short_side, label=label)
+    return _both(partial(open_videos, data, short_side=short_side, label=label), clips, held_out, seed)
+
+
+def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None = None) -> tuple[Source, Source]:
+    """Sounds of a folder, a manifest or tar shards to train on, in clips of so many seconds from a random start, and as
+    in `open_pictures` others held out, of which the middle is heard."""
+    return _both(partial(open_sounds, data, label=label), SoundClips(seconds), SoundClips(seconds, spread=1), seed)
+
+
+def _both(
+    opened: Callable[[str, T], VideoSource | SoundSource], clips: T, held_out: T, seed: int
+) -> tuple[Source, Source]:
+    """Media to train on, opened with `clips`, and others with `held_out`."""
     train_source = opened("train", clips)
     try:
         return train_source, opened("test", held_out)
     except NoTestPart:
         rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
         return rest, subset(opened("train", held_out), apart.indices)
-
-
-def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None = None) -> tuple[Source, Source]:
-    """Sounds of a folder, a manifest or tar shards to train on, in clips of so many seconds from a random start, and as
-    in `open_pictures` others held out, of which the middle is heard."""
-    opened, middle = partial(open_sounds, data, label=label), SoundClips(seconds, spread=1)
-    train_source = opened("train", SoundClips(seconds))
-    try:
-        return train_source, opened("test", middle)
-    except NoTestPart:
-        rest, apart = hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False)
-        return rest, subset(opened("train", middle), apart.indices)
 
 
 def open_documents(

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mmssl.data.vocabulary import Vocabulary, tokenizer_beside
-from mmssl.objectives.objective import Cell
+from mmssl.objectives.figures import Cell
 from mmssl.report.page import Piece
 
 Spelling = Callable[[Sequence[int]], str]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conformance.table import TABLE, Entry
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import environment
 
 
 @pytest.fixture(scope="module")
 def outcomes(seconds: dict[str, float]) -> dict[str, tuple[str, float]]:
     """Why each check failed, empty where it did not, and its seconds."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     call = [sys.executable, "-m", "tests.conformance.compile_all"]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     for entry in TABLE:
