@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.interop import vit
+from mmssl.interop.folder import OPEN_CLIP_CONFIG
 from mmssl.interop.forms import Form, Found, Settings, Written
 from mmssl.interop.parts import (
     Size,
@@ -388,7 +389,7 @@ def write_open_clip(settings: Settings) -> Written:
             "resize_mode": "shortest",
         },
     }
-    return Written(config, OPEN_CLIP, name="open_clip_config.json")
+    return Written(config, OPEN_CLIP, name=OPEN_CLIP_CONFIG)
 
 
 def _is_siglip(settings: Settings) -> bool:
