@@ -247,7 +247,7 @@ def read_vision(config: Mapping[str, Any], state: State, source: str) -> Found:
 
 
 def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
-    """A folder with an open_clip_config.json, of a ViT that open_clip has itself. Raises UserError for other pooling."""
+    """A folder with an open_clip_config.json, of a ViT of open_clip's own. Raises UserError for other poolings."""
     model, pictures = config["model_cfg"], config.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
     pools = vision.get("pool_type", "tok"), text.get("pool_type", "argmax")
