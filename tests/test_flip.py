@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmssl_kernels import unpatchify
 
 from mmssl import FLIP, UserError
 from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs
@@ -28,7 +29,19 @@ def test_so_many_patches_are_read_while_training(keep, kept):
     assert rows == [1 + kept]  # the class token, too
     assert (out.mask is None) == (keep == 1)
     method.encode_image(batch)
-    assert rows[1] == 5
+    method.eval()(batch)
+    assert rows[1:] == [5, 5]
+
+
+def test_patches_that_are_left_out_are_unread():
+    method, batch = tiny(), make_batch()
+    mask = method(batch).mask
+    hidden = unpatchify(mask.hide.boolean(4)[..., None].expand(-1, -1, PATCH**2), (PATCH, PATCH), (2, 2))
+    other = {**batch, "image": batch["image"].masked_fill(hidden, torch.nan)}
+    losses = [method(each).loss for each in (batch, other)]
+    assert torch.equal(*losses)
+    losses[1].backward()
+    assert all(value.grad.isfinite().all() for value in method.parameters() if value.grad is not None)
 
 
 def test_chunks_leave_out_the_patches_of_the_whole():

@@ -45,9 +45,9 @@ def flip_config(
 
 
 class FLIP(CLIP):
-    """Leave out most patches of each picture, and tell the pairs as CLIP does: several times as many pictures a second.
+    """Leave out many patches of each picture, and tell the pairs as CLIP does: several times as many pictures a second.
 
-    `encode_image` reads whole pictures.
+    In eval mode, and by `encode_image`, pictures are read whole.
     """
 
     config_class = FLIPConfig
@@ -58,7 +58,7 @@ class FLIP(CLIP):
     def hide(self, batch: Batch) -> Mask | None:
         """Which patches are left out; None where all are kept."""
         sizes = self.encoder.sizes(batch)
-        if self.config.keep == 1:
+        if self.config.keep == 1 or not self.training:
             return None
         count = sum(sizes.values())
         noise = batch_bits(batch, count, seed=self.config.seed, stream="mask/image")
