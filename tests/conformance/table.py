@@ -26,8 +26,8 @@ from mmssl.objectives import (
     VideoMAEConfig,
 )
 from mmssl.objectives.audiomae import local_decoder_config
-from mmssl.objectives.clip import text_config
 from mmssl.objectives.siammae import siammae_decoder_config
+from mmssl.objectives.towers import text_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import TransformerConfig
@@ -123,12 +123,12 @@ def lit() -> LiT:
 
 
 def flip() -> FLIP:
-    return FLIP(FLIPConfig(vit(image(3, (4, 4))), captions(), 16, "mean", "class"))
+    return FLIP(FLIPConfig(vit(image(3, (4, 4))), captions(), 16))
 
 
 def siglip() -> SigLIP:
     pictures = vit(image(3, (4, 4)), position="learned", prefix=0, activation="gelu_tanh")
-    return SigLIP(SigLIPConfig(pictures, captions(activation="gelu_tanh"), None, "mean", temperature=0.1))
+    return SigLIP(SigLIPConfig(pictures, captions(activation="gelu_tanh")))
 
 
 def toy(method: Callable[[], Objective]) -> Objective:

@@ -42,7 +42,7 @@ from mmssl.objectives import (
     VideoMAE,
     VideoMAEConfig,
 )
-from mmssl.objectives.clip import text_config
+from mmssl.objectives.towers import text_config
 from mmssl.pretraining.pretrain import pretrain
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings, read_metrics
@@ -87,9 +87,9 @@ def methods() -> dict[str, Objective]:
         "AudioMAE": AudioMAE(AudioMAEConfig(sounds, DecoderConfig(windows))),
         "MLM": MLM(MLMConfig(texts, masking="words", mask=3, special=(0, 1, 2))),
         "CLIP": CLIP(CLIPConfig(seen, causal, 8)),
-        "FLIP": FLIP(FLIPConfig(pictures, read, 8, "mean", "class")),
+        "FLIP": FLIP(FLIPConfig(pictures, read, 8)),
         "LiT": LiT(CLIPConfig(pictures, causal, None, end=WORDS - 1)),
-        "SigLIP": SigLIP(SigLIPConfig(patches, read, None, "mean", temperature=0.1)),
+        "SigLIP": SigLIP(SigLIPConfig(patches, read)),
     }
 
 
