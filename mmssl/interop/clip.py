@@ -158,7 +158,7 @@ def _image_tower(channels: int, patch: tuple[int, int], size: tuple[int, ...], b
     """EncoderConfig's settings of CLIP's image encoder."""
     modality = asdict(image(channels, patch))
     modality |= {"mean": CLIP_MEAN, "std": CLIP_STD} if channels == len(CLIP_MEAN) else {}
-    tokenizer = {"modality": modality, "size": size, "position": "learned", "bias": False}
+    tokenizer = {"modality": modality, "size": size, "position": "learned", "unbiased": True}
     return {"tokenizers": [tokenizer], "transformer": {**blocks, "input_norm": True}, "prefix": 1}
 
 
