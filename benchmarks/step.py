@@ -1,10 +1,12 @@
 """One training step of a method against another's model of it: same weights, data, mask ratio and optimizer.
 
-The other is transformers', or for Audio-MAE, which transformers has not, timm's and Swin's blocks (audio_peer.py).
+The other is transformers', or for Audio-MAE, which transformers has not, timm's and Swin's blocks (audio_peer.py). Of
+BERT there are texts that fill their rows and texts of other lengths (text_peer.py).
 
     python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
     python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
     python -m benchmarks.step --models audiomae-base audiomae-base-blocks   # Audio-MAE, and its local decoder's blocks
+    python -m benchmarks.step --models bert-base-128 bert-base-512-lognormal --name step-bert      # BERT
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -29,6 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import device_name, in_fresh_process, markdown, peak_growth, product_rate, seconds, write
+from benchmarks.text_peer import TEXTS, Side, text_sides
 from mmssl import MAE, AudioMAE, VideoMAE
 from mmssl.demo import demo_config
 from mmssl.encoder import vit_config
@@ -38,8 +41,7 @@ from mmssl.training import adamw, parameter_groups
 BATCH = {"demo": 256, "small": 16, "base": 16, "videomae-small": 4, "videomae-base": 2}
 SOUNDS = ("audiomae-small", "audiomae-base")
 BATCH |= {f"{model}{part}": 4 for model in SOUNDS for part in ("", "-global", "-blocks")}
-
-Side = tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]
+BATCH |= TEXTS
 
 
 class Blocks(nn.Module):
@@ -93,6 +95,8 @@ def sides(model: str, device: torch.device) -> dict[str, Side]:
     """Both models with the same weights, and what gives each one's loss on the same media."""
     if model.startswith("audiomae-"):
         return sound_sides(model, device)
+    if model.startswith("bert-"):
+        return text_sides(model, BATCH[model], device)
     import transformers
     from transformers.utils import logging
 
