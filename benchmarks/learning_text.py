@@ -20,8 +20,8 @@ import argparse
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,11 @@ from mmssl import MLM, Encoder
 from mmssl.data import TextSource, TextView, Vocabulary, evaluation_batches
 from mmssl.data.vocabulary import save_tokenizer, train_tokenizer
 from mmssl.evaluation import extract, linear_probe, masked_accuracy, word_counts
-from mmssl.objectives import mlm_config
 from mmssl.pretraining.pretrain import pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainSettings
 
-WORDS, LENGTH, WIDTH, DEPTH, HEADS, SEED, CPU = 8000, 64, 256, 3, 4, 0, torch.device("cpu")
+WORDS, LENGTH, SEED, CPU = 8000, 64, 0, torch.device("cpu")
 NOUNS = range(4, 29)
 SHOWN = 6  # held-out glosses whose neighbours are told
 
@@ -111,14 +110,10 @@ def parts(data: Path, folder: Path) -> tuple[Part, Part]:
 
 
 def objective(vocabulary: Vocabulary) -> MLM:
-    """A small BERT without next sentences."""
+    """BERT-tiny, two blocks of 128, without next sentences."""
     torch.manual_seed(SEED)
-    config = mlm_config(
-        "tiny", vocab=vocabulary.size, length=LENGTH, mask=vocabulary.masked, special=vocabulary.framing,
-        next_sentence=False, dupe_factor=0, seed=SEED,
-    )  # fmt: skip
-    transformer = replace(config.encoder.transformer, dim=WIDTH, depth=DEPTH, heads=HEADS)
-    return MLM(replace(config, encoder=replace(config.encoder, transformer=transformer)))
+    words = {"vocab": vocabulary.size, "mask": vocabulary.masked, "special": vocabulary.framing}
+    return MLM("tiny", **words, length=LENGTH, next_sentence=False, dupe_factor=0, seed=SEED)
 
 
 def pretrained(method: MLM, train: Part, test: Part, run: Path, options: argparse.Namespace) -> None:
@@ -131,6 +126,8 @@ def pretrained(method: MLM, train: Part, test: Part, run: Path, options: argpars
         weight_decay=0.01,
         optimizer="adamw",
         betas=(0.9, 0.98),
+        eps=1e-6,
+        decay="linear",
         clip_norm=1.0,
         log_every=50,
         save_every=500,
@@ -147,7 +144,7 @@ def pretrained(method: MLM, train: Part, test: Part, run: Path, options: argpars
         held_out_view=test.view,
         device=CPU,
         workers=options.workers,
-        context={"method": {"width": WIDTH, "depth": DEPTH}},
+        context={"method": asdict(method.config)},
         beside=train.vocabulary.files,
     )
 
@@ -160,9 +157,16 @@ def measured(predicted: Any, wanted: Any) -> dict[str, float]:
     }
 
 
-def probed(encoder: Encoder, train: Part, test: Part) -> dict[str, float]:
-    probe = linear_probe(train.features(encoder), train.classes)
-    return measured(probe.predict(test.features(encoder)), test.classes)
+def once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured, by an earlier call where this one goes on."""
+    if not path.is_file():
+        path.write_text(json.dumps(measure()))
+    return json.loads(path.read_text())
+
+
+def probed(shown: Tensor, asked: Tensor, train: Part, test: Part) -> dict[str, float]:
+    """A linear probe on features of the two parts."""
+    return measured(linear_probe(shown, train.classes).predict(asked), test.classes)
 
 
 def by_counts(train: Part, test: Part) -> dict[str, float]:
@@ -177,15 +181,15 @@ def found(method: MLM, test: Part, guess: int) -> dict[str, float]:
     return {"masked accuracy": round(100 * masked_accuracy(method, test.batches(), guess=guess).accuracy, 1)}
 
 
-def neighbours(encoder: Encoder, train: Part, test: Part) -> list[dict[str, str]]:
+def neighbours(shown: Tensor, asked: Tensor, train: Part, test: Part) -> list[dict[str, str]]:
     """A few held-out glosses of nouns and the training glosses whose features are nearest, standardised, by cosine."""
-    shown = train.features(encoder)
     mean, deviation = shown.mean(dim=0), shown.std(dim=0)
-    asked = torch.linspace(0, len(test.nouns) - 1, SHOWN).long()
-    near = F.normalize((test.features(encoder)[asked] - mean) / deviation) @ F.normalize((shown - mean) / deviation).T
+    few = torch.linspace(0, len(asked) - 1, SHOWN + 2).long()[1:-1]
+    near = F.normalize((asked[few] - mean) / deviation) @ F.normalize((shown - mean) / deviation).T
+    known, held_out = train.texts, test.texts
     return [
-        {"held-out gloss": test.texts[number], "nearest": train.texts[best[0]], "second": train.texts[best[1]]}
-        for number, best in zip(asked.tolist(), near.topk(2, dim=1).indices.tolist())
+        {"held-out gloss": held_out[number], "nearest": known[best[0]], "second": known[best[1]]}
+        for number, best in zip(few.tolist(), near.topk(2, dim=1).indices.tolist())
     ]
 
 
@@ -193,10 +197,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/learning-text"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
+    parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
     train, test = parts(options.data, options.out)
     print(f"{len(train.rows)} glosses to train on, {len(test.rows)} held out, {len(test.nouns)} of them nouns'")
@@ -205,17 +209,24 @@ def main() -> None:
     guess = int(counts.argmax())
     by_guessing = masked_accuracy(method, test.batches(), guess=guess).unigram
     largest = test.classes.mode().values.expand(len(test.nouns))
-    rows: list[dict[str, Any]] = [
-        {"encoder": "none: always the largest class, or word", **measured(largest, test.classes)},
-        {"encoder": "TF-IDF", **by_counts(train, test)},
-        {"encoder": "random initialisation", **probed(method.encoder, train, test), **found(method, test, guess)},
-    ]
-    rows[0]["masked accuracy"] = round(100 * by_guessing, 1)
+    guesses = {**measured(largest, test.classes), "masked accuracy": round(100 * by_guessing, 1)}
+    rows: list[dict[str, Any]] = [{"encoder": "none: always the largest class, or word", **guesses}]
+
+    def both() -> tuple[Tensor, Tensor]:
+        return train.features(method.encoder), test.features(method.encoder)
+
+    def untrained() -> dict[str, float]:
+        return {**probed(*both(), train, test), **found(method, test, guess)}
+
+    rows.append({"encoder": "random initialisation", **once(options.out / "random.json", untrained)})
     print(markdown(aligned(rows)), flush=True)
     pretrained(method, train, test, run, options)
-    learnt = {**probed(method.encoder, train, test), **found(method, test, guess)}
+    read = both()
+    learnt = {**probed(*read, train, test), **found(method, test, guess)}
     rows.append({"encoder": "BERT", **learnt, "training, minutes": minutes(run, options.batch_size)})
-    near = neighbours(method.encoder, train, test)
+    print(markdown(aligned(rows)), flush=True)
+    rows.append({"encoder": "TF-IDF", **once(options.out / "tf-idf.json", lambda: by_counts(train, test))})
+    near = neighbours(*read, train, test)
     print(f"{markdown(near)}\n\n{markdown(aligned(rows))}\n\n{write_report(run)}", flush=True)
     settings = {name: value for name, value in vars(options).items() if name not in ("data", "out")}
     content = {"settings": settings, "rows": aligned(rows), "neighbours": near}

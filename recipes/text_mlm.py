@@ -84,8 +84,8 @@ class TextMLM(Recipe):
     """A step and unit of learning rate, of matrices alone."""
     decay: Literal["cosine", "linear"] = "linear"
     """How the learning rate falls after the warm-up."""
-    eps: float | None = 1e-6
-    """What Adam adds to the root of its second moment."""
+    eps: float | None = None
+    """What Adam adds to the root of its second moment: 1e-6."""
     betas: tuple[float, float] | None = None  # type: ignore[assignment]
     """Shares of the past, a step, in the optimizer's two moments: 0.9, and 0.999 or 0.98."""
     clip_norm: float | None = None
@@ -102,6 +102,7 @@ class TextMLM(Recipe):
             "base_lr": 1e-4 if bert else 6e-4 * 256 / 8192,
             "betas": (0.9, 0.999) if bert else (0.9, 0.98),
             "clip_norm": 1.0 if bert else None,
+            "eps": None if bert else 1e-6,  # BERT's optimizer has its own
         }
         return replace(self, **{name: value for name, value in paper.items() if getattr(self, name) is None})
 
