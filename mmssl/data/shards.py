@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.folders import cache_folder, endings
+from mmssl.data.folders import Label, cache_folder, endings
 from mmssl.errors import UserError, as_text, nearest
 
 SHARD = ".tar"
@@ -51,12 +51,12 @@ class Shards:
     extensions: what members of the kind end in, in any case; of several with one key the first counts.
     label: the key of the class in each sample's JSON; None takes the text of its member `.cls`, where there are such.
 
-    `paths` are the samples' members, `shard.tar/member`; `labels` their classes by name, None where no sample has one;
-    `notes` say what was left out. The tars' indices are kept, by path, size and time, in the folder `mmssl/shards` of
-    $XDG_CACHE_HOME or ~/.cache, where that can be written.
+    `paths` are the samples' members, `shard.tar/member`; `labels` their classes by name, several each
+    where the JSON has lists, None where no sample has any; `notes` say what was left out. The tars' indices are kept,
+    by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or ~/.cache, where that can be written.
 
     Raises UserError for a file that is no plain tar, tars without such members, and a label that no sample has, or that
-    is no single value.
+    is neither a value nor a list of them.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Shards:
             raise BrokenSample(f"is cut short: its shard ends after {len(data)} of {place.size} bytes")
         return data
 
-    def _labels(self, given: Sequence[Place | None], label: str | None) -> list[str | None] | None:
+    def _labels(self, given: Sequence[Place | None], label: str | None) -> list[Label | None] | None:
         keys: set[str] = set()
         labels = [None if place is None else self._label(place, label, keys) for place in given]
         if any(name is not None for name in labels):
@@ -120,8 +120,8 @@ class Shards:
             + (nearest(label, sorted(keys)) if keys else "there is none to be read beside them.")
         )
 
-    def _label(self, place: Place, label: str | None, keys: set[str]) -> str | None:
-        """A sample's class; None where its description cannot be read or has none. The JSON's keys join `keys`."""
+    def _label(self, place: Place, label: str | None, keys: set[str]) -> Label | None:
+        """A sample's class, or a list of them; None where its description cannot be read or has none. The JSON's keys join `keys`."""
         try:
             text = self._bytes(place).decode()
             if label is None:
@@ -133,8 +133,10 @@ class Shards:
             return None
         keys.update(content)
         value = content.get(label)
+        if isinstance(value, list) and not any(isinstance(name, (list, dict)) for name in value):
+            return tuple(str(name) for name in value)
         if isinstance(value, (list, dict)):
-            raise UserError(f"{label!r} is {value!r} in {place.tar}: name a key that has one value for each sample.")
+            raise UserError(f"{label!r} is {value!r} in {place.tar}: name a key that has a class or a list of them.")
         return None if value in (None, "") else str(value)
 
 
