@@ -56,7 +56,9 @@ def pictures(first, count=3, **more):
     members = {}
     for k in range(first, first + count):
         members[f"{k:04}.png"] = png(k)
-        members[f"{k:04}.json"] = json.dumps({"kind": f"k{k % 2}", "many": [f"m{k}", "all"], "where": {"x": k}}).encode()
+        members[f"{k:04}.json"] = json.dumps(
+            {"kind": f"k{k % 2}", "many": [f"m{k}", "all"], "where": {"x": k}}
+        ).encode()
     return members | more
 
 

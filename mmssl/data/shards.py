@@ -121,7 +121,8 @@ class Shards:
         )
 
     def _label(self, place: Place, label: str | None, keys: set[str]) -> Label | None:
-        """A sample's class, or a list of them; None where its description cannot be read or has none. The JSON's keys join `keys`."""
+        """A sample's class, or several; None where its description cannot be read or has none. The JSON's keys join
+        `keys`."""
         try:
             text = self._bytes(place).decode()
             if label is None:
