@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmssl.commands.features import say
+from mmssl.data.clip_tokenizer import clip_tokenizer
 from mmssl.data.documents import TextFiles
 from mmssl.data.folders import part_of
 from mmssl.data.vocabulary import Kind, save_tokenizer, train_tokenizer
@@ -39,3 +40,10 @@ def learn_tokenizer(data: Path, kind: Kind, size: int, out: Path, field: str = "
     save_tokenizer(trained, out)
     say([*files.notes, *(f"skipped {place}: {reason}" for place, reason in skipped)])
     print(f"{out} holds a {kind} tokenizer of {least} tokens, learnt from {count} documents ({len(skipped)} skipped)")
+
+
+def write_clip_tokenizer(out: Path, merges: Path | None = None) -> None:
+    """Write CLIP's tokenizer to the folder `out`; see `clip_tokenizer`."""
+    tokenizer = clip_tokenizer(merges)
+    save_tokenizer(tokenizer, out)
+    print(f"{out} holds CLIP's {tokenizer.get_vocab_size()} tokens")

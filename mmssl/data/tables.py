@@ -1,0 +1,164 @@
+"""Manifests of pairs: the rows of .csv, .tsv and .jsonl files, and of .parquet files, which may hold the pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mmssl.data.decode import BrokenSample
+from mmssl.data.documents import quiet
+from mmssl.data.folders import Label, cache_folder, labels_of
+from mmssl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+# What columns are called where nobody says how: open_clip's names first.
+PICTURES = ("filepath", "path", "file_name", "image", "jpg", "png")
+CAPTIONS = ("title", "caption", "captions", "text", "txt")
+_PROBES = 1000
+# A line of a manifest, and what stands there, or why it is no row.
+Line = tuple[int, dict[str, Any] | str]
+
+
+class Table:
+    """The pairs of a manifest.
+
+    image, caption: the columns of the picture, a path relative to the manifest or, in .parquet, the file itself as
+        `datasets` keeps it, and of the caption, or a list of several; the first of `PICTURES` and `CAPTIONS` that is
+        there unless given. label: the column of the class (see `read_manifest`).
+
+    .csv and .tsv have a header, and tabs between columns where that has one, else commas. `names` are the pictures'
+    paths, or the manifest's name and the row's line; `captions` what stands there; `labels` as in `labels_of`, None for
+    what is no pair; `broken` says why some are none, by their numbers.
+
+    Raises UserError for what cannot be read, no rows, and a column that is not there.
+    """
+
+    def __init__(self, path: Path, image: str | None, caption: str | None, label: str | None) -> None:
+        self.path = path
+        self._pictures: Dataset | None = None
+        self.names: list[str] = []
+        self.captions: list[Any] = []
+        self.broken: dict[int, str] = {}
+        if path.suffix.lower() == ".parquet":
+            fields, lines = self._of_parquet(image, caption, label)
+        else:
+            lines = list(_lines(path))
+            fields = list(dict.fromkeys(name for _, row in lines[:_PROBES] if isinstance(row, dict) for name in row))
+            if not fields:
+                first = next((f", and the first line {row}" for _, row in lines if isinstance(row, str)), "")
+                raise UserError(f"The manifest {path} lists no pair{first}.")
+        picture, told = _columns(path, fields, image, caption, label)
+        rows: list[dict[str, Any]] = []
+        for number, (line, row) in enumerate(lines):
+            content = {} if isinstance(row, str) else row
+            name = str(content.get(picture) or "")
+            if isinstance(row, str):
+                self.broken[number] = row
+            elif self._pictures is None and not name:
+                self.broken[number] = "has no picture"
+            self.names.append(name or f"{path.name}:{line}")
+            self.captions.append(content.get(told))
+            rows.append(content)
+        whole = [number for number in range(len(rows)) if number not in self.broken]
+        found = labels_of(path, "pair", [self.names[n] for n in whole], [rows[n] for n in whole], label)
+        self.labels: list[Label | None] | None = None
+        if found is not None:
+            by_number = dict(zip(whole, found, strict=True))
+            self.labels = [by_number.get(number) for number in range(len(rows))]
+
+    def _of_parquet(self, image: str | None, caption: str | None, label: str | None) -> tuple[list[str], list[Line]]:
+        """(all columns, the rows without the pictures' bytes); keeps these mapped into memory."""
+        from datasets import Dataset
+        from pyarrow import ArrowInvalid, types
+        from pyarrow.parquet import read_schema
+
+        path = self.path
+        try:
+            schema = read_schema(path)
+        except (ArrowInvalid, OSError) as error:
+            raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+        picture, told = _columns(path, schema.names, image, caption, label)
+        plain = [name for name in (told, label or "label", "labels") if name in schema.names]
+        with quiet():
+            dataset = Dataset.from_parquet(
+                str(path), columns=list(dict.fromkeys([picture, *plain])), cache_dir=str(cache_folder("parquet"))
+            ).with_format("arrow")
+        by_path = types.is_string(schema.field(picture).type) or types.is_large_string(schema.field(picture).type)
+        if not by_path:
+            self._pictures, self._picture = dataset.select_columns([picture]), picture
+        rows = dataset.select_columns([*([picture] if by_path else []), *plain])[:].to_pylist()
+        return schema.names, list(enumerate(rows, 1))
+
+    def picture(self, index: int) -> bytes | str:
+        """The picture's file of row `index`, or its path; raises BrokenSample where there is none."""
+        if self._pictures is None:
+            return self.names[index]
+        held = self._pictures[index][self._picture][0].as_py()
+        held = held if isinstance(held, dict) else {"bytes": held}
+        if found := held.get("bytes") or held.get("path"):
+            return found
+        raise BrokenSample("has no picture")
+
+
+def _columns(
+    path: Path, fields: Sequence[str], image: str | None, caption: str | None, label: str | None
+) -> tuple[str, str]:
+    """The columns of the pictures and the captions; UserError where one that is meant is not there."""
+    where = f"The manifest {path}"
+    if label is not None:
+        field_meant(where, fields, label, (), "classes", "--label")
+    return (
+        field_meant(where, fields, image, PICTURES, "pictures", "--image-key"),
+        field_meant(where, fields, caption, CAPTIONS, "captions", "--caption-key"),
+    )
+
+
+def field_meant(
+    where: str, fields: Sequence[str], given: str | None, usual: Sequence[str], what: str, flag: str
+) -> str:
+    """The field of `where` that is `given`, or the first of the usual ones; UserError, which names those there are."""
+    if given is None:
+        found = next((name for name in usual if name in fields), None)
+        if found is not None:
+            return found
+        raise UserError(
+            f"{where} has none of {', '.join(usual)}, which are the usual names of {what}: name the one that is meant "
+            f"by {flag}, of {', '.join(fields)}."
+        )
+    if given not in fields:
+        raise UserError(f"{where} has no {given!r} but {', '.join(fields)}: {nearest(given, list(fields))}")
+    return given
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    try:
+        # bytes that are not UTF-8 break their row alone
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from _objects(file) if path.suffix.lower() == ".jsonl" else _fields(file)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+
+
+def _fields(file: TextIO) -> Iterator[Line]:
+    header = file.readline()
+    file.seek(0)
+    reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
+    for row in reader:
+        yield reader.line_num, "has more fields than the header" if None in row else row
+
+
+def _objects(file: TextIO) -> Iterator[Line]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, f"is no JSON ({error})"
+                continue
+            yield number, content if isinstance(content, dict) else "is no JSON object"
