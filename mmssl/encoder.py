@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmssl import interop, version
 from mmssl.errors import UserError
 from mmssl.masking import Mask, Positions
-from mmssl.modality import IMAGE, Modality
+from mmssl.modality import IMAGE, Modality, image
 from mmssl.position import mark_trained
 from mmssl.tokenizer import Batch, PatchTokenizer, TextTokenizer, TokenizerConfig, build_tokenizer
 from mmssl.transformer import Transformer, TransformerConfig, told, xavier_init
@@ -30,6 +30,10 @@ SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+
+
+Pool = Literal["mean", "class", "last"]
+"""How tokens become one vector (see `Tokens.pooled`)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,16 @@ def vit_config(
     dim, depth, heads = SIZES[size]
     transformer = TransformerConfig(dim, depth, heads, drop_path=drop_path)
     return EncoderConfig((TokenizerConfig(modality, input_size),), transformer)
+
+
+def square_pictures(size: int, patch: int, channels: int) -> tuple[Modality, tuple[int, int]]:
+    """The modality and the input size of square pictures in square patches. UserError where they do not fit."""
+    if min(patch, size, channels) < 1 or size % patch:
+        raise UserError(
+            f"patch {patch} does not divide pictures of {size} pixels and {channels} channels: "
+            "choose another --size or --patch, all of them above 0"
+        )
+    return image(channels, (patch, patch)), (size, size)
 
 
 @dataclass(frozen=True)
@@ -91,10 +105,14 @@ class Tokens:
         columns = slots - (keep.lengths.cumsum(0) - keep.lengths)[rows] + self.prefix
         return self.x.flatten(0, -2)[self._starts[rows] + columns]
 
-    def pooled(self, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample: the mean of its patch tokens, or its class token: of text without one, its first."""
+    def pooled(self, pool: Pool = "mean") -> Float[Tensor, "batch dim"]:
+        """One vector a sample: the mean of its patch tokens, its class token (of text without one, its first), or the
+        last of its tokens (of text CLIP's)."""
         if pool == "class":
             return self.x[:, 0] if self.x.ndim == 3 else self.x[self._starts]
+        if pool == "last":
+            lengths = self.x.shape[1] if self.lengths is None else self.lengths
+            return self.x.flatten(0, -2)[self._starts + lengths - 1]
         if self.x.ndim == 2:
             return dataclasses.replace(self, x=self.positions.padded(self.x)).pooled()
         patches = self.x[:, self.prefix :]
@@ -208,7 +226,7 @@ class Encoder(nn.Module):
         x, keep, lengths = self.sequence(batch, mask, packed)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
-    def features(self, media: Any, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch dim"]:
+    def features(self, media: Any, pool: Pool = "mean") -> Float[Tensor, "batch dim"]:
         """One vector a sample, from all its positions. Texts of different lengths run packed, without padding; their
         "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP], included, as sentence-transformers'
         pooling has it, and of an encoder without a class token "class" is the first token, BERT's [CLS].
@@ -240,7 +258,7 @@ class Encoder(nn.Module):
             batch[name] = values
         return batch
 
-    def classify(self, batch: Batch, pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "batch classes"]:
+    def classify(self, batch: Batch, pool: Pool = "mean") -> Float[Tensor, "batch classes"]:
         """Logits of the linear head. Raises ValueError where the encoder has none."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
@@ -352,10 +370,8 @@ class Encoder(nn.Module):
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises
         UserError for an encoder that it cannot express."""
-        model = interop.vit.timm_model(self._settings)
-        modality = self.config.tokenizers[0].modality
-        rules = interop.vit.timm_vit("", modality.name)
-        model.load_state_dict(interop.to_theirs(self.state_dict(), rules, modality.patch))
+        model, rules = interop.vit.timm_model(self._settings), interop.vit.write_timm(self._settings).rules
+        model.load_state_dict(interop.to_theirs(self.state_dict(), rules, self.config.tokenizers[0].modality.patch))
         return model
 
 

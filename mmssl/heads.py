@@ -1,4 +1,4 @@
-"""Projection and prediction heads of methods that match views, and the batch norm over all ranks that they need."""
+"""Heads of methods that match views or pairs, and the batch norm over all ranks that some of them need."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from mmssl import ranks
 from mmssl.errors import UserError
+from mmssl.transformer import MLP, Branch, CrossAttention, TransformerConfig, xavier_init
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,17 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
+
+
+class AttentionPool(nn.Module):
+    """One vector of a sequence: a learned query attends to all tokens, an MLP adds to what it found (the MAP head of
+    Zhai et al. 2021, arXiv 2106.04560, section 3.4, as SigLIP has it). config: of the encoder's blocks."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.query = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, config.dim)))
+        self.attn, self.mlp = CrossAttention(config), Branch(MLP(config), config, drop_path=0.0)
+        xavier_init(self)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        return self.mlp(self.attn(self.query.expand(len(x), 1, -1), x))[:, 0]

@@ -18,6 +18,8 @@ from mmssl.errors import UserError
 # What a batch holds by these names is uint8 0-255 or floating point 0-1; log-mel, depth and others are as they are.
 ZERO_TO_ONE = ("image", "video")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of the pictures that CLIP was trained on (openai/CLIP, `clip.py`).
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
@@ -39,11 +39,23 @@ def everywhere(rows: Float[Tensor, "rows dim"], group: ProcessGroup | None) -> F
     """The rows of all ranks, one rank after the other; each may have another number of them. Waits for the device."""
     if group is None:
         return rows
+    counts = _counts(rows, group)
+    before, after = counts[: dist.get_rank(group)].sum(), counts[dist.get_rank(group) + 1 :].sum()
+    return total(F.pad(rows, (0, 0, int(before), int(after))), group)
+
+
+def places(rows: Float[Tensor, "rows dim"], group: ProcessGroup | None) -> Int64[Tensor, " rows"]:
+    """Where this rank's rows are among those that `everywhere` gives."""
+    own = torch.arange(len(rows), device=rows.device)
+    return own if group is None else own + _counts(rows, group)[: dist.get_rank(group)].sum()
+
+
+def _counts(rows: Tensor, group: ProcessGroup) -> Tensor:
+    """How many rows each rank has."""
     counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=rows.device)
     counts[dist.get_rank(group)] = len(rows)
     dist.all_reduce(counts, group=group)
-    before, after = counts[: dist.get_rank(group)].sum(), counts[dist.get_rank(group) + 1 :].sum()
-    return total(F.pad(rows, (0, 0, int(before), int(after))), group)
+    return counts
 
 
 class _Total(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -335,8 +335,7 @@ def xavier_init(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    _zero_biases(module)
 
 
 def bert_init(module: nn.Module) -> None:
@@ -345,5 +344,40 @@ def bert_init(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    _zero_biases(module)
+
+
+def openai_vision_init(transformer: Transformer) -> None:
+    """PyTorch's own initialisation, which CLIP's image encoder keeps: that of `nn.MultiheadAttention` and `nn.Linear`
+    (openai/CLIP, `VisionTransformer`)."""
+    for block in transformer.blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        attention = block.get_submodule("attn.layer")
+        nn.init.xavier_uniform_(attention.get_parameter("qkv.weight"))
+        _zero_biases(attention)
+
+
+def openai_text_init(transformer: Transformer) -> None:
+    """That of CLIP's text encoder: what is added to the residual stream is smaller the deeper it is (openai/CLIP,
+    `initialize_parameters`)."""
+    dim, depth = transformer.config.dim, transformer.config.depth
+    added = dim**-0.5 * (2 * depth) ** -0.5
+    openai_vision_init(transformer)
+    normal_init(transformer, {"attn.layer.qkv.weight": dim**-0.5, "attn.layer.proj.weight": added})
+    normal_init(transformer, {"mlp.layer.fc1.weight": (2 * dim) ** -0.5, "mlp.layer.fc2.weight": added})
+
+
+def normal_init(module: nn.Module, deviations: Mapping[str, float]) -> None:
+    """Draw what learns, and whose name ends so, from normal distributions of these deviations."""
+    for name, parameter in module.named_parameters():
+        for ending, deviation in deviations.items():
+            if parameter.requires_grad and name.endswith(ending):
+                nn.init.normal_(parameter, std=deviation)
+
+
+def _zero_biases(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,6 +1,6 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from mmssl.interop import bert, mae, siammae, videomae, vit
+from mmssl.interop import bert, clip, mae, siammae, videomae, vit
 from mmssl.interop.folder import (
     config_from_dict,
     load,
@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "Written",
     "bert",
+    "clip",
     "config_from_dict",
     "form_of",
     "form_read",

@@ -57,18 +57,19 @@ def save_folder(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
     processor: Mapping[str, Any] | None = None,
+    name: str = CONFIG,
 ) -> Path:
-    """Write config.json and model.safetensors, and transformers' preprocessor_config.json where `processor` is given;
-    each appears whole or not at all."""
+    """Write config.json, or what its library calls it, and model.safetensors, and transformers'
+    preprocessor_config.json where `processor` is given; each appears whole or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     # save_file would make a file that only its owner can read.
     (path / f"{WEIGHTS}.part").write_bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
-    (path / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
+    (path / f"{name}.part").write_text(json.dumps(config, indent=2) + "\n")
     if processor is not None:
         (path / f"{PROCESSOR}.part").write_text(json.dumps(processor, indent=2) + "\n")
-    for name in (WEIGHTS, CONFIG, *([] if processor is None else [PROCESSOR])):
-        os.replace(path / f"{name}.part", path / name)
+    for each in (WEIGHTS, name, *([] if processor is None else [PROCESSOR])):
+        os.replace(path / f"{each}.part", path / each)
     return path
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmssl.interop.rules import KeyMap, State
 
-Library = Literal["official", "transformers", "timm"]
+Library = Literal["official", "transformers", "timm", "open_clip"]
 # A config as `dataclasses.asdict` gives it; defaults may be left out of what is read.
 Settings = Mapping[str, Any]
 
@@ -28,13 +28,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Written:
-    """What their files will hold: config.json, our tensors by the key map, `extra` tensors that they expect besides,
-    and preprocessor_config.json where they have one."""
+    """What their files will hold: config.json, or another `name` for it, our tensors by the key map, `extra` tensors
+    that they expect besides, and preprocessor_config.json where they have one."""
 
     config: dict[str, Any]
     rules: KeyMap
     processor: dict[str, Any] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "config.json"
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ def timm_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
     return (*numbered(ours, theirs, pairs), weight, bias)
 
 
-def query_key_value(ours: str, theirs: str) -> KeyMap:
+def query_key_value(ours: str, theirs: str, names: tuple[str, ...] = ("query", "key", "value")) -> KeyMap:
     """Our one projection of attention, of which transformers has three."""
     return tuple(
-        Rule((f"{ours}.qkv.{part}",), tuple(f"{theirs}.{head}.{part}" for head in ("query", "key", "value")), "rows")
+        Rule((f"{ours}.qkv.{part}",), tuple(f"{theirs}.{name}.{part}" for name in names), "rows")
         for part in ("weight", "bias")
     )
 
@@ -72,18 +72,21 @@ def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) ->
     return (*numbered(ours, theirs, pairs), weight, bias)
 
 
-def projection(ours: str, theirs: str) -> KeyMap:
+def projection(ours: str, theirs: str, *, bias: bool = True) -> KeyMap:
     """A patch embedding: their convolution."""
-    return Rule((f"{ours}.weight",), (f"{theirs}.weight",), "conv"), Rule((f"{ours}.bias",), (f"{theirs}.bias",))
+    weight = Rule((f"{ours}.weight",), (f"{theirs}.weight",), "conv")
+    return (weight, Rule((f"{ours}.bias",), (f"{theirs}.bias",))) if bias else (weight,)
 
 
-def embeddings(ours: str, cls: str, position: str, patches: str, modality: str = "image") -> KeyMap:
+def embeddings(
+    ours: str, cls: str, position: str, patches: str, modality: str = "image", *, bias: bool = True
+) -> KeyMap:
     """Class token, positions and patches."""
     tokenizer = f"{ours}tokenizers.{modality}"
     return (
         Rule((f"{ours}prefix_tokens",), (cls,), "shape", (1, 1, -1)),
         Rule((f"{ours}prefix_position", f"{tokenizer}.position.table"), (position,), "position"),
-        *projection(tokenizer, patches),
+        *projection(tokenizer, patches, bias=bias),
     )
 
 
@@ -225,12 +228,12 @@ def image_processor(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
     tokenizer = settings["tokenizers"][0]
     height, width = tokenizer["size"][-2:]
     sides = {"height": height, "width": width}
-    crop = kind == "VideoMAEImageProcessor"
+    crop, bilinear = kind in ("VideoMAEImageProcessor", "CLIPImageProcessor"), kind == "VideoMAEImageProcessor"
     return {
         "image_processor_type": kind,
         "do_resize": True,
         "size": {"shortest_edge": min(height, width)} if crop else sides,
-        "resample": 2 if crop else 3,
+        "resample": 2 if bilinear else 3,
         **({"do_center_crop": True, "crop_size": sides} if crop else {}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,

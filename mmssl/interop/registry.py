@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop import audiomae, bert, mae, siammae, videomae, vit
+from mmssl.interop import audiomae, bert, clip, mae, siammae, siglip, videomae, vit
 from mmssl.interop.folder import save_folder
 from mmssl.interop.forms import Form, Library, Settings
 from mmssl.interop.rules import State, to_theirs
@@ -19,9 +19,11 @@ FORMS: tuple[Form, ...] = (
     *videomae.FORMS,
     *audiomae.FORMS,
     *bert.FORMS,
+    *clip.FORMS,
     *vit.FORMS,
     *mae.FORMS,
     *siammae.FORMS,
+    *siglip.FORMS,
 )
 
 
@@ -67,7 +69,7 @@ def save_as(form: Form, settings: Settings, state: Mapping[str, Tensor], folder:
     assert form.write is not None
     written, patch = form.write(settings), _encoder(settings)["tokenizers"][0]["modality"]["patch"]
     tensors = {**to_theirs(state, written.rules, patch), **written.extra}
-    return save_folder(folder, written.config, tensors, written.processor)
+    return save_folder(folder, written.config, tensors, written.processor, written.name)
 
 
 def _of(methods: Sequence[str], libraries: Sequence[Library]) -> list[Form]:

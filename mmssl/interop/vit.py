@@ -36,11 +36,13 @@ from mmssl.modality import image
 from mmssl.position import sincos_table
 
 
-def timm_vit(ours: str = "", modality: str = "image") -> KeyMap:
-    """An encoder under `ours` against timm's ViT, whose names the authors' MAE files share; fine-tuned files too."""
+def timm_vit(ours: str = "", modality: str = "image", *, pre_norm: bool = False) -> KeyMap:
+    """An encoder under `ours` against timm's ViT, whose names the authors' MAE files share; fine-tuned files too.
+    pre_norm: CLIP's norm before the blocks, with which patches have no bias."""
     heads = (("transformer.final_norm", "norm"), ("pool_norm", "fc_norm"), ("head", "head"))
     return (
-        *embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj", modality),
+        *embeddings(ours, "cls_token", "pos_embed", "patch_embed.proj", modality, bias=not pre_norm),
+        *(layer(f"{ours}transformer.input_norm", "norm_pre") if pre_norm else ()),
         *timm_blocks(f"{ours}transformer.blocks", "blocks"),
         *optional(*(rule for ours_, theirs in heads for rule in layer(f"{ours}{ours_}", theirs))),
     )
@@ -65,7 +67,7 @@ def official_settings(
     if absent := [key for key in needed if key not in state]:
         raise UserError(f"{source}: not a checkpoint of MAE's authors or of timm's ViT: it lacks {absent[0]}")
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
-    table, fine_tuned = state["pos_embed"][0, 1:], "fc_norm.weight" in state
+    table, fine_tuned, pre_norm = state["pos_embed"][0, 1:], "fc_norm.weight" in state, "norm_pre.weight" in state
     size = table_size(size, patch, len(table), source)
     fixed = sincos_table(grid_of_size(size, patch, source), dim)
     tokenizer = {
@@ -74,6 +76,7 @@ def official_settings(
         # half precision is off by less; a table that was trained is not
         "position": "sincos" if torch.allclose(table.float().cpu(), fixed, atol=2e-3) else "learned",
         "trainable": fine_tuned or None,
+        "bias": not pre_norm,
     }
     transformer = {
         "dim": dim,
@@ -81,6 +84,7 @@ def official_settings(
         "heads": heads or default_heads(dim),
         "hidden": len(state["blocks.0.mlp.fc1.weight"]),
         "norm_eps": eps,
+        "input_norm": pre_norm,
         "final_norm": not fine_tuned,
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
@@ -97,7 +101,8 @@ def read_official(
     size: Size = None,
 ) -> Found:
     """The encoder in an authors' file; a decoder is left aside."""
-    return Found(official_settings(state, source, heads, eps, size), timm_vit(), without_decoder(state))
+    settings, pre_norm = official_settings(state, source, heads, eps, size), "norm_pre.weight" in state
+    return Found(settings, timm_vit(pre_norm=pre_norm), without_decoder(state))
 
 
 def without_decoder(state: State) -> dict[str, Tensor]:
@@ -151,12 +156,27 @@ def write_transformers(settings: Settings) -> Written:
 def _is_plain(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    return names == [modality] and settings["prefix"] == 1 and is_plain(settings["transformer"], "all")
+    biased = settings["tokenizers"][0]["bias"]
+    return names == [modality] and settings["prefix"] == 1 and biased and is_plain(settings["transformer"], "all")
+
+
+def is_clip(settings: Settings) -> bool:
+    """What CLIP's image encoder is: plain, but for a norm before the blocks and patches without a bias, and either
+    GELU."""
+    transformer, (tokenizer, *_) = settings["transformer"], settings["tokenizers"]
+    own = transformer["input_norm"] and not tokenizer["bias"] and transformer["norm_eps"] == 1e-5
+    blocks = {**transformer, "input_norm": False, "activation": "gelu"}
+    biased = [{**each, "bias": True} for each in settings["tokenizers"]]
+    plain = _is_plain({**settings, "transformer": blocks, "tokenizers": biased})
+    return own and plain and transformer["activation"] in ("gelu", "quick_gelu")
 
 
 def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
     """The encoder in a folder of timm's ViT of pictures, with the statistics noted there."""
     details, found = config["pretrained_cfg"], read_official({}, state, source, **timm_options(config))
+    if "norm_pre.weight" in state:
+        activation = "quick_gelu" if "quickgelu" in config["architecture"] else "gelu"
+        found.settings["transformer"] |= {"norm_eps": 1e-5, "activation": activation}
     statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
     found.settings["tokenizers"][0]["modality"] |= statistics
     return found
@@ -172,14 +192,18 @@ def write_timm(settings: Settings) -> Written:
     """As the folder by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size, of
     pictures or spectrograms."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    name = tokenizer["modality"]["name"]
+    name, clip = tokenizer["modality"]["name"], is_clip(settings)
     if not (
-        _is_plain(settings, name) and name in ("image", "audio") and transformer["final_norm"] != settings["pool_norm"]
+        (clip or _is_plain(settings, name))
+        and name in ("image", "audio")
+        and transformer["final_norm"] != settings["pool_norm"]
     ):
         raise UserError(f"timm's ViT is a plain encoder of pictures or spectrograms; this one is {settings}")
     modality, size, classes = tokenizer["modality"], list(tokenizer["size"]), settings["classes"]
+    quick = {"act_layer": "quick_gelu"} if transformer["activation"] == "quick_gelu" else {}
+    variant = ("clip_quickgelu_" if quick else "clip_") if clip else ""
     config = {
-        "architecture": "vit_base_patch16_224",  # a name must be known to timm; the sizes below replace all of its own
+        "architecture": f"vit_base_patch16_{variant}224",  # timm must know it; the sizes below replace all of its own
         "num_classes": classes,
         "num_features": transformer["dim"],
         "global_pool": "avg",
@@ -193,6 +217,8 @@ def write_timm(settings: Settings) -> Written:
             "mlp_ratio": (transformer["hidden"] or 4 * transformer["dim"]) / transformer["dim"],
             "global_pool": "avg",
             "fc_norm": settings["pool_norm"],
+            **({"pre_norm": True} if clip else {}),
+            **quick,
         },
         "pretrained_cfg": {
             "input_size": [modality["channels"], *size],
@@ -207,7 +233,7 @@ def write_timm(settings: Settings) -> Written:
             "classifier": "head",
         },
     }
-    return Written(config, timm_vit("", name))
+    return Written(config, timm_vit("", name, pre_norm=clip))
 
 
 def timm_model(settings: Settings) -> nn.Module:
@@ -234,6 +260,7 @@ FORMS = (
         read_transformers,
         "vit",
         write=write_transformers,
+        fits=lambda settings: not is_clip(settings),
     ),
     Form(
         "Encoder",

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmssl.decoder import DecoderConfig, decoder_size, mae_decoder_config
-from mmssl.encoder import EncoderConfig, vit_config
-from mmssl.errors import UserError
+from mmssl.encoder import EncoderConfig, square_pictures, vit_config
 from mmssl.masking import Mask, batch_bits, random_mask, visible_count
-from mmssl.modality import image
 from mmssl.objectives.objective import Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.tokenizer import Batch
@@ -48,13 +46,8 @@ def mae_config(
     The decoder is the paper's from base on and smaller below where not given, see `decoder_size`.
     """
     patch = (14 if model == "huge" else 16) if patch is None else patch
-    if min(patch, size, channels) < 1 or size % patch:
-        raise UserError(
-            f"patch {patch} does not divide pictures of {size} pixels and {channels} channels: "
-            "choose another --size or --patch, all of them above 0"
-        )
-    modality = image(channels, (patch, patch))
-    encoder = vit_config(model, modality=modality, input_size=(size, size), drop_path=drop_path)
+    modality, input_size = square_pictures(size, patch, channels)
+    encoder = vit_config(model, modality=modality, input_size=input_size, drop_path=drop_path)
     decoder = mae_decoder_config(*decoder_size(model, decoder_dim, decoder_depth))
     return MAEConfig(encoder, decoder, mask_ratio, norm_pix, seed)
 

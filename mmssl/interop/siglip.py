@@ -1,0 +1,98 @@
+"""SigLIP: transformers' SiglipModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mmssl.errors import UserError
+from mmssl.interop.clip import (
+    BASE,
+    TEXT_RULES,
+    blocks_of,
+    is_tower,
+    text_config,
+    text_settings,
+    vision_config,
+    vision_rules,
+    weights,
+)
+from mmssl.interop.forms import Form, Found, Settings, Written
+from mmssl.interop.parts import image_processor, layer, pair
+from mmssl.interop.rules import KeyMap, Rule, State
+from mmssl.modality import image
+
+# What a config.json may leave out.
+_COMMON = {**BASE, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_VISION = {**_COMMON, "image_size": 224, "patch_size": 16}
+_TEXT = {**_COMMON, "vocab_size": 32000, "max_position_embeddings": 64, "pad_token_id": 1}
+_HEAD = "vision_model.head"
+TRANSFORMERS_SIGLIP: KeyMap = (
+    *vision_rules("encoder.", "vision_model.", kind="siglip"),
+    Rule(("pool.query",), (f"{_HEAD}.probe",), "shape", (1, 1, -1)),
+    *(
+        Rule((f"pool.attn.q.{part}", f"pool.attn.kv.{part}"), (f"{_HEAD}.attention.in_proj_{part}",), "split")
+        for part in ("weight", "bias")
+    ),
+    *layer("pool.attn.proj", f"{_HEAD}.attention.out_proj"),
+    *layer("pool.mlp.norm", f"{_HEAD}.layernorm"),
+    *layer("pool.mlp.layer.fc1", f"{_HEAD}.mlp.fc1"),
+    *layer("pool.mlp.layer.fc2", f"{_HEAD}.mlp.fc2"),
+    *TEXT_RULES,
+    *layer("text_projection", "text_model.head"),
+    Rule(("logit_scale",), ("logit_scale",), "shape", (1,)),
+    Rule(("logit_bias",), ("logit_bias",), "shape", (1,)),
+)
+
+
+def read_siglip(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """A SiglipModel folder."""
+    vision, text = _VISION | config["vision_config"], _TEXT | config["text_config"]
+    channels = vision.get("num_channels", 3)
+    statistics = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    tokenizer = {
+        "modality": asdict(image(channels, pair(vision["patch_size"]))) | statistics,
+        "size": pair(vision["image_size"]),
+        "position": "learned",
+    }
+    settings = {
+        "encoder": {"tokenizers": [tokenizer], "transformer": blocks_of(vision), "prefix": 0},
+        "text_encoder": text_settings(text["vocab_size"], text["max_position_embeddings"], blocks_of(text)),
+        "dim": None,
+        "image_pool": "mean",
+        "pad": text["pad_token_id"],
+    }
+    return Found(settings, TRANSFORMERS_SIGLIP, weights(state))
+
+
+def write_siglip(settings: Settings) -> Written:
+    """As SiglipModel, which attends to padding."""
+    vision, text = settings["encoder"], settings["text_encoder"]
+    fits = is_tower(vision, "image", causal=False, input_norm=False) and not vision["prefix"]
+    fits = fits and is_tower(text, "text", causal=False, input_norm=False) and not text["prefix"]
+    if not fits or not settings["attend_padding"] or settings["text_pool"] != "last":
+        raise UserError(
+            "transformers' SigLIP has plain encoders without class tokens, attends to the padding of texts, and their "
+            f"last place is their vector; this one is {settings}"
+        )
+    config = {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "vision_config": {"model_type": "siglip_vision_model", **vision_config(vision)},
+        "text_config": {"model_type": "siglip_text_model", **text_config(text), "pad_token_id": settings["pad"]},
+    }
+    return Written(config, TRANSFORMERS_SIGLIP, image_processor(vision, "SiglipImageProcessor"))
+
+
+FORMS = (
+    Form(
+        "SigLIP",
+        "transformers",
+        "transformers' SiglipModel",
+        lambda config, _: config.get("model_type") == "siglip",
+        read_siglip,
+        "siglip",
+        write=write_siglip,
+    ),
+)

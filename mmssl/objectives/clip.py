@@ -1,0 +1,187 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): find each picture's own caption among those of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from mmssl_kernels import info_nce
+from mmssl_kernels.frame.dispatch import values_are_checked
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmssl import ranks
+from mmssl.encoder import Encoder, EncoderConfig, Pool, square_pictures, vit_config
+from mmssl.errors import UserError
+from mmssl.masking import Mask
+from mmssl.modality import CLIP_MEAN, CLIP_STD, TEXT
+from mmssl.objectives.objective import Objective, Output
+from mmssl.tokenizer import Batch, TokenizerConfig
+from mmssl.transformer import TransformerConfig, normal_init, openai_text_init, openai_vision_init
+
+# Width, depth and heads of the text encoder beside each image encoder; features have its width. The paper's for base
+# and large, for small and huge those of open_clip's ViT-S-16 and ViT-H-14.
+TEXT_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (512, 12, 8),
+    "large": (768, 12, 12),
+    "huge": (1024, 24, 16),
+}
+LARGEST_SCALE = 100.0
+# Similarities that are looked at together where only the nearest is asked for: 2**22 float32 values are 16 MiB.
+_BLOCK = 2**22
+
+
+def text_config(size: tuple[int, int, int], *, vocab: int, length: int, **transformer: Any) -> EncoderConfig:
+    """An encoder of texts of at most `length` tokens, with learned positions. size: width, depth and heads."""
+    tokenizer = TokenizerConfig(replace(TEXT, channels=vocab), (length,), "learned")
+    return EncoderConfig((tokenizer,), TransformerConfig(*size, **transformer), prefix=0)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The towers, any encoders of pictures and of text, and what lies between them; `clip_config` makes the paper's.
+
+    dim: width of the features that are compared. None: that of the image encoder, whose pictures then have no
+    projection. image_pool, text_pool: which tokens are a picture's, and a text's, vector; "last" is a text's end token.
+    end: the id of the end token, where texts come without `text.length`; None: the largest id of each text, as in
+    OpenAI's vocabulary. temperature: its initial value; its inverse is the scale of similarities. packing: texts of
+    different lengths go through the transformer one behind the other, without padding; padded, the loss is the same.
+    """
+
+    encoder: EncoderConfig
+    text_encoder: EncoderConfig
+    dim: int | None = 512
+    image_pool: Pool = "class"
+    text_pool: Pool = "last"
+    end: int | None = None
+    temperature: float = 0.07
+    packing: bool = True
+
+
+def clip_config(
+    model: str = "base",
+    *,
+    size: int = 224,
+    patch: int | None = None,
+    channels: int = 3,
+    vocab: int = 49408,
+    length: int = 77,
+    quick_gelu: bool = True,
+    packing: bool = True,
+) -> CLIPConfig:
+    """CLIP on square pictures and texts of at most `length` tokens. model: tiny, small, base, large or huge. patch: its
+    side; None is 16, or 14 from large on ("base" with 32 is ViT-B/32). quick_gelu: x sigmoid(1.702 x) as in OpenAI's
+    models, else the exact GELU of open_clip's.
+    """
+    patch = (14 if model in ("large", "huge") else 16) if patch is None else patch
+    modality, input_size = square_pictures(size, patch, channels)
+    if channels == len(CLIP_MEAN):
+        modality = replace(modality, mean=CLIP_MEAN, std=CLIP_STD)
+    vit = vit_config(model, modality=modality, input_size=input_size)
+    blocks: dict[str, Any] = {"activation": "quick_gelu" if quick_gelu else "gelu", "norm_eps": 1e-5}
+    tokenizer = replace(vit.tokenizers[0], position="learned", bias=False)
+    encoder = replace(vit, tokenizers=(tokenizer,), transformer=replace(vit.transformer, input_norm=True, **blocks))
+    text = text_config(TEXT_SIZES[model], vocab=vocab, length=length, causal=True, **blocks)
+    return CLIPConfig(encoder, text, text.transformer.dim, packing=packing)
+
+
+class CLIP(Objective):
+    """Encode pictures and captions apart, project both to vectors of length one, tell the pairs from all others.
+
+    The batch holds `image` and `text` ids `[B, N]`, and `text.length` `[B]` where rows are padded; a text's vector is
+    that of its last token. Without lengths a causal text encoder takes the first end token of each row for the last
+    one, whatever pads the row (zeros behind OpenAI's and open_clip's tokenizers): OpenAI's `argmax` of the ids. Text
+    encoders that are not causal then read whole rows.
+
+    Towers that others trained start it: with their configs as `encoder` and `text_encoder`, for example an MAE's and an
+    MLM's (`text_pool="class"`), `clip.encoder.load_state_dict(mae.encoder.state_dict())` fits.
+    """
+
+    config_class = CLIPConfig
+    undecayed = ("encoder.prefix_tokens",)  # of one axis in OpenAI's model
+
+    named: ClassVar[Callable[..., Any]] = staticmethod(clip_config)
+
+    def __init__(self, config: CLIPConfig | str = "base", **settings: Any):
+        super().__init__()
+        made: CLIPConfig = self.configured(config, settings)
+        self.config = made
+        self.encoder, self.text_encoder = Encoder(made.encoder), Encoder(made.text_encoder)
+        width, text_width, dim = self.encoder.dim, self.text_encoder.dim, made.dim
+        self.image_projection = nn.Identity() if dim is None else nn.Linear(width, dim, bias=False)
+        self.text_projection = nn.Linear(text_width, width if dim is None else dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(made.temperature)))
+        if made.image_pool == "class" and not made.encoder.prefix:
+            raise UserError("the image encoder has no class token: set image_pool to 'mean'")
+        self.initialise()
+
+    def initialise(self) -> None:
+        """As OpenAI's model (openai/CLIP, `VisionTransformer` and `initialize_parameters`)."""
+        openai_vision_init(self.encoder.transformer)
+        openai_text_init(self.text_encoder.transformer)
+        for tokenizer in self.encoder.tokenizers.values():
+            weight = tokenizer.get_parameter("weight")
+            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)  # of a convolution
+        width, text_width = (tower.dim**-0.5 for tower in (self.encoder, self.text_encoder))
+        normal_init(self.encoder, dict.fromkeys(("prefix_tokens", "prefix_position", "position.table"), width))
+        normal_init(self.text_encoder, {"words.weight": 0.02, "position.table": 0.01})
+        normal_init(self.image_projection, {"weight": width})
+        normal_init(self.text_projection, {"weight": text_width})
+
+    def texts(self, batch: Batch) -> Batch:
+        """The batch with the lengths of its texts, where they are needed. UserError for a text without any token (on a
+        GPU only with MMSSL_DEBUG=1)."""
+        self.text_encoder.sizes(batch)
+        text, lengths = batch["text"], batch.get("text.length")
+        if lengths is None and self.config.text_encoder.transformer.causal:
+            found = text if self.config.end is None else (text == self.config.end).int()
+            return {**batch, "text.length": found.argmax(dim=1) + 1}
+        if lengths is None or torch.compiler.is_compiling() or not values_are_checked(lengths):
+            return batch
+        if (empty := (lengths < 1).nonzero()).numel():
+            raise UserError(f"text: row {int(empty[0])} holds no token; an empty caption has its end token at least")
+        return batch
+
+    def image_vector(self, batch: Batch, mask: Mask | None = None) -> Float[Tensor, "batch width"]:
+        """What the image encoder makes of each picture, before the projection."""
+        return self.encoder(batch, mask).pooled(self.config.image_pool)
+
+    def encode_image(self, batch: Batch, mask: Mask | None = None) -> Float[Tensor, "batch dim"]:
+        """The features of pictures, of length one; float32."""
+        return F.normalize(self.image_projection(self.image_vector(batch, mask)).float(), dim=-1)
+
+    def encode_text(self, batch: Batch) -> Float[Tensor, "batch dim"]:
+        """The features of texts, of length one; float32."""
+        tokens = self.text_encoder(self.texts(batch), packed=self.config.packing)
+        return F.normalize(self.text_projection(tokens.pooled(self.config.text_pool)).float(), dim=-1)
+
+    def features(self, batch: Batch, mask: Mask | None = None) -> dict[str, Tensor]:
+        return {"image": self.encode_image(batch, mask), "text": self.encode_text(batch)}
+
+    def compare(self, features: dict[str, Tensor]) -> Output:
+        image, text = features["image"], features["text"]
+        parts = {"accuracy": self.accuracy(image, text), "scale": self.logit_scale.detach().exp()}
+        return Output(self.loss(image, text), parts)
+
+    def loss(self, image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+        """InfoNCE in both directions, over the pairs of all ranks."""
+        return info_nce(image, text, self.logit_scale.exp(), group=self.group)
+
+    @torch.no_grad()
+    def accuracy(self, image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+        """The share of this rank's pictures whose nearest caption, among those of all ranks, is their own. The
+        similarities are never held all together."""
+        texts, own = ranks.everywhere(text, self.group), ranks.places(text, self.group)
+        blocks = image.split(max(1, _BLOCK // len(texts)))
+        return (torch.cat([(block @ texts.T).argmax(dim=1) for block in blocks]) == own).float().mean()
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """The scale stays between 1 and 100 (the paper's section 2.5; open_clip's bounds)."""
+        self.logit_scale.clamp_(0, math.log(LARGEST_SCALE))

@@ -1,0 +1,71 @@
+"""FLIP (Li et al. 2022, arXiv 2212.00794): CLIP on a part of each picture's patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmssl.encoder import square_pictures, vit_config
+from mmssl.masking import Mask, batch_bits, random_mask
+from mmssl.objectives.clip import CLIP, TEXT_SIZES, CLIPConfig, text_config
+from mmssl.objectives.objective import Output
+from mmssl.tokenizer import Batch
+
+
+@dataclass(frozen=True)
+class FLIPConfig(CLIPConfig):
+    """keep: round(patches * keep) of each picture are read, the others never embedded; 1 reads all, as the paper's
+    short tuning at the end does. seed: of the masks."""
+
+    keep: float = 0.5
+    seed: int = 0
+
+
+def flip_config(
+    model: str = "base",
+    *,
+    size: int = 224,
+    patch: int | None = None,
+    channels: int = 3,
+    vocab: int = 30522,
+    length: int = 32,
+    packing: bool = True,
+    keep: float = 0.5,
+    seed: int = 0,
+) -> FLIPConfig:
+    """FLIP on square pictures and texts of at most `length` tokens. model: tiny, small, base, large or huge. patch: its
+    side; None is 16, or 14 for huge. A picture's vector is the mean of its patches, at fixed positions; a text's that
+    of its first token, BERT's [CLS], and the text encoder is not causal (the paper's section 3; facebookresearch/flip).
+    """
+    modality, input_size = square_pictures(size, (14 if model == "huge" else 16) if patch is None else patch, channels)
+    encoder = vit_config(model, modality=modality, input_size=input_size)
+    text = text_config(TEXT_SIZES[model], vocab=vocab, length=length)
+    return FLIPConfig(encoder, text, text.transformer.dim, "mean", "class", packing=packing, keep=keep, seed=seed)
+
+
+class FLIP(CLIP):
+    """Leave out most patches of each picture, and tell the pairs as CLIP does: several times as many pictures a second.
+
+    `encode_image` reads whole pictures.
+    """
+
+    config_class = FLIPConfig
+    config: FLIPConfig
+
+    named = staticmethod(flip_config)
+
+    def hide(self, batch: Batch) -> Mask | None:
+        """Which patches are left out; None where all are kept."""
+        sizes = self.encoder.sizes(batch)
+        if self.config.keep == 1:
+            return None
+        count = sum(sizes.values())
+        noise = batch_bits(batch, count, seed=self.config.seed, stream="mask/image")
+        return random_mask(noise, round(count * self.config.keep), sizes)
+
+    def features(self, batch: Batch, mask: Mask | None = None) -> dict[str, Tensor]:
+        return super().features(batch, self.hide(batch) if mask is None else mask)
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        return super().forward(batch, self.hide(batch) if mask is None else mask)
