@@ -13,7 +13,7 @@ from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augme
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.pairs import PairFiles, PairSource, PairView, open_pairs, text_batch
+from mmssl.data.pairs import KnownPictures, PairFiles, PairSource, PairView, open_pairs, text_batch
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.shards import Shards
 from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
@@ -51,6 +51,7 @@ __all__ = [
     "FolderSource",
     "JhmdbFolder",
     "Keys",
+    "KnownPictures",
     "Ledger",
     "Loader",
     "MaskSequence",

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mmssl.data.decode import BrokenSample, opened
 from mmssl.data.folders import Label, listed, part_of
 from mmssl.data.shards import Place, classes_in_json, object_in
-from mmssl.data.source import FolderSource, told_of_part
+from mmssl.data.source import DrawnSource, FolderSource, Source, Subset, told_of_part
 from mmssl.data.tables import CAPTIONS, TABLES, Table, field_meant
 from mmssl.data.text import TextView
 from mmssl.data.views import Keys, View
@@ -224,8 +225,7 @@ class PairSource(PairFiles):
 
     def read(self, index: int) -> dict[str, Tensor]:
         """What evaluation takes as draw 0."""
-        zero = torch.zeros(1, dtype=torch.int64)
-        return next(iter(self.draw(index, Keys(0, torch.tensor([index]), zero, zero))))
+        return _first(self, index)
 
     def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
         """The picture, with one of the captions for each of the slots of `keys`."""
@@ -247,6 +247,45 @@ class PairSource(PairFiles):
         return [torch.tensor(encoded[number]) for number in chosen]
 
 
+class KnownPictures(Subset):
+    """Pairs whose pictures are known by what a model made of them, and are not opened: a sample is {"image.features":
+    float32 [width], "text"}.
+
+    features: float32 [samples, width], a row for each sample of `source`, pairs or a subset of such. broken: why a
+    sample has none, by its number. key: what the features depend on.
+    """
+
+    def __init__(
+        self, source: Source, features: Float32[np.ndarray, "samples width"], broken: Mapping[int, str], key: str
+    ) -> None:
+        super().__init__(source, range(len(source)))
+        self.features, self.broken, self.key = features, broken, key
+
+    @property
+    def sampling(self) -> str:
+        return f"{super().sampling}, features {self.key}"
+
+    def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
+        """The features, with one of the captions for each of the slots of `keys`."""
+        if (reason := self.broken.get(index)) is not None:
+            raise BrokenSample(reason)
+        source, number = self.source, index
+        while isinstance(source, Subset):
+            source, number = source.source, source.indices[number]
+        assert isinstance(source, PairSource)
+        features = torch.from_numpy(np.array(self.features[index]))
+        return ({"image.features": features, "text": text} for text in source.texts_of(number, keys))
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        """What evaluation takes as draw 0."""
+        return _first(self, index)
+
+
+def _first(source: DrawnSource, index: int) -> dict[str, Tensor]:
+    zero = torch.zeros(1, dtype=torch.int64)
+    return next(iter(source.draw(index, Keys(0, torch.tensor([index]), zero, zero))))
+
+
 def open_pairs(
     path: str | Path, tokenizer: str | Path | Vocabulary, split: str | None = None, **settings: Any
 ) -> PairSource:
@@ -257,10 +296,10 @@ def open_pairs(
 
 @dataclass(frozen=True)
 class PairView:
-    """Pairs as a batch: what the view `image` makes of the pictures, and of the captions `text` int64 [B, length], with
-    `pad` behind their ends, and `text.length` int64 [B]."""
+    """Pairs as a batch: what the view `image` makes of the pictures, or where None their features [B, width], and of
+    the captions `text` int64 [B, length], with `pad` behind their ends, and `text.length` int64 [B]."""
 
-    image: View
+    image: View | None
     length: int = 77
     pad: int = 0
 
@@ -272,8 +311,13 @@ class PairView:
                 texts.append({"text": sample["text"]})
                 yield {name: value for name, value in sample.items() if name != "text"}
 
-        batch = self.image(pictures(), keys)
+        batch = _stacked(pictures()) if self.image is None else self.image(pictures(), keys)
         return batch | TextView(self.length, self.pad)(texts, keys)
+
+
+def _stacked(samples: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    rows = list(samples)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def text_batch(texts: Sequence[str], vocabulary: Vocabulary, length: int = 77) -> dict[str, Tensor]:

@@ -53,10 +53,10 @@ class Shards:
     label: the key of the class in each sample's JSON; None takes the text of its member `.cls`, where there are such.
     beside: endings of members that belong to the samples, `.txt`.
 
-    `paths` are the samples' members, `shard.tar/member`; `labels` their classes by name, None where no sample has one;
-    `beside` where each sample's member of these endings lies, and `alone` a member of each key that has such alone;
-    `notes` say what was left out, and which tar is cut short. The tars' indices are kept, by path, size and time, in
-    the folder `mmssl/shards` of $XDG_CACHE_HOME or ~/.cache, where that can be written.
+    `paths` are the samples' members, `shard.tar/member`, and `places` where these lie; `labels` their classes by name,
+    None where no sample has one; `beside` where each sample's member of these endings lies, and `alone` a member of
+    each key that has such alone; `notes` say what was left out, and which tar is cut short. The tars' indices are kept,
+    by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or ~/.cache, where that can be written.
 
     Raises UserError for a file that is no plain tar, tars without such members, and a label that no sample has, or that
     is no single value.
@@ -76,7 +76,7 @@ class Shards:
         self.paths: list[str] = []
         self.alone: list[str] = []
         self.beside: dict[str, list[Place | None]] = {ending: [] for ending in beside}
-        self._places: list[Place] = []
+        self.places: list[Place] = []
         self.notes: list[str] = []
         given: list[Place | None] = []
         others: list[str] = []
@@ -93,7 +93,7 @@ class Shards:
                     continue
                 taken.add(key)
                 self.paths.append(f"{tar}/{name}")
-                self._places.append(place)
+                self.places.append(place)
                 given.append(described[description].get(key))
                 for ending, found in self.beside.items():
                     found.append(described[ending].get(key))
@@ -115,7 +115,7 @@ class Shards:
     @contextmanager
     def opened(self, index: int) -> Iterator[BytesIO]:
         """The member of sample `index`; raises BrokenSample when its shard has no such bytes."""
-        yield BytesIO(self.content(self._places[index]))
+        yield BytesIO(self.content(self.places[index]))
 
     def content(self, place: Place) -> bytes:
         """The bytes of a member; raises BrokenSample when its shard has no such."""

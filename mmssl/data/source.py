@@ -142,6 +142,12 @@ class FileSource:
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that the samples are read from, in their order: a shard once."""
+        paths = dict.fromkeys(place.tar for place in self.shards.places) if self.shards else self.paths
+        return [self.root / path for path in paths]
+
     def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[Label | None] | None]:
         """(folder, paths below it, labels) of the files of this kind: those that a manifest lists, or a tar shard or a
         folder holds (see `find`).

@@ -22,6 +22,7 @@ from mmssl.data import (
     evaluation_batches,
     subset,
 )
+from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract, watched_accuracies
 from mmssl.objectives import Objective
@@ -99,8 +100,9 @@ def pretrain(
     if distributed.rank() == 0:
         for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
             print(line, flush=True)
+    reads = {name for part in objective.modules() if isinstance(part, Encoder) for name in part.tokenizers}
     watched, shown = distributed.on_first_rank(
-        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, set(objective.encoder.tokenizers))
+        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, reads)
     )
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
