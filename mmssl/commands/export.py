@@ -39,7 +39,9 @@ def export(model: Path, out: Path | None, to: str) -> None:
     if (words := tokenizer_beside(folder)) is not None:
         Vocabulary.read(words).save(out)
     place = as_text(str(out))
-    if form.library == "timm":
+    if form.library == "open_clip":
+        print(f"import open_clip\nmodel = open_clip.create_model({f'local-dir:{place}'!r})")
+    elif form.library == "timm":
         print(f"import timm\nmodel = timm.create_model({f'local-dir:{place}'!r}, pretrained=True)")
     else:
         name = json.loads((out / "config.json").read_text())["architectures"][0]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.interop import vit
+from mmssl.interop.folder import OPEN_CLIP_CONFIG
 from mmssl.interop.forms import Form, Found, Settings, Written
 from mmssl.interop.parts import (
     Size,
@@ -246,22 +247,23 @@ def read_vision(config: Mapping[str, Any], state: State, source: str) -> Found:
 
 
 def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
-    """A folder with an open_clip_config.json, of a ViT that open_clip has itself."""
+    """A folder with an open_clip_config.json, of a ViT that open_clip has itself. Raises UserError for other pooling."""
     model, pictures = config["model_cfg"], config.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
-    found = read_official(
-        {},
-        state,
-        source,
-        heads=vision["width"] // vision.get("head_width", 64),
-        text_heads=text["heads"],
-        quick_gelu=model.get("quick_gelu", False),
-        size=pair(vision["image_size"]),
-    )
-    found.settings["encoder"]["tokenizers"][0]["modality"] |= {
-        name: tuple(pictures[name]) for name in ("mean", "std") if name in pictures
-    }
-    return found
+    pools = vision.get("pool_type", "tok"), text.get("pool_type", "argmax")
+    if pools[0] != "tok" or pools[1] not in ("argmax", "eos") or text.get("no_causal_mask"):
+        raise UserError(
+            f"{source}: of open_clip's models those with a class token and causal text are read, not {model}"
+        )
+    quick_gelu, size = model.get("quick_gelu", False), pair(vision["image_size"])
+    heads = vision["width"] // vision.get("head_width", 64)
+    found = read_official({}, state, source, heads=heads, text_heads=text["heads"], quick_gelu=quick_gelu, size=size)
+    settings = found.settings | {"end": text["eos_id"] if pools[1] == "eos" else None}
+    for name, part in (("encoder", vision), ("text_encoder", text)):
+        settings[name]["transformer"] |= {"norm_eps": part.get("norm_kwargs", {}).get("eps", 1e-5)}
+    statistics = {name: tuple(pictures[name]) for name in ("mean", "std") if name in pictures}
+    settings["encoder"]["tokenizers"][0]["modality"] |= statistics
+    return replace(found, settings=settings)
 
 
 # What is written
@@ -388,7 +390,7 @@ def write_open_clip(settings: Settings) -> Written:
             "resize_mode": "shortest",
         },
     }
-    return Written(config, OPEN_CLIP, name="open_clip_config.json")
+    return Written(config, OPEN_CLIP, name=OPEN_CLIP_CONFIG)
 
 
 def _is_siglip(settings: Settings) -> bool:

@@ -10,6 +10,7 @@ import os
 import types
 import typing
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from mmssl.interop.rules import to_ours
 Config = TypeVar("Config")
 
 CONFIG, WEIGHTS, AVERAGE = "config.json", "model.safetensors", "ema.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 PROCESSOR = "preprocessor_config.json"
 
 
@@ -107,8 +109,10 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json holds, or open_clip's own where that is missing."""
+    name = OPEN_CLIP_CONFIG if not (folder / CONFIG).exists() and (folder / OPEN_CLIP_CONFIG).is_file() else CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / name).read_text())
         if not isinstance(config, dict):
             raise UserError(f"{folder / CONFIG}: holds no settings but a {type(config).__name__}")
         if "mmssl" in config:
@@ -124,11 +128,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a model folder, a .safetensors file or an authors' .pth file.
 
     A .pth may wrap them under "model", "module" or "state_dict" beside other values; it is read with
-    `weights_only=True`, and of all classes only `argparse.Namespace` is admitted.
+    `weights_only=True`, and of all classes only `argparse.Namespace` is admitted. OpenAI's CLIP files are archives of
+    TorchScript, of which nothing is run.
     """
     path = Path(path)
     if path.is_dir():
-        shards = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        names = ("model*.safetensors", "open_clip*.safetensors", "pytorch_model*.bin")
+        shards = next((found for name in names if (found := sorted(path.glob(name)))), [])
         if not shards:
             raise UserError(f"{path}: holds neither {WEIGHTS} nor pytorch_model.bin")
         # a checkpoint of a run that averages its weights: the average is what is meant, where there is one
@@ -139,11 +145,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if _is_torchscript(path):
+            with warnings.catch_warnings(action="ignore"):  # torch means to give TorchScript up
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever their reader met first
         raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
     return unwrap(content, str(path))
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def official_state(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

@@ -180,7 +180,7 @@ class Objective(nn.Module):
         config, state = interop.read_config(folder), interop.read_weights(folder)
         with interop.loading(folder):
             if "mmssl" not in config:
-                form = interop.form_read(cls._names(), ["transformers"], config, state, str(folder))
+                form = interop.form_read(cls._names(), ["transformers", "open_clip"], config, state, str(folder))
                 return cls._of(form.read(config, state, str(folder)), str(folder))
             if config["mmssl"] != cls.__name__:
                 raise UserError(f"{folder}: holds {config['mmssl']}, not {cls.__name__}; load it with its own class")

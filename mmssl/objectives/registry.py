@@ -36,7 +36,7 @@ def load(folder: str | Path) -> Objective:
     kind = config.get("mmssl")
     if kind is None:
         state = interop.read_weights(Path(folder))
-        kind = interop.form_read(list(METHODS), ["transformers"], config, state, str(folder)).method
+        kind = interop.form_read(list(METHODS), ["transformers", "open_clip"], config, state, str(folder)).method
     method, module = METHODS.get(kind), config.get("module")
     if module and (method is None or importable(method.__module__) != module):  # two modules may have the same name
         try:
