@@ -187,10 +187,18 @@ class ImageTextCLIP(Recipe):
         """The method with fresh weights, but for the towers that are taken from elsewhere."""
         kind = self.kind
         objective = kind(kind.completed(self.method()))
-        for line in take_towers(objective, self.lock_image or self.init_image, self.init_text):
-            if distributed.rank() == 0:
-                print(line, flush=True)
+        take_towers(objective, self.lock_image or self.init_image, self.init_text)
         return objective
+
+    def views(self) -> tuple[View | None, View]:
+        """How pictures are shown in training, None where what is made of them is known, and those that are held out."""
+        settled, middle = self.settled(), EvalView(self.size)
+        if self.kind is LiT:
+            return None, middle
+        if settled.crop_scale is None:
+            return WindowView(self.size), middle
+        assert settled.flip is not None
+        return TrainView(self.size, scale=settled.crop_scale, flip=settled.flip), middle
 
     def run(self) -> TrainResult:
         """Train on pairs of `data`. Raises UserError without a tokenizer."""
@@ -202,28 +210,24 @@ class ImageTextCLIP(Recipe):
             )
         if self.lock_image and self.init_image:
             raise UserError("--lock-image and --init-image both say where the encoder of pictures starts: give one")
-        assert settled.length is not None and settled.flip is not None
+        assert settled.length is not None
         length, pad = settled.length, vocabulary.pad
-        view: View | None = WindowView(self.size)
-        if settled.crop_scale is not None:
-            view = TrainView(self.size, scale=settled.crop_scale, flip=settled.flip)
-        middle = PairView(EvalView(self.size), length, pad)
+        view, held_out_view = (PairView(each, length, pad) for each in self.views())
 
         def pairs() -> tuple[Source, Source]:
+            taken = {"pictures": self.lock_image or self.init_image, "texts": self.init_text}
+            for what, source in taken.items():
+                if source is not None and distributed.rank() == 0:
+                    print(f"{'starts':<9} from {source}: the encoder of {what}", flush=True)
             keys = {"image_key": self.image_key, "caption_key": self.caption_key}
             settings = {**keys, "background": self.background, "label": self.label, "length": length}
             media, held_out = open_captioned(self.data, vocabulary, self.seed, **settings)
             if self.lock_image is None:
                 return media, held_out
             device, place = distributed.init(self.device), self.out / "features"
-            return known_pictures(media, self.build(), middle, place, device, workers=self.workers), held_out
+            return known_pictures(media, self.build(), held_out_view, place, device, workers=self.workers), held_out
 
-        return self.train(
-            pairs,
-            PairView(None if self.lock_image else view, length, pad),
-            middle,
-            beside=vocabulary.files,
-        )
+        return self.train(pairs, view, held_out_view, beside=vocabulary.files)
 
 
 def main() -> None:

@@ -96,16 +96,12 @@ def with_text_tower(config: C, source: str, vocab: int) -> C:
     )
 
 
-def take_towers(objective: CLIP, image: str | None, text: str | None) -> list[str]:
-    """Load the towers that are named into an objective of their configs; what to tell a person of it."""
-    told = []
+def take_towers(objective: CLIP, image: str | None, text: str | None) -> None:
+    """Load the encoders of the sources that are given into an objective of their configs."""
     if image is not None:
         take(objective.encoder, image_tower(image)[0], image)
-        told.append(f"{'starts':<9} from {image}: the encoder of pictures")
     if text is not None:
         take(objective.text_encoder, text_tower(text)[0], text)
-        told.append(f"{'starts':<9} from {text}: the encoder of texts")
-    return told
 
 
 def known_pictures(
