@@ -143,7 +143,8 @@ class Tokenizer:
     reads, too."""
 
     data: Path | None = None
-    """Folder of .txt, .jsonl, .csv or .parquet files, plain or gzipped, or one such file; CLIP's needs none."""
+    """Folder of .txt, .jsonl, .csv or .parquet files, plain or gzipped, or one such file; or of tar shards with
+    captions. CLIP's needs none."""
     kind: Literal["wordpiece", "bpe", "unigram", "clip"] = "wordpiece"
     """wordpiece: BERT's; bpe: RoBERTa's byte pairs; unigram: as in SentencePiece; clip: OpenAI's own byte pairs."""
     merges: Path | None = None
@@ -153,7 +154,7 @@ class Tokenizer:
     out: Path = Path("tokenizer")
     """Folder to write."""
     field: str = "text"
-    """What .jsonl, .csv and .parquet call the text."""
+    """What .jsonl, .csv and .parquet, and the JSON in shards, call the text."""
     cased: bool = False
     """Keep capitals and accents; byte pairs always do."""
 

@@ -118,9 +118,11 @@ class ImageTextCLIP(Recipe):
             "--lock-image": (self.lock_image is not None, LiT),
         }
         chosen = {flag: kind for flag, (given, kind) in asked.items() if given}
-        if len(chosen) > 1 or (chosen and type(self).objective is not CLIP):
-            raise UserError(f"{' and '.join(chosen)} each mean a method of its own: give one of them")
-        return next(iter(chosen.values()), type(self).objective)  # type: ignore[return-value]
+        own: type[CLIP] = type(self).objective
+        meant = [*chosen, *([own.__name__] if own is not CLIP else [])]
+        if len(meant) > 1:
+            raise UserError(f"{' and '.join(meant)} each mean a method of its own: give one of them")
+        return next(iter(chosen.values()), own)
 
     def settled(self) -> ImageTextCLIP:
         """Itself, with the paper's settings where none are given."""
@@ -172,6 +174,7 @@ class ImageTextCLIP(Recipe):
             shared |= {} if vocabulary is None else {"pad": vocabulary.pad}
             config = siglip_config(self.model, attend_padding=not packing, **shared)
         elif kind is FLIP:
+            assert self.keep is not None
             config = flip_config(self.model, keep=self.keep, seed=self.seed, packing=packing, **shared)
         else:
             config = clip_config(self.model, packing=packing, **shared)

@@ -14,6 +14,8 @@ from mmssl.commands.tokenizer import write_clip_tokenizer
 from mmssl.data import Vocabulary, text_batch
 from mmssl.data.clip_tokenizer import MERGES, clip_tokenizer
 from mmssl.errors import UserError
+from tests.test_data_pairs import members
+from tests.test_data_shards import write_tar
 from tests.test_recipe_video import command
 
 # What captions are made of: words, marks, entities, other scripts, spaces of all kinds, and mojibake.
@@ -117,3 +119,14 @@ def test_a_tokenizer_without_a_beginning_encodes_captions_and_no_rows_of_documen
         _ = vocabulary.framing
     with pytest.raises(UserError, match="a length of 3, not 2"):
         vocabulary.encoder(2)
+
+
+def test_a_tokenizer_is_learnt_from_the_captions_in_shards(tmp_path, cache, monkeypatch, capsys):
+    files = members(20, text=False)
+    files["0004.json"] = b"{}"
+    write_tar(tmp_path / "train" / "a.tar", files)
+    write_tar(tmp_path / "val" / "a.tar", members(1, 20))
+    command(monkeypatch, f"tokenizer --data {tmp_path} --field name --vocab 60 --out {tmp_path}/out")
+    told = capsys.readouterr().out
+    assert "skipped a.tar/0004.png: has no 'name' in its JSON" in told and "from 19 documents (1 skipped)" in told
+    assert len(Vocabulary.read(tmp_path / "out").encoder(9)("three five")) == 4

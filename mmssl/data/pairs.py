@@ -269,16 +269,21 @@ class KnownPictures(Subset):
         """The features, with one of the captions for each of the slots of `keys`."""
         if (reason := self.broken.get(index)) is not None:
             raise BrokenSample(reason)
-        source, number = self.source, index
-        while isinstance(source, Subset):
-            source, number = source.source, source.indices[number]
-        assert isinstance(source, PairSource)
+        pairs, number = _pair(self.source, index)
         features = torch.from_numpy(np.array(self.features[index]))
-        return ({"image.features": features, "text": text} for text in source.texts_of(number, keys))
+        return ({"image.features": features, "text": text} for text in pairs.texts_of(number, keys))
 
     def read(self, index: int) -> dict[str, Tensor]:
         """What evaluation takes as draw 0."""
         return _first(self, index)
+
+
+def _pair(source: Source, index: int) -> tuple[PairSource, int]:
+    """The pairs that a sample of a subset, of subsets, is one of, and its number there."""
+    if isinstance(source, Subset):
+        return _pair(source.source, source.indices[index])
+    assert isinstance(source, PairSource)
+    return source, index
 
 
 def _first(source: DrawnSource, index: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.folders import cache_folder, endings, listed
+from mmssl.data.folders import cache_folder, endings, listed, walk
 from mmssl.errors import UserError, as_text, nearest
 
 SHARD = ".tar"
@@ -184,6 +184,14 @@ def _ends(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _END))
         return not any(file.read())
+
+
+def in_shards(root: Path) -> bool:
+    """Whether a path is a shard, or a folder of nothing else."""
+    if root.is_dir():
+        files, _ = walk(root)
+        return bool(files) and all(path.lower().endswith(SHARD) for path in files)
+    return root.suffix.lower() == SHARD and root.is_file()
 
 
 def members_of(path: Path) -> Members:

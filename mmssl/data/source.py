@@ -143,7 +143,7 @@ class FileSource:
         raise NotImplementedError
 
     @property
-    def files(self) -> list[Path]:
+    def read_from(self) -> list[Path]:
         """The files that the samples are read from, in their order: a shard once."""
         paths = dict.fromkeys(place.tar for place in self.shards.places) if self.shards else self.paths
         return [self.root / path for path in paths]

@@ -147,7 +147,7 @@ def _key(source: Source, objective: CLIP, view: PairView) -> str:
     for part in (objective.config.encoder, objective.config.image_pool, view.image, fingerprint(source)):
         digest.update(f"{part}\0".encode())
     whole = whole_of(source)
-    for file in whole.files if isinstance(whole, FileSource) else ():
+    for file in whole.read_from if isinstance(whole, FileSource) else ():
         try:
             state = file.stat()
         except OSError:  # it will be found broken
