@@ -1,10 +1,12 @@
 """One training step of a method against another's model of it: same weights, data, mask ratio and optimizer.
 
-The other is transformers', or for Audio-MAE, which transformers has not, timm's and Swin's blocks (audio_peer.py).
+The other is transformers', for CLIP open_clip's (clip_peer.py), or for Audio-MAE, which transformers has not, timm's
+and Swin's blocks (audio_peer.py).
 
     python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
     python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
     python -m benchmarks.step --models audiomae-base audiomae-base-blocks   # Audio-MAE, and its local decoder's blocks
+    python -m benchmarks.step --models clip clip-image clip-text clip-captions flip-image --batch 64    # ViT-B/32
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -37,6 +39,8 @@ from mmssl.training import adamw, parameter_groups
 
 BATCH = {"demo": 256, "small": 16, "base": 16, "videomae-small": 4, "videomae-base": 2}
 SOUNDS = ("audiomae-small", "audiomae-base")
+PAIRS = ("clip", "clip-image", "clip-text", "clip-captions", "flip-image")
+BATCH |= dict.fromkeys(PAIRS, 64)
 BATCH |= {f"{model}{part}": 4 for model in SOUNDS for part in ("", "-global", "-blocks")}
 
 Side = tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]
@@ -93,6 +97,10 @@ def sides(model: str, device: torch.device) -> dict[str, Side]:
     """Both models with the same weights, and what gives each one's loss on the same media."""
     if model.startswith("audiomae-"):
         return sound_sides(model, device)
+    if model in PAIRS:
+        from benchmarks import clip_peer
+
+        return clip_peer.sides(model, BATCH[model], device)
     import transformers
     from transformers.utils import logging
 

@@ -26,6 +26,7 @@ from mmssl.interop.parts import (
     pair,
     projection,
     query_key_value,
+    statistics,
     table_size,
 )
 from mmssl.interop.rules import KeyMap, Rule, State
@@ -156,8 +157,8 @@ TRANSFORMERS_CLIP: KeyMap = (
 def _image_tower(channels: int, patch: tuple[int, int], size: tuple[int, ...], blocks: Settings) -> dict[str, Any]:
     """EncoderConfig's settings of CLIP's image encoder."""
     modality = asdict(image(channels, patch))
-    statistics = {"mean": CLIP_MEAN, "std": CLIP_STD} if channels == len(CLIP_MEAN) else {}
-    tokenizer = {"modality": modality | statistics, "size": size, "position": "learned", "bias": False}
+    modality |= {"mean": CLIP_MEAN, "std": CLIP_STD} if channels == len(CLIP_MEAN) else {}
+    tokenizer = {"modality": modality, "size": size, "position": "learned", "bias": False}
     return {"tokenizers": [tokenizer], "transformer": {**blocks, "input_norm": True}, "prefix": 1}
 
 
@@ -215,9 +216,12 @@ def blocks_of(config: Settings) -> dict[str, Any]:
     return {**blocks_settings({**config, "hidden_act": "gelu"}), "activation": _ACTIVATIONS[config["hidden_act"]]}
 
 
-def _vision_settings(config: Settings) -> dict[str, Any]:
+def _vision_settings(config: Settings, source: str) -> dict[str, Any]:
     size, patch = pair(config["image_size"]), pair(config["patch_size"])
-    return _image_tower(config.get("num_channels", 3), patch, size, blocks_of(config))
+    settings = _image_tower(config.get("num_channels", 3), patch, size, blocks_of(config))
+    modality = settings["tokenizers"][0]["modality"]
+    modality |= statistics(source, modality["mean"], modality["std"])
+    return settings
 
 
 def weights(state: State) -> dict[str, Tensor]:
@@ -230,7 +234,7 @@ def read_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
     vision, text = _VISION | config["vision_config"], _TEXT | config["text_config"]
     tower = text_settings(text["vocab_size"], text["max_position_embeddings"], blocks_of(text) | {"causal": True})
     settings = {
-        "encoder": _vision_settings(vision),
+        "encoder": _vision_settings(vision, source),
         "text_encoder": tower,
         "dim": config.get("projection_dim", 512),
         "end": None if text["eos_token_id"] == _LARGEST_ID else text["eos_token_id"],
@@ -240,14 +244,14 @@ def read_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
 
 def read_vision(config: Mapping[str, Any], state: State, source: str) -> Found:
     """The image encoder of a CLIPVisionModel folder or of a CLIPModel's."""
-    settings = _vision_settings(_VISION | config.get("vision_config", config))
+    settings = _vision_settings(_VISION | config.get("vision_config", config), source)
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
     tensors = {key: value for key, value in weights(state).items() if key.startswith(prefix)}
     return Found(settings, vision_rules("", prefix), tensors)
 
 
 def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
-    """A folder with an open_clip_config.json, of a ViT that open_clip has itself. Raises UserError for other pooling."""
+    """A folder with an open_clip_config.json, of a ViT of open_clip's own. Raises UserError for other poolings."""
     model, pictures = config["model_cfg"], config.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
     pools = vision.get("pool_type", "tok"), text.get("pool_type", "argmax")
@@ -261,8 +265,8 @@ def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Foun
     settings = found.settings | {"end": text["eos_id"] if pools[1] == "eos" else None}
     for name, part in (("encoder", vision), ("text_encoder", text)):
         settings[name]["transformer"] |= {"norm_eps": part.get("norm_kwargs", {}).get("eps", 1e-5)}
-    statistics = {name: tuple(pictures[name]) for name in ("mean", "std") if name in pictures}
-    settings["encoder"]["tokenizers"][0]["modality"] |= statistics
+    told = {name: tuple(pictures[name]) for name in ("mean", "std") if name in pictures}
+    settings["encoder"]["tokenizers"][0]["modality"] |= told
     return replace(found, settings=settings)
 
 

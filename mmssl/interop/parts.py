@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -221,6 +223,14 @@ def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:
     return tuple(transformer[name] for name in names) == (
         "pre", qkv_bias, "gelu", False, None, False, ("attn", "mlp"), None
     )  # fmt: skip
+
+
+def statistics(folder: str, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    """What pixels are normalised by, as the preprocessor_config.json of a transformers folder tells; these where none
+    is there."""
+    file = Path(folder) / "preprocessor_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {"mean": tuple(told.get("image_mean", mean)), "std": tuple(told.get("image_std", std))}
 
 
 def image_processor(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mmssl.interop.clip import (
     weights,
 )
 from mmssl.interop.forms import Form, Found, Settings, Written
-from mmssl.interop.parts import image_processor, layer, pair
+from mmssl.interop.parts import image_processor, layer, pair, statistics
 from mmssl.interop.rules import KeyMap, Rule, State
 from mmssl.modality import image
 
@@ -50,9 +50,9 @@ def read_siglip(config: Mapping[str, Any], state: State, source: str) -> Found:
     """A SiglipModel folder."""
     vision, text = _VISION | config["vision_config"], _TEXT | config["text_config"]
     channels = vision.get("num_channels", 3)
-    statistics = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    halves = (0.5,) * channels
     tokenizer = {
-        "modality": asdict(image(channels, pair(vision["patch_size"]))) | statistics,
+        "modality": asdict(image(channels, pair(vision["patch_size"]))) | statistics(source, halves, halves),
         "size": pair(vision["image_size"]),
         "position": "learned",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,37 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl import ranks
-from mmssl.encoder import Encoder, EncoderConfig, Pool, square_pictures, vit_config
+from mmssl.encoder import Encoder, EncoderConfig, Pool
 from mmssl.errors import UserError
 from mmssl.masking import Mask
-from mmssl.modality import CLIP_MEAN, CLIP_STD, TEXT
 from mmssl.objectives.objective import Objective, Output
-from mmssl.tokenizer import Batch, TokenizerConfig
-from mmssl.transformer import TransformerConfig, normal_init, openai_text_init, openai_vision_init
+from mmssl.objectives.towers import clip_towers
+from mmssl.tokenizer import Batch
+from mmssl.transformer import normal_init, openai_text_init, openai_vision_init
 
-# Width, depth and heads of the text encoder beside each image encoder; features have its width. The paper's for base
-# and large, for small and huge those of open_clip's ViT-S-16 and ViT-H-14.
-TEXT_SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (512, 12, 8),
-    "large": (768, 12, 12),
-    "huge": (1024, 24, 16),
-}
 LARGEST_SCALE = 100.0
 # Similarities that are looked at together where only the nearest is asked for: 2**22 float32 values are 16 MiB.
 _BLOCK = 2**22
 
 
-def text_config(size: tuple[int, int, int], *, vocab: int, length: int, **transformer: Any) -> EncoderConfig:
-    """An encoder of texts of at most `length` tokens, with learned positions. size: width, depth and heads."""
-    tokenizer = TokenizerConfig(replace(TEXT, channels=vocab), (length,), "learned")
-    return EncoderConfig((tokenizer,), TransformerConfig(*size, **transformer), prefix=0)
-
-
 @dataclass(frozen=True)
 class CLIPConfig:
-    """The towers, any encoders of pictures and of text, and what lies between them; `clip_config` makes the paper's.
+    """The defaults are the paper's ViT-B/16; any encoders of pictures and of text will do.
 
     dim: width of the features that are compared. None: that of the image encoder, whose pictures then have no
     projection. image_pool, text_pool: which tokens are a picture's, and a text's, vector; "last" is a text's end token.
@@ -54,8 +39,8 @@ class CLIPConfig:
     different lengths go through the transformer one behind the other, without padding; padded, the loss is the same.
     """
 
-    encoder: EncoderConfig
-    text_encoder: EncoderConfig
+    encoder: EncoderConfig = clip_towers()[0]
+    text_encoder: EncoderConfig = clip_towers()[1]
     dim: int | None = 512
     image_pool: Pool = "class"
     text_pool: Pool = "last"
@@ -79,15 +64,9 @@ def clip_config(
     side; None is 16, or 14 from large on ("base" with 32 is ViT-B/32). quick_gelu: x sigmoid(1.702 x) as in OpenAI's
     models, else the exact GELU of open_clip's.
     """
-    patch = (14 if model in ("large", "huge") else 16) if patch is None else patch
-    modality, input_size = square_pictures(size, patch, channels)
-    if channels == len(CLIP_MEAN):
-        modality = replace(modality, mean=CLIP_MEAN, std=CLIP_STD)
-    vit = vit_config(model, modality=modality, input_size=input_size)
-    blocks: dict[str, Any] = {"activation": "quick_gelu" if quick_gelu else "gelu", "norm_eps": 1e-5}
-    tokenizer = replace(vit.tokenizers[0], position="learned", bias=False)
-    encoder = replace(vit, tokenizers=(tokenizer,), transformer=replace(vit.transformer, input_norm=True, **blocks))
-    text = text_config(TEXT_SIZES[model], vocab=vocab, length=length, causal=True, **blocks)
+    encoder, text = clip_towers(
+        model, size=size, patch=patch, channels=channels, vocab=vocab, length=length, quick_gelu=quick_gelu
+    )
     return CLIPConfig(encoder, text, text.transformer.dim, packing=packing)
 
 

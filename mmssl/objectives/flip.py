@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmssl.encoder import square_pictures, vit_config
+from mmssl.encoder import EncoderConfig, Pool
 from mmssl.masking import Mask, batch_bits, random_mask
-from mmssl.objectives.clip import CLIP, TEXT_SIZES, CLIPConfig, text_config
+from mmssl.objectives.clip import CLIP, CLIPConfig
 from mmssl.objectives.objective import Output
+from mmssl.objectives.towers import flip_towers
 from mmssl.tokenizer import Batch
 
 
@@ -18,6 +19,10 @@ class FLIPConfig(CLIPConfig):
     """keep: round(patches * keep) of each picture are read, the others never embedded; 1 reads all, as the paper's
     short tuning at the end does. seed: of the masks."""
 
+    encoder: EncoderConfig = flip_towers()[0]
+    text_encoder: EncoderConfig = flip_towers()[1]
+    image_pool: Pool = "mean"
+    text_pool: Pool = "class"
     keep: float = 0.5
     seed: int = 0
 
@@ -38,16 +43,14 @@ def flip_config(
     side; None is 16, or 14 for huge. A picture's vector is the mean of its patches, at fixed positions; a text's that
     of its first token, BERT's [CLS], and the text encoder is not causal (the paper's section 3; facebookresearch/flip).
     """
-    modality, input_size = square_pictures(size, (14 if model == "huge" else 16) if patch is None else patch, channels)
-    encoder = vit_config(model, modality=modality, input_size=input_size)
-    text = text_config(TEXT_SIZES[model], vocab=vocab, length=length)
-    return FLIPConfig(encoder, text, text.transformer.dim, "mean", "class", packing=packing, keep=keep, seed=seed)
+    encoder, text = flip_towers(model, size=size, patch=patch, channels=channels, vocab=vocab, length=length)
+    return FLIPConfig(encoder, text, text.transformer.dim, packing=packing, keep=keep, seed=seed)
 
 
 class FLIP(CLIP):
-    """Leave out most patches of each picture, and tell the pairs as CLIP does: several times as many pictures a second.
+    """Leave out many patches of each picture, and tell the pairs as CLIP does: several times as many pictures a second.
 
-    `encode_image` reads whole pictures.
+    In eval mode, and by `encode_image`, pictures are read whole.
     """
 
     config_class = FLIPConfig
@@ -58,7 +61,7 @@ class FLIP(CLIP):
     def hide(self, batch: Batch) -> Mask | None:
         """Which patches are left out; None where all are kept."""
         sizes = self.encoder.sizes(batch)
-        if self.config.keep == 1:
+        if self.config.keep == 1 or not self.training:
             return None
         count = sum(sizes.values())
         noise = batch_bits(batch, count, seed=self.config.seed, stream="mask/image")

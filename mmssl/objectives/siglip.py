@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from mmssl_kernels import siglip_loss
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmssl.encoder import SIZES, square_pictures, vit_config
+from mmssl.encoder import EncoderConfig, Pool
 from mmssl.heads import AttentionPool
 from mmssl.masking import Mask
-from mmssl.objectives.clip import CLIP, CLIPConfig, text_config
+from mmssl.objectives.clip import CLIP, CLIPConfig
+from mmssl.objectives.towers import siglip_towers
 from mmssl.tokenizer import Batch
 from mmssl.transformer import normal_init, xavier_init
 
@@ -22,11 +21,15 @@ from mmssl.transformer import normal_init, xavier_init
 class SigLIPConfig(CLIPConfig):
     """attend_padding: texts are filled with the id `pad` to the encoder's length, and all of that is read, the vector
     being that of the last place: as the released models were trained. Otherwise padding is left out, and the vector is
-    that of the last token. bias: its initial value."""
+    that of the last token."""
 
+    encoder: EncoderConfig = siglip_towers()[0]
+    text_encoder: EncoderConfig = siglip_towers()[1]
+    dim: int | None = None
+    image_pool: Pool = "mean"
+    temperature: float = 0.1
     attend_padding: bool = True
     pad: int = 1
-    bias: float = -10.0
 
 
 def siglip_config(
@@ -43,14 +46,8 @@ def siglip_config(
 ) -> SigLIPConfig:
     """SigLIP on square pictures and texts of at most `length` tokens, both encoders of one size. model: tiny, small,
     base, large or huge."""
-    modality, input_size = square_pictures(size, patch, channels)
-    modality = replace(modality, mean=(0.5,) * channels, std=(0.5,) * channels)
-    vit = vit_config(model, modality=modality, input_size=input_size)
-    tokenizer, blocks = replace(vit.tokenizers[0], position="learned"), replace(vit.transformer, activation="gelu_tanh")
-    encoder = replace(vit, tokenizers=(tokenizer,), transformer=blocks, prefix=0)
-    text = text_config(SIZES[model], vocab=vocab, length=length, activation="gelu_tanh")
-    common = CLIPConfig(encoder, text, None, "mean", temperature=0.1, packing=packing)
-    return SigLIPConfig(**vars(common), attend_padding=attend_padding, pad=pad)
+    towers = siglip_towers(model, size=size, patch=patch, channels=channels, vocab=vocab, length=length)
+    return SigLIPConfig(*towers, packing=packing, attend_padding=attend_padding, pad=pad)
 
 
 class SigLIP(CLIP):
@@ -65,24 +62,22 @@ class SigLIP(CLIP):
     named = staticmethod(siglip_config)
 
     def initialise(self) -> None:
-        """Xavier's, tables and the text's projection with deviation 1 / sqrt(width) (google-research/big_vision)."""
+        """Xavier's, and tables with deviation 1 / sqrt(width) (google-research/big_vision)."""
         self.pool = AttentionPool(self.config.encoder.transformer)
         self.text_projection = nn.Linear(self.text_encoder.dim, self.encoder.dim)
-        self.logit_bias = nn.Parameter(torch.tensor(self.config.bias))
+        self.logit_bias = nn.Parameter(self.logit_scale.detach().new_tensor(-10.0))
         xavier_init(self)
         for tower in (self.encoder, self.text_encoder):
             normal_init(tower, dict.fromkeys(("words.weight", "position.table"), tower.dim**-0.5))
-        normal_init(self.text_projection, {"weight": self.text_encoder.dim**-0.5})
 
     def texts(self, batch: Batch) -> Batch:
         batch = super().texts(batch)
         if not self.config.attend_padding:
             return batch
-        (length,) = self.config.text_encoder.tokenizers[0].size
-        text, pad = batch["text"], self.config.pad
-        if (lengths := batch.get("text.length")) is not None:
-            text = text.masked_fill(torch.arange(text.shape[1], device=text.device) >= lengths[:, None], pad)
-        return {"text": F.pad(text, (0, length - text.shape[1]), value=pad)}
+        text, pad, (length,) = batch["text"], self.config.pad, self.config.text_encoder.tokenizers[0].size
+        if (valid := self.text_encoder.valid(batch)) is not None:
+            text = text.masked_fill(~valid, pad)
+        return {"text": nn.functional.pad(text, (0, length - text.shape[1]), value=pad)}
 
     def image_vector(self, batch: Batch, mask: Mask | None = None) -> Float[Tensor, "batch width"]:
         return self.pool(self.encoder(batch, mask).x)

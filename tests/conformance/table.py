@@ -10,13 +10,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmssl import MAE, MLM, AudioMAE, SiamMAE, VideoMAE
+from mmssl import CLIP, FLIP, MAE, MLM, AudioMAE, LiT, SiamMAE, SigLIP, VideoMAE
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
 from mmssl.modality import AUDIO, TEXT, VIDEO, image
-from mmssl.objectives import AudioMAEConfig, MAEConfig, MLMConfig, Objective, SiamMAEConfig, VideoMAEConfig
+from mmssl.objectives import (
+    AudioMAEConfig,
+    CLIPConfig,
+    FLIPConfig,
+    MAEConfig,
+    MLMConfig,
+    Objective,
+    SiamMAEConfig,
+    SigLIPConfig,
+    VideoMAEConfig,
+)
 from mmssl.objectives.audiomae import local_decoder_config
 from mmssl.objectives.siammae import siammae_decoder_config
+from mmssl.objectives.towers import text_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import TransformerConfig
@@ -25,7 +36,6 @@ from tests.contracts import (
     pictures,
     test_block_targets,
     test_masked_language,
-    test_text_image_pair,
     test_two_modalities,
     test_two_views,
 )
@@ -90,6 +100,37 @@ def mlm() -> MLM:
     )
 
 
+CAPTION, VOCABULARY = 8, 20
+
+
+def captions(**transformer) -> EncoderConfig:
+    return text_config((24, 1, 4), vocab=VOCABULARY, length=CAPTION, **transformer)
+
+
+def clip_towers() -> tuple[EncoderConfig, EncoderConfig]:
+    blocks = {"norm_eps": 1e-5, "activation": "quick_gelu"}
+    pictures = vit(image(3, (4, 4)), position="learned", input_norm=True, **blocks)
+    tokenizer = dataclasses.replace(pictures.tokenizers[0], bias=False)
+    return dataclasses.replace(pictures, tokenizers=(tokenizer,)), captions(causal=True, **blocks)
+
+
+def clip() -> CLIP:
+    return CLIP(CLIPConfig(*clip_towers(), dim=16))
+
+
+def lit() -> LiT:
+    return LiT(CLIPConfig(*clip_towers(), dim=None))
+
+
+def flip() -> FLIP:
+    return FLIP(FLIPConfig(vit(image(3, (4, 4))), captions(), 16))
+
+
+def siglip() -> SigLIP:
+    pictures = vit(image(3, (4, 4)), position="learned", prefix=0, activation="gelu_tanh")
+    return SigLIP(SigLIPConfig(pictures, captions(activation="gelu_tanh")))
+
+
 def toy(method: Callable[[], Objective]) -> Objective:
     """A contract method, with the settings that it lacks: a run writes them down."""
     objective = method()
@@ -110,7 +151,14 @@ def two_frames(step: int) -> Batch:
     return {"image": pictures(6, 3, seed=step), "image.1": pictures(6, 3, seed=step + 9), **keys(6, step)}
 
 
-def clip(step: int) -> Batch:
+def captioned(step: int) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    text = torch.randint(1, VOCABULARY, (8, CAPTION), generator=generator)
+    lengths = torch.randint(2, CAPTION + 1, (8,), generator=generator)
+    return {"image": pictures(8, 3, seed=step), "text": text, "text.length": lengths, **keys(8, step)}
+
+
+def frames(step: int) -> Batch:
     frames = [pictures(6, 3, seed=4 * step + frame) for frame in range(4)]
     return {"video": torch.stack(frames, dim=2), **keys(6, step)}
 
@@ -138,11 +186,15 @@ WHOLE = without("it hides nothing", "a_mask_depends_on_its_sample_alone", "hidde
 RAGGED = without("rows are ragged: how many tokens there are is known only when it runs", "it_compiles_to_one_graph")
 WORDS = without("words are whole numbers", "values_that_are_not_finite_stop_the_run_and_name_its_samples")
 
+PAIRS = without("its parts are measures, no terms", "parts_are_scalars_and_make_up_the_loss") | without(
+    "each sample is told from the rest of the batch", "the_loss_is_the_mean_over_samples"
+)
+
 TABLE = (
     Entry("MAE", mae, one_picture, ("image",), exports=("timm", "transformers")),
     Entry("AudioMAE", audiomae, spectrogram, ("audio",), exports=("timm",)),
     Entry("SiamMAE", siammae, two_frames, ("image.1",), exports=("timm", "transformers")),
-    Entry("VideoMAE", videomae, clip, ("video",), exports=("transformers",)),
+    Entry("VideoMAE", videomae, frames, ("video",), exports=("transformers",)),
     Entry(
         "MLM",
         mlm,
@@ -151,6 +203,30 @@ TABLE = (
         exports=("transformers",),
         exceptions=RAGGED | WORDS,
     ),
+    Entry(
+        "CLIP",
+        clip,
+        captioned,
+        rate=3e-3,
+        exports=("timm", "transformers"),
+        exceptions=WHOLE | PAIRS | RAGGED,
+    ),
+    Entry(
+        "LiT",
+        lit,
+        captioned,
+        exports=("timm", "transformers"),
+        exceptions=WHOLE | PAIRS | RAGGED,
+    ),
+    Entry(
+        "FLIP",
+        flip,
+        captioned,
+        hides=("image",),
+        exports=("timm", "transformers"),
+        exceptions=PAIRS | RAGGED | without("it hides nothing in eval mode", "hidden_values_are_unread"),
+    ),
+    Entry("SigLIP", siglip, captioned, exceptions=WHOLE | PAIRS),
     Entry(
         "BlockTargets",
         partial(toy, test_block_targets.BlockTargets),
@@ -185,17 +261,6 @@ TABLE = (
         exceptions=TOY
         | WHOLE
         | without("its batch norms normalise chunk by chunk", "chunks_train_as_the_whole_batch_does"),
-    ),
-    Entry(
-        "Pair",
-        partial(toy, test_text_image_pair.Pair),
-        test_text_image_pair.make_batch,
-        rate=3e-3,
-        exports=("timm", "transformers"),
-        exceptions=TOY
-        | WHOLE
-        | without("its part is the temperature, no term", "parts_are_scalars_and_make_up_the_loss")
-        | without("each sample is told from the rest of the batch", "the_loss_is_the_mean_over_samples"),
     ),
 )
 ENTRIES = {entry.name: entry for entry in TABLE}

@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,18 +23,26 @@ from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking.noise import Keys, random_bits
 from mmssl.modality import AUDIO, TEXT, VIDEO, image
 from mmssl.objectives import (
+    CLIP,
+    FLIP,
     MAE,
     MLM,
     AudioMAE,
     AudioMAEConfig,
+    CLIPConfig,
+    FLIPConfig,
+    LiT,
     MAEConfig,
     MLMConfig,
     Objective,
     SiamMAE,
     SiamMAEConfig,
+    SigLIP,
+    SigLIPConfig,
     VideoMAE,
     VideoMAEConfig,
 )
+from mmssl.objectives.towers import text_config
 from mmssl.pretraining.pretrain import pretrain
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import TrainSettings, read_metrics
@@ -66,13 +75,37 @@ def methods() -> dict[str, Objective]:
     words = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,), "learned", segments=2)
     bert = dataclasses.replace(ENCODER, norm_order="post", input_norm=True, final_norm=False)
     texts = EncoderConfig((words,), bert, prefix=0)
+    learned = TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE), "learned", bias=False)
+    seen = EncoderConfig((learned,), dataclasses.replace(ENCODER, activation="quick_gelu", input_norm=True))
+    patches = EncoderConfig((dataclasses.replace(learned, bias=True),), ENCODER, prefix=0)
+    captions = {"vocab": WORDS, "length": LENGTH, "hidden": 16}
+    read, causal = (text_config((8, 1, 2), **captions, causal=each) for each in (False, True))
     return {
         "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
         "SiamMAE": SiamMAE(SiamMAEConfig(pictures, cross, mask_ratio=0.75)),
         "VideoMAE": VideoMAE(VideoMAEConfig(clips, tubes_decoder, mask_ratio=0.75)),
         "AudioMAE": AudioMAE(AudioMAEConfig(sounds, DecoderConfig(windows))),
         "MLM": MLM(MLMConfig(texts, masking="words", mask=3, special=(0, 1, 2))),
+        "CLIP": CLIP(CLIPConfig(seen, causal, 8)),
+        "FLIP": FLIP(FLIPConfig(pictures, read, 8)),
+        "LiT": LiT(CLIPConfig(pictures, causal, None, end=WORDS - 1)),
+        "SigLIP": SigLIP(SigLIPConfig(patches, read)),
     }
+
+
+PAIRS = ("CLIP", "FLIP", "LiT", "SigLIP")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairView:
+    """Pictures by their own view, and the texts that belong to them."""
+
+    pictures: TrainView | EvalView
+
+    def __call__(self, samples: Iterable[dict[str, torch.Tensor]], keys: Keys) -> dict[str, torch.Tensor]:
+        pairs = list(samples)
+        images, texts = ([{name: each[name]} for each in pairs] for name in ("image", "text"))
+        return self.pictures(images, keys) | TextView(LENGTH)(texts, keys)
 
 
 class Media:
@@ -106,6 +139,10 @@ class Media:
             return {"waveform": made("waveform", samples_of(FRAMES)) / 512 - 1}
         if self.method == "VideoMAE":
             return {"video": made("video", 3, 4, 20, 24)}
+        if self.method in PAIRS:
+            tokens = 1 + made("text", LENGTH)[: LENGTH - index % 4].long() % (WORDS - 2)
+            tokens[-1] = WORDS - 1
+            return {"image": made("image", 3, 20, 24), "text": tokens}
         frames = {"image": made("image", 3, 20, 24)}
         return frames | ({"image.1": made("image.1", 3, 20, 24)} if self.method == "SiamMAE" else {})
 
@@ -117,6 +154,8 @@ def media_batch(method: str) -> dict[str, torch.Tensor]:
     keys = {"sample_id": ids, "epoch": ids * 0, "draw": ids * 0}
     if method == "MLM":
         return TextView(LENGTH)(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
+    if method in PAIRS:
+        return PairView(EvalView(SIZE))(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
     media = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     if method == "AudioMAE":
         return {"audio": log_mel(media["waveform"], FRAMES)} | keys
@@ -134,10 +173,12 @@ def numbers(objective: Objective, encoder: Encoder, method: str) -> dict[str, ob
 
 def run(objective: Objective, method: str, folder: Path) -> list[dict[str, object]]:
     """Train `objective` in `folder`, or go on there: the losses and norms of the steps that this call made."""
+    cropped, whole = TrainView(SIZE, scale=(0.5, 1.0)), EvalView(SIZE)
     view, held_out_view = {
         "AudioMAE": (SoundView(FRAMES, gain=True), SoundView(FRAMES, on_device=True)),
         "MLM": (TextView(LENGTH), TextView(LENGTH)),
-    }.get(method, (TrainView(SIZE, scale=(0.5, 1.0)), EvalView(SIZE)))
+        **dict.fromkeys(PAIRS, (PairView(cropped), PairView(whole))),
+    }.get(method, (cropped, whole))
     pretrain(
         objective,
         Media(method, 10),
