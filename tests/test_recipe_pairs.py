@@ -26,7 +26,7 @@ from mmssl.objectives import (
     load,
     siglip_config,
 )
-from mmssl.objectives.clip import text_config
+from mmssl.objectives.towers import text_config
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import read_metrics
 from mmssl.transformer import TransformerConfig

@@ -17,9 +17,9 @@ from mmssl.errors import UserError
 
 
 def learn_tokenizer(data: Path, kind: Kind, size: int, out: Path, field: str = "text", lowercase: bool = True) -> None:
-    """Train a tokenizer on the texts of `data`, or of its training part, in tar shards on the captions of pictures, write
-    it to the folder `out`, and say of how many documents it knows how many tokens. Lines that are no text are skipped,
-    counted and listed.
+    """Train a tokenizer on the texts of `data`, or of its training part, in tar shards on the captions of pictures,
+    write it to the folder `out`, and say of how many documents it knows how many tokens. Lines that are no text are
+    skipped, counted and listed.
 
     Raises UserError where there is no text, and for so few tokens that the characters alone are more.
     """

@@ -153,7 +153,7 @@ def summary(objective: Objective, settings: Mapping[str, Any], metrics: Sequence
 
 def departures(objective: Objective, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are not their defaults: the method's paper's, and MAE's of the training."""
-    usual = record(TrainSettings(), {"method": dataclasses.asdict(objective.configured("base", {}))})
+    usual = record(TrainSettings(), {"method": dataclasses.asdict(type(objective.config)())})
     return {name: value for name, value in settings.items() if name in usual and usual[name] != value}
 
 
