@@ -13,6 +13,7 @@ from mmssl.data import (
     EvalView,
     Ledger,
     Loader,
+    NoTestPart,
     PairFiles,
     PairSource,
     PairView,
@@ -247,6 +248,29 @@ def test_parts_of_pairs_are_folders(tmp_path, tokenizer):
     write_tar(tmp_path / "val" / "a.tar", members(2, 4))
     assert pairs(open_pairs(tmp_path, tokenizer, "train")) == EXPECTED[:4]
     assert pairs(open_pairs(tmp_path, tokenizer, "test")) == EXPECTED[4:6]
+
+
+def test_a_folder_of_parquet_has_parts_by_its_files_names(tmp_path, tokenizer):
+    features = Features({"image": Image(), "text": Value("string")})
+
+    def write(name, first, count):
+        rows = [{"image": {"bytes": png(k), "path": None}, "text": WORDS[k]} for k in range(first, first + count)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / name)
+
+    write("train-00000-of-00002.parquet", 0, 3)
+    write("train-00001-of-00002.parquet", 3, 2)
+    (tmp_path / "README.md").write_text("a card")
+    with pytest.raises(NoTestPart, match=r"has no test part: name its files test-\*\.parquet"):
+        open_pairs(tmp_path, tokenizer, "test")
+    write("validation-00000-of-00001.parquet", 5, 1)
+    assert pairs(open_pairs(tmp_path, tokenizer, "test")) == EXPECTED[5:6]
+    for split in ("train", None):
+        source = open_pairs(tmp_path, tokenizer, split)
+        assert pairs(source) == EXPECTED[:5]
+    assert source.name(4) == "data/train-00001-of-00002.parquet:2"
+    unpacked(tmp_path, members(1, 9))  # pictures count before tables
+    assert pairs(open_pairs(tmp_path, tokenizer)) == EXPECTED[9:]
 
 
 def test_the_window_is_a_random_square_of_the_resized_picture():

@@ -57,9 +57,13 @@ def no_class(folder: str) -> bool:
 def parts(root: Path) -> Parts:
     """The parts of a folder, empty for a file; UserError when two folders mean one part equally well."""
     with_hidden = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry)) if root.is_dir() else []
-    folders = [name for name in with_hidden if not name.startswith(".")]
-    train, test = (_best(root, part, folders) for part in _PARTS)
-    return Parts(train, test, folders)
+    return parts_named(root, [name for name in with_hidden if not name.startswith(".")])
+
+
+def parts_named(root: Path, names: list[str]) -> Parts:
+    """Which of some names in `root`, ascending, mean its parts; UserError when two mean one equally well."""
+    train, test = (_best(root, part, names) for part in _PARTS)
+    return Parts(train, test, names)
 
 
 def _best(root: Path, part: str, folders: Sequence[str]) -> str | None:
@@ -107,11 +111,11 @@ def part_told(root: Path, part: Path, split: str | None) -> list[str]:
     return [f"{taken}, not read: {listed(unread)}" if unread else taken]
 
 
-def checked(split: str | None) -> str | None:
+def checked(split: str | None) -> Literal["train", "test"] | None:
     """A split's name as it is; ValueError when there is none such."""
     if split not in (None, "train", "test"):
         raise ValueError(f"split must be 'train', 'test' or None, not {split!r}.")
-    return split
+    return split  # type: ignore[return-value]
 
 
 def walk(root: Path) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mmssl.data.decode import BrokenSample, opened
-from mmssl.data.folders import Label, listed, part_of
-from mmssl.data.shards import Place, classes_in_json, object_in
+from mmssl.data.folders import Label, checked, listed, part_of, walk
+from mmssl.data.shards import SHARD, Place, classes_in_json, object_in
 from mmssl.data.source import DrawnSource, FolderSource, Source, Subset, told_of_part
-from mmssl.data.tables import CAPTIONS, TABLES, Table, field_meant
+from mmssl.data.tables import CAPTIONS, TABLES, Table, field_meant, parquet_files
 from mmssl.data.text import TextView
 from mmssl.data.views import Keys, View
 from mmssl.data.vocabulary import Vocabulary
@@ -39,12 +39,12 @@ class PairFiles(FolderSource):
 
     - tar shards in WebDataset's layout, `1.jpg` with `1.txt` or `1.json`, a folder of them or one;
     - a folder of such files, at any depth;
-    - a manifest, .csv, .tsv, .jsonl or .parquet (see `Table`).
+    - a manifest, .csv, .tsv, .jsonl or .parquet (see `Table`), or a folder of .parquet (see `parquet_files`).
 
     image_key: a manifest's column of the picture. caption_key: that of the caption, or the key in the JSON beside a
     picture, where otherwise `.txt` comes first; the usual names where not given (`tables.PICTURES` and `CAPTIONS`).
     Several captions are a list, or the lines of a `.txt`. label: a manifest's column of the class, or the key in the
-    JSON; classes that are not given so are as in FolderSource.
+    JSON; classes that are not given so are as in FolderSource. part: the part of a folder of .parquet.
 
     What lacks its picture or its caption, or has an empty one, is a sample that cannot be read: the loader skips,
     counts and names it as any other. In a folder a text without a picture is no sample; `notes` tell of it.
@@ -63,17 +63,20 @@ class PairFiles(FolderSource):
         caption_key: str | None = None,
         label: str | None = None,
         background: str = "white",
+        part: Literal["train", "test"] | None = None,
     ) -> None:
-        self.image_key, self.caption_key = image_key, caption_key
+        self.image_key, self.caption_key, self.part = image_key, caption_key, part
         self.table: Table | None = None
         super().__init__(root, 3, background, label)
 
     def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[Label | None] | None]:
         """(folder, paths below it, labels) of the pairs, their texts not yet read."""
         self.given = root
-        if root.suffix.lower() in TABLES and root.is_file():
-            self.table = Table(root, self.image_key, self.caption_key, label)
-            return root.parent, self.table.names, self.table.labels
+        tabular = _is_tabular(root)
+        if tabular or (root.suffix.lower() in TABLES and root.is_file()):
+            folder, tables = (root, parquet_files(root, self.part)) if tabular else (root.parent, [root])
+            self.table = Table(folder, tables, self.image_key, self.caption_key, label)
+            return folder, self.table.names, self.table.labels
         if self.image_key is not None:
             raise UserError(f"{root} is no manifest: --image-key names the column of pictures of those alone.")
         self.root, paths, labels = super().located(root)
@@ -172,6 +175,12 @@ class PairFiles(FolderSource):
         """The picture of a whole pair."""
         self.captions(index)
         return super().read(index)
+
+
+def _is_tabular(root: Path) -> bool:
+    """Whether a folder holds .parquet, and neither pictures nor shards."""
+    media = (*PairFiles.extensions, SHARD)
+    return bool(parquet_files(root, None)) and not any(path.lower().endswith(media) for path in walk(root)[0])
 
 
 def _decoded(content: bytes) -> str:
@@ -294,9 +303,12 @@ def _first(source: DrawnSource, index: int) -> dict[str, Tensor]:
 def open_pairs(
     path: str | Path, tokenizer: str | Path | Vocabulary, split: str | None = None, **settings: Any
 ) -> PairSource:
-    """The `split` of a folder of pairs ("train", "test" or None, see `open_source`), or of one file, which has no
-    parts; the rest as in PairSource."""
-    return told_of_part(PairSource(part_of(Path(path), split), tokenizer, **settings), Path(path), split)
+    """The `split` of a folder of pairs ("train", "test" or None, see `open_source` and `parquet_files`), or of one file,
+    which has no parts; the rest as in PairSource."""
+    root = Path(path)
+    if _is_tabular(root):
+        return PairSource(root, tokenizer, part=checked(split), **settings)
+    return told_of_part(PairSource(part_of(root, split), tokenizer, **settings), root, split)
 
 
 @dataclass(frozen=True)

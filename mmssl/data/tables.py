@@ -6,11 +6,11 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmssl.data.decode import BrokenSample
 from mmssl.data.documents import quiet
-from mmssl.data.folders import Label, cache_folder, labels_of
+from mmssl.data.folders import Label, NoTestPart, cache_folder, labels_of, parts_named
 from mmssl.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 PICTURES = ("filepath", "path", "file_name", "image", "jpg", "png")
 CAPTIONS = ("title", "caption", "captions", "text", "txt")
 _PROBES = 1000
-# A line of a manifest, and what stands there, or why it is no row.
-Line = tuple[int, dict[str, Any] | str]
+# What stands in a row of a manifest, or why it is none.
+Row = dict[str, Any] | str
 
 
 class Table:
-    """The pairs of a manifest.
+    """The pairs of a manifest, or of several .parquet files that lie below `root`.
 
     image, caption: the columns of the picture, a path relative to the manifest or, in .parquet, the file itself as
         `datasets` keeps it, and of the caption, or a list of several; the first of `PICTURES` and `CAPTIONS` that is
@@ -39,30 +39,32 @@ class Table:
     Raises UserError for what cannot be read, no rows, and a column that is not there.
     """
 
-    def __init__(self, path: Path, image: str | None, caption: str | None, label: str | None) -> None:
-        self.path = path
+    def __init__(
+        self, root: Path, paths: Sequence[Path], image: str | None, caption: str | None, label: str | None
+    ) -> None:
+        path = paths[0]
         self._pictures: Dataset | None = None
         self.names: list[str] = []
         self.captions: list[Any] = []
         self.broken: dict[int, str] = {}
         if path.suffix.lower() == ".parquet":
-            fields, lines = self._of_parquet(image, caption, label)
+            fields, lines = self._of_parquet(root, paths, image, caption, label)
         else:
-            lines = list(_lines(path))
+            lines = [(f"{path.relative_to(root)}:{line}", row) for line, row in _lines(path)]
             fields = list(dict.fromkeys(name for _, row in lines[:_PROBES] if isinstance(row, dict) for name in row))
             if not fields:
                 first = next((f", and the first line {row}" for _, row in lines if isinstance(row, str)), "")
                 raise UserError(f"The manifest {path} lists no pair{first}.")
         picture, told = _columns(path, fields, image, caption, label)
         rows: list[dict[str, Any]] = []
-        for number, (line, row) in enumerate(lines):
+        for number, (place, row) in enumerate(lines):
             content = {} if isinstance(row, str) else row
             name = str(content.get(picture) or "")
             if isinstance(row, str):
                 self.broken[number] = row
             elif self._pictures is None and not name:
                 self.broken[number] = "has no picture"
-            self.names.append(name or f"{path.name}:{line}")
+            self.names.append(name or place)
             self.captions.append(content.get(told))
             rows.append(content)
         whole = [number for number in range(len(rows)) if number not in self.broken]
@@ -72,28 +74,34 @@ class Table:
             by_number = dict(zip(whole, found, strict=True))
             self.labels = [by_number.get(number) for number in range(len(rows))]
 
-    def _of_parquet(self, image: str | None, caption: str | None, label: str | None) -> tuple[list[str], list[Line]]:
-        """(all columns, the rows without the pictures' bytes); keeps these mapped into memory."""
+    def _of_parquet(
+        self, root: Path, paths: Sequence[Path], image: str | None, caption: str | None, label: str | None
+    ) -> tuple[list[str], list[tuple[str, Row]]]:
+        """(all columns, the rows without the pictures' bytes, with their places); keeps the bytes mapped into memory,
+        in `mmssl/parquet` of $XDG_CACHE_HOME or ~/.cache."""
         from datasets import Dataset
         from pyarrow import ArrowInvalid, types
-        from pyarrow.parquet import read_schema
+        from pyarrow.parquet import ParquetFile
 
-        path = self.path
-        try:
-            schema = read_schema(path)
-        except (ArrowInvalid, OSError) as error:
-            raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
-        picture, told = _columns(path, schema.names, image, caption, label)
+        places: list[str] = []
+        for path in paths:
+            try:
+                with ParquetFile(path) as file:
+                    schema, count = file.schema_arrow, file.metadata.num_rows
+            except (ArrowInvalid, OSError) as error:
+                raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+            picture, told = _columns(path, schema.names, image, caption, label)
+            places += [f"{path.relative_to(root)}:{row}" for row in range(1, count + 1)]
         plain = [name for name in (told, label or "label", "labels") if name in schema.names]
+        columns, files = list(dict.fromkeys([picture, *plain])), [str(path) for path in paths]
         with quiet():
-            dataset = Dataset.from_parquet(
-                str(path), columns=list(dict.fromkeys([picture, *plain])), cache_dir=str(cache_folder("parquet"))
-            ).with_format("arrow")
+            read = Dataset.from_parquet(files, columns=columns, cache_dir=str(cache_folder("parquet")))
+        dataset = read.with_format("arrow")
         by_path = types.is_string(schema.field(picture).type) or types.is_large_string(schema.field(picture).type)
         if not by_path:
             self._pictures, self._picture = dataset.select_columns([picture]), picture
         rows = dataset.select_columns([*([picture] if by_path else []), *plain])[:].to_pylist()
-        return schema.names, list(enumerate(rows, 1))
+        return schema.names, list(zip(places, rows, strict=True))
 
     def picture(self, index: int) -> bytes | str:
         """The picture's file of row `index`, or its path; raises BrokenSample where there is none."""
@@ -136,7 +144,7 @@ def field_meant(
     return given
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def _lines(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         # bytes that are not UTF-8 break their row alone
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -145,7 +153,7 @@ def _lines(path: Path) -> Iterator[Line]:
         raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
 
 
-def _fields(file: TextIO) -> Iterator[Line]:
+def _fields(file: TextIO) -> Iterator[tuple[int, Row]]:
     header = file.readline()
     file.seek(0)
     reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
@@ -153,7 +161,7 @@ def _fields(file: TextIO) -> Iterator[Line]:
         yield reader.line_num, "has more fields than the header" if None in row else row
 
 
-def _objects(file: TextIO) -> Iterator[Line]:
+def _objects(file: TextIO) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -162,3 +170,19 @@ def _objects(file: TextIO) -> Iterator[Line]:
                 yield number, f"is no JSON ({error})"
                 continue
             yield number, content if isinstance(content, dict) else "is no JSON object"
+
+
+def parquet_files(root: Path, part: Literal["train", "test"] | None) -> list[Path]:
+    """The .parquet files of a folder, or of `data` in it, as data sets lie on Hugging Face's hub; none where there are
+    none.
+
+    part: of files whose names begin with a part's, `train-00000-of-00002.parquet`, those of this one are taken, as
+    `open_source` takes folders; NoTestPart where the test part is asked for, and there is none.
+    """
+    files = sorted(root.glob("*.parquet")) or sorted((root / "data").glob("*.parquet"))
+    names = {file: file.stem.partition("-")[0] for file in files}
+    found = parts_named(root, sorted(set(names.values())))
+    if files and part == "test" and found.test is None:
+        raise NoTestPart(f"{root} has no test part: name its files test-*.parquet, or hold samples out of it.")
+    chosen = found.test if part == "test" else found.train
+    return [file for file in files if chosen is None or names[file] == chosen]
