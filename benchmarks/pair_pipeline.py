@@ -18,7 +18,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def main() -> None:
     print(f"{markdown(rows)}\n\n{path}")
 
 
-def compared(ways: dict[str, Callable[[], Iterable[object]]], rounds: int) -> list[dict[str, object]]:
+def compared(ways: Mapping[str, Callable[[], Iterable[object]]], rounds: int) -> list[dict[str, object]]:
     """Pairs a second of each way, and the median of the first one's ratios to it."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -303,8 +303,8 @@ def _first(source: DrawnSource, index: int) -> dict[str, Tensor]:
 def open_pairs(
     path: str | Path, tokenizer: str | Path | Vocabulary, split: str | None = None, **settings: Any
 ) -> PairSource:
-    """The `split` of a folder of pairs ("train", "test" or None, see `open_source` and `parquet_files`), or of one file,
-    which has no parts; the rest as in PairSource."""
+    """The `split` of a folder of pairs ("train", "test" or None, see `open_source` and `parquet_files`), or of one
+    file, which has no parts; the rest as in PairSource."""
     root = Path(path)
     if _is_tabular(root):
         return PairSource(root, tokenizer, part=checked(split), **settings)
