@@ -41,7 +41,7 @@ class TokenizerConfig:
     trainable: whether it learns (None: only where the layout is "learned"). recompute: whether other sizes of input get
     a fixed table computed anew or interpolated (None: computed until weights were trained against it, see `Position`).
     segments: segment ids of text (BERT: 2). offset: the position of a text's first token; the rows of the table before
-    it are never read (RoBERTa: 2). bias: of the projection of patches (CLIP's has none).
+    it are never read (RoBERTa: 2). unbiased: the projection of patches has no bias (CLIP's).
     """
 
     modality: Modality
@@ -51,7 +51,7 @@ class TokenizerConfig:
     recompute: bool | None = None
     segments: int = 0
     offset: int = 0
-    bias: bool = True
+    unbiased: bool = False
 
 
 class PatchTokenizer(nn.Module):
@@ -74,7 +74,7 @@ class PatchTokenizer(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, values)))
         # The authors' patch embedding is a convolution whose bias keeps PyTorch's default, not zero.
         bound = values**-0.5
-        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if config.bias else None
+        self.bias = None if config.unbiased else nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
         self.position = Position(self.size_grid, dim, config.position, config.trainable, config.recompute)
         self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)

@@ -46,8 +46,8 @@ def test_vectors_are_compared_as_they_are_or_projected():
 
 
 def test_a_locked_encoder_is_not_in_training_mode():
-    method = tiny().train()
-    assert method.training and method.text_encoder.training and not method.encoder.training
+    for method in (tiny(), tiny().eval().train()):
+        assert method.training and method.text_encoder.training and not method.encoder.training
 
 
 def test_an_mae_of_ours_is_locked(tmp_path):

@@ -158,7 +158,7 @@ def _image_tower(channels: int, patch: tuple[int, int], size: tuple[int, ...], b
     """EncoderConfig's settings of CLIP's image encoder."""
     modality = asdict(image(channels, patch))
     modality |= {"mean": CLIP_MEAN, "std": CLIP_STD} if channels == len(CLIP_MEAN) else {}
-    tokenizer = {"modality": modality, "size": size, "position": "learned", "bias": False}
+    tokenizer = {"modality": modality, "size": size, "position": "learned", "unbiased": True}
     return {"tokenizers": [tokenizer], "transformer": {**blocks, "input_norm": True}, "prefix": 1}
 
 
@@ -288,16 +288,18 @@ def is_tower(encoder: Settings, modality: str, **expected: Any) -> bool:
     )
 
 
-def _check_clip(settings: Settings, library: str) -> None:
-    """UserError for a CLIP that other libraries cannot express."""
-    vision, text = settings["encoder"], settings["text_encoder"]
-    pools = settings["image_pool"], settings["text_pool"]
-    fits = vit.is_clip(vision) and is_tower(text, "text", causal=True, input_norm=False) and not text["prefix"]
-    if not fits or pools != ("class", "last") or settings["dim"] is None:
-        raise UserError(
-            f"{library}'s CLIP has a ViT with a norm before its blocks, a causal text encoder, the class and the end "
-            f"token as vectors, and two projections; this one is {settings}"
-        )
+def is_vision(encoder: Settings) -> bool:
+    """Whether an encoder is CLIP's of pictures."""
+    return vit.is_clip(encoder) and is_tower(encoder, "image", input_norm=True)
+
+
+def _is_clip(settings: Settings) -> bool:
+    """Whether other libraries can express it: two such encoders, the class and the end token as vectors, and two
+    projections."""
+    text, pools = settings["text_encoder"], (settings["image_pool"], settings["text_pool"])
+    towers = is_vision(settings["encoder"]) and is_tower(text, "text", causal=True, input_norm=False)
+    between = settings["dim"] is not None and "attend_padding" not in settings  # which is SigLIP's
+    return towers and not text["prefix"] and pools == ("class", "last") and between
 
 
 def vision_config(encoder: Settings) -> dict[str, Any]:
@@ -322,7 +324,6 @@ def text_config(encoder: Settings) -> dict[str, Any]:
 
 def write_clip(settings: Settings) -> Written:
     """As CLIPModel."""
-    _check_clip(settings, "transformers")
     dim, end = settings["dim"], settings["end"]
     config = {
         "architectures": ["CLIPModel"],
@@ -355,7 +356,6 @@ def write_vision(settings: Settings) -> Written:
 
 def write_open_clip(settings: Settings) -> Written:
     """As the folder that `open_clip.create_model("local-dir:...")` loads. Raises UserError for what it cannot."""
-    _check_clip(settings, "open_clip")
     (vision, pictures), (text, words) = (
         (settings[name]["transformer"], settings[name]["tokenizers"][0]) for name in ("encoder", "text_encoder")
     )
@@ -397,10 +397,6 @@ def write_open_clip(settings: Settings) -> Written:
     return Written(config, OPEN_CLIP, name=OPEN_CLIP_CONFIG)
 
 
-def _is_siglip(settings: Settings) -> bool:
-    return "attend_padding" in settings
-
-
 FORMS = (
     Form("CLIP", "official", "OpenAI's and open_clip's files", lambda _, state: True, read_official),
     Form(
@@ -411,7 +407,7 @@ FORMS = (
         read_clip,
         "clip",
         write=write_clip,
-        fits=lambda settings: not _is_siglip(settings),
+        fits=_is_clip,
     ),
     Form(
         "CLIP",
@@ -421,7 +417,7 @@ FORMS = (
         read_open_clip,
         "open_clip",
         write=write_open_clip,
-        fits=lambda settings: not _is_siglip(settings),
+        fits=_is_clip,
     ),
     Form(
         "Encoder",
@@ -431,6 +427,6 @@ FORMS = (
         read_vision,
         "clip_vision",
         write=write_vision,
-        fits=vit.is_clip,
+        fits=is_vision,
     ),
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mmssl.errors import UserError
 from mmssl.interop.clip import (
     BASE,
     TEXT_RULES,
@@ -66,16 +65,18 @@ def read_siglip(config: Mapping[str, Any], state: State, source: str) -> Found:
     return Found(settings, TRANSFORMERS_SIGLIP, weights(state))
 
 
+def _is_siglip(settings: Settings) -> bool:
+    """Whether SiglipModel can express it: it attends to padding, and the last place is a text's vector."""
+    plain = all(
+        is_tower(settings[name], modality, causal=False, input_norm=False) and not settings[name]["prefix"]
+        for name, modality in (("encoder", "image"), ("text_encoder", "text"))
+    )
+    return plain and settings["attend_padding"] and settings["text_pool"] == "last"
+
+
 def write_siglip(settings: Settings) -> Written:
-    """As SiglipModel, which attends to padding."""
+    """As SiglipModel."""
     vision, text = settings["encoder"], settings["text_encoder"]
-    fits = is_tower(vision, "image", causal=False, input_norm=False) and not vision["prefix"]
-    fits = fits and is_tower(text, "text", causal=False, input_norm=False) and not text["prefix"]
-    if not fits or not settings["attend_padding"] or settings["text_pool"] != "last":
-        raise UserError(
-            "transformers' SigLIP has plain encoders without class tokens, attends to the padding of texts, and their "
-            f"last place is their vector; this one is {settings}"
-        )
     config = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -94,5 +95,6 @@ FORMS = (
         read_siglip,
         "siglip",
         write=write_siglip,
+        fits=_is_siglip,
     ),
 )

@@ -76,7 +76,7 @@ def official_settings(
         # half precision is off by less; a table that was trained is not
         "position": "sincos" if torch.allclose(table.float().cpu(), fixed, atol=2e-3) else "learned",
         "trainable": fine_tuned or None,
-        "bias": not pre_norm,
+        "unbiased": pre_norm,
     }
     transformer = {
         "dim": dim,
@@ -156,7 +156,7 @@ def write_transformers(settings: Settings) -> Written:
 def _is_plain(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    biased = settings["tokenizers"][0]["bias"]
+    biased = not settings["tokenizers"][0]["unbiased"]
     return names == [modality] and settings["prefix"] == 1 and biased and is_plain(settings["transformer"], "all")
 
 
@@ -164,9 +164,9 @@ def is_clip(settings: Settings) -> bool:
     """What CLIP's image encoder is: plain, but for a norm before the blocks and patches without a bias, and either
     GELU."""
     transformer, (tokenizer, *_) = settings["transformer"], settings["tokenizers"]
-    own = transformer["input_norm"] and not tokenizer["bias"] and transformer["norm_eps"] == 1e-5
+    own = transformer["input_norm"] and tokenizer["unbiased"] and transformer["norm_eps"] == 1e-5
     blocks = {**transformer, "input_norm": False, "activation": "gelu"}
-    biased = [{**each, "bias": True} for each in settings["tokenizers"]]
+    biased = [{**each, "unbiased": False} for each in settings["tokenizers"]]
     plain = _is_plain({**settings, "transformer": blocks, "tokenizers": biased})
     return own and plain and transformer["activation"] in ("gelu", "quick_gelu")
 

@@ -25,7 +25,7 @@ class LiT(CLIP):
 
     def __init__(self, config: CLIPConfig | str = "base", **settings: Any):
         super().__init__(config, **settings)
-        self.encoder.requires_grad_(False)
+        self.encoder.requires_grad_(False).eval()
 
     @classmethod
     def completed(cls, config: CLIPConfig, **further: Any) -> CLIPConfig:

@@ -45,7 +45,7 @@ def clip_towers(
         modality = replace(modality, mean=CLIP_MEAN, std=CLIP_STD)
     vit = vit_config(model, modality=modality, input_size=input_size)
     blocks: dict[str, Any] = {"activation": "quick_gelu" if quick_gelu else "gelu", "norm_eps": 1e-5}
-    tokenizer = replace(vit.tokenizers[0], position="learned", bias=False)
+    tokenizer = replace(vit.tokenizers[0], position="learned", unbiased=True)
     encoder = replace(vit, tokenizers=(tokenizer,), transformer=replace(vit.transformer, input_norm=True, **blocks))
     return encoder, text_config(TEXT_SIZES[model], vocab=vocab, length=length, causal=True, **blocks)
 

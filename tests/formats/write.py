@@ -75,9 +75,9 @@ def methods() -> dict[str, Objective]:
     words = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,), "learned", segments=2)
     bert = dataclasses.replace(ENCODER, norm_order="post", input_norm=True, final_norm=False)
     texts = EncoderConfig((words,), bert, prefix=0)
-    learned = TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE), "learned", bias=False)
+    learned = TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE), "learned", unbiased=True)
     seen = EncoderConfig((learned,), dataclasses.replace(ENCODER, activation="quick_gelu", input_norm=True))
-    patches = EncoderConfig((dataclasses.replace(learned, bias=True),), ENCODER, prefix=0)
+    patches = EncoderConfig((dataclasses.replace(learned, unbiased=False),), ENCODER, prefix=0)
     captions = {"vocab": WORDS, "length": LENGTH, "hidden": 16}
     read, causal = (text_config((8, 1, 2), **captions, causal=each) for each in (False, True))
     return {
