@@ -109,7 +109,7 @@ class Shards:
         if unused := [name for name in others if not name.endswith((".json", ".cls", *beside))]:
             self.notes.append(as_text(f"{folder}: left out {len(unused)} members: {endings(unused)}"))
         if cut := [tar for tar in tars if not _ends(folder / tar)]:
-            self.notes.append(as_text(f"{folder}: cut short, so that what came last is missing: {listed(cut)}"))
+            self.notes.append(as_text(f"{folder}: cut short, what came last may be missing: {listed(cut)}"))
         self.labels = self._labels(given, label)
 
     @contextmanager
