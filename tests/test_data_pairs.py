@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
 from mmssl.data import (
@@ -271,6 +271,25 @@ def test_a_folder_of_parquet_has_parts_by_its_files_names(tmp_path, tokenizer):
     assert source.name(4) == "data/train-00001-of-00002.parquet:2"
     unpacked(tmp_path, members(1, 9))  # pictures count before tables
     assert pairs(open_pairs(tmp_path, tokenizer)) == EXPECTED[9:]
+
+
+def test_parquet_that_changes_is_read_anew_and_its_classes_have_names(tmp_path, tokenizer):
+    features = Features({"image": Image(), "text": Value("string"), "label": ClassLabel(names=["low", "high"])})
+    for first in (0, 4):
+        pictures = [{"bytes": png(k), "path": None} for k in range(first, first + 3)]
+        rows = [{"image": p, "text": WORDS[first + k], "label": k % 2} for k, p in enumerate(pictures)]
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a.parquet")
+        source = open_pairs(tmp_path / "a.parquet", tokenizer)
+        assert pairs(source) == EXPECTED[first : first + 3]
+        assert (source.classes, source.labels) == (["high", "low"], [1, 0, 1])
+    Dataset.from_dict({"image": [], "text": [], "label": []}, features=features).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet lists no pair"):
+        open_pairs(tmp_path / "a.parquet", tokenizer)
+    (tmp_path / "two").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "two" / "a.parquet")
+    Dataset.from_list([{"image": 1.5, "text": "one", "label": 0}]).to_parquet(tmp_path / "two" / "b.parquet")
+    with pytest.raises(UserError, match=r"two cannot be read as \.parquet"):
+        open_pairs(tmp_path / "two", tokenizer)
 
 
 def test_the_window_is_a_random_square_of_the_resized_picture():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -47,14 +48,11 @@ class Table:
         self.names: list[str] = []
         self.captions: list[Any] = []
         self.broken: dict[int, str] = {}
+        lines: Iterable[tuple[str, Row]]
         if path.suffix.lower() == ".parquet":
             fields, lines = self._of_parquet(root, paths, image, caption, label)
         else:
-            lines = [(f"{path.relative_to(root)}:{line}", row) for line, row in _lines(path)]
-            fields = list(dict.fromkeys(name for _, row in lines[:_PROBES] if isinstance(row, dict) for name in row))
-            if not fields:
-                first = next((f", and the first line {row}" for _, row in lines if isinstance(row, str)), "")
-                raise UserError(f"The manifest {path} lists no pair{first}.")
+            fields, lines = _of_text(root, path)
         picture, told = _columns(path, fields, image, caption, label)
         rows: list[dict[str, Any]] = []
         for number, (place, row) in enumerate(lines):
@@ -66,7 +64,7 @@ class Table:
                 self.broken[number] = "has no picture"
             self.names.append(name or place)
             self.captions.append(content.get(told))
-            rows.append(content)
+            rows.append({key: content[key] for key in _classes(label) if key in content})
         whole = [number for number in range(len(rows)) if number not in self.broken]
         found = labels_of(path, "pair", [self.names[n] for n in whole], [rows[n] for n in whole], label)
         self.labels: list[Label | None] | None = None
@@ -79,7 +77,8 @@ class Table:
     ) -> tuple[list[str], list[tuple[str, Row]]]:
         """(all columns, the rows without the pictures' bytes, with their places); keeps the bytes mapped into memory,
         in `mmssl/parquet` of $XDG_CACHE_HOME or ~/.cache."""
-        from datasets import Dataset
+        from datasets import ClassLabel, Dataset
+        from datasets.exceptions import DatasetGenerationError
         from pyarrow import ArrowInvalid, types
         from pyarrow.parquet import ParquetFile
 
@@ -92,15 +91,24 @@ class Table:
                 raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
             picture, told = _columns(path, schema.names, image, caption, label)
             places += [f"{path.relative_to(root)}:{row}" for row in range(1, count + 1)]
-        plain = [name for name in (told, label or "label", "labels") if name in schema.names]
+        if not places:
+            raise UserError(f"The manifest {paths[0]} lists no pair.")
+        plain = list(dict.fromkeys(name for name in (told, *_classes(label)) if name in schema.names))
         columns, files = list(dict.fromkeys([picture, *plain])), [str(path) for path in paths]
         with quiet():
-            read = Dataset.from_parquet(files, columns=columns, cache_dir=str(cache_folder("parquet")))
+            try:
+                read = Dataset.from_parquet(files, columns=columns, cache_dir=str(cache_folder("parquet")))
+            except DatasetGenerationError as error:
+                raise UserError(f"{root} cannot be read as .parquet ({error.__cause__ or error}); mend it.") from error
         dataset = read.with_format("arrow")
         by_path = types.is_string(schema.field(picture).type) or types.is_large_string(schema.field(picture).type)
         if not by_path:
             self._pictures, self._picture = dataset.select_columns([picture]), picture
         rows = dataset.select_columns([*([picture] if by_path else []), *plain])[:].to_pylist()
+        for name in _classes(label):
+            if isinstance(kind := read.features.get(name), ClassLabel):
+                for row in rows:
+                    row[name] = None if row[name] in (None, -1) else kind.int2str(row[name])
         return schema.names, list(zip(places, rows, strict=True))
 
     def picture(self, index: int) -> bytes | str:
@@ -112,6 +120,22 @@ class Table:
         if found := held.get("bytes") or held.get("path"):
             return found
         raise BrokenSample("has no picture")
+
+
+def _of_text(root: Path, path: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+    """(columns, the rows with their places); UserError where the first thousand are none."""
+    lines = _lines(path)
+    first = list(islice(lines, _PROBES))
+    fields = list(dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row))
+    if not fields:
+        wrong = f", and the first line {first[0][1]}" if first else ""
+        raise UserError(f"The manifest {path} lists no pair{wrong}.")
+    return fields, ((f"{path.relative_to(root)}:{line}", row) for line, row in chain(first, lines))
+
+
+def _classes(label: str | None) -> tuple[str, ...]:
+    """The columns that may hold the class."""
+    return (label,) if label else ("label", "labels")
 
 
 def _columns(
