@@ -122,6 +122,17 @@ def test_batches_are_the_same_for_any_number_of_workers_and_from_the_middle_on(t
     assert torch.equal(grey, torch.cat([batch["sample_id"] for batch in whole]).to(torch.uint8))
 
 
+def test_a_batch_keeps_each_caption_beside_its_picture_whatever_the_sizes(tmp_path, tokenizer):
+    files = {name: png(k, 8 + 70 * (k % 3)) for k in range(10) for name in [f"{k}.png"]}
+    unpacked(tmp_path, files | {f"{k}.txt": word.encode() for k, word in EXPECTED})
+    source = open_pairs(tmp_path, tokenizer)
+    for view in (WindowView(8), EvalView(8)):
+        (batch,) = Loader(source, PairView(view, 8), batch_size=10, seed=1).batches(0, 1)
+        read = source.vocabulary.tokenizer()
+        texts = [read.decode(row[:length].tolist()) for row, length in zip(batch["text"], batch["text.length"])]
+        assert texts == [WORDS[grey] for grey in batch["image"][:, 0, 0, 0]] and texts != WORDS
+
+
 def test_one_of_several_captions_is_drawn_or_each_has_its_turn(tmp_path, tokenizer):
     unpacked(tmp_path, {"0.png": png(0), "0.txt": b"one\n\n two \nthree\n", "1.jpg": png(1), "1.txt": b"four"})
     drawn = PairSource(tmp_path, tokenizer)
