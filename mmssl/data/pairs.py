@@ -164,6 +164,13 @@ class PairFiles(FolderSource):
             raise BrokenSample(f"has no {self._key!r} in its JSON")
         return _as_captions(content[self._key])
 
+    @property
+    def read_from(self) -> list[Path]:
+        """The files that the pairs are read from: a manifest first, a shard once."""
+        if self.table is None:
+            return super().read_from
+        return [*self.table.paths, *([] if self.table.holds_pictures else super().read_from)]
+
     def opened(self, index: int) -> AbstractContextManager[BufferedReader | BytesIO]:
         """Sample `index`'s picture, open for reading; raises BrokenSample."""
         if self.table is None:

@@ -43,7 +43,7 @@ class Table:
     def __init__(
         self, root: Path, paths: Sequence[Path], image: str | None, caption: str | None, label: str | None
     ) -> None:
-        path = paths[0]
+        self.paths, path = paths, paths[0]
         self._pictures: Dataset | None = None
         self.names: list[str] = []
         self.captions: list[Any] = []
@@ -110,6 +110,11 @@ class Table:
                 for row in rows:
                     row[name] = None if row[name] in (None, -1) else kind.int2str(row[name])
         return schema.names, list(zip(places, rows, strict=True))
+
+    @property
+    def holds_pictures(self) -> bool:
+        """Whether the pictures' files are in it, and not only their paths."""
+        return self._pictures is not None
 
     def picture(self, index: int) -> bytes | str:
         """The picture's file of row `index`, or its path; raises BrokenSample where there is none."""
