@@ -8,15 +8,16 @@ export PYTHONPATH := .:kernels
 demo: .venv/ready
 	$(BIN)/mmssl demo
 
-# Two processes for two cores: one for the kernel tests, on the Triton code in its interpreter and then on the PyTorch path,
-# and for the methods' conformance, and one for all others.
-test: lint types
+# Two processes for two cores: one for the types, the kernel tests, on the Triton code in its interpreter and then on the
+# PyTorch path, and the methods' conformance, and one for all others.
+test: lint
 	@told=$$(mktemp); export OMP_NUM_THREADS=1; \
-	{ TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
-	  $(BIN)/python -m pytest tests/kernels tests/conformance; exit $$((triton | $$?)); } > $$told 2>&1 & \
+	{ $(BIN)/mypy; types=$$?; \
+	  TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
+	  $(BIN)/python -m pytest tests/kernels tests/conformance; exit $$((types | triton | $$?)); } > $$told 2>&1 & \
 	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance; others=$$?; \
 	wait $$!; kernels=$$?; \
-	echo "The kernel tests, on the Triton code in its interpreter and on the PyTorch path, and conformance:"; cat $$told; rm $$told; \
+	echo "Types; the kernel tests, on the Triton code in its interpreter and on the PyTorch path, and conformance:"; cat $$told; rm $$told; \
 	exit $$((others | kernels))
 
 lint: .venv/ready

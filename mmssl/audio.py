@@ -30,6 +30,7 @@ _PREEMPHASIS = 0.97
 _LOWEST, _HIGHEST = 20.0, RATE / 2  # Hz
 _FLOOR = torch.finfo(torch.float32).eps
 _AT_ONCE = 512  # frames: fewer leave a CPU waiting for calls, more for memory
+_TOGETHER = 64  # sounds on a GPU, which at ten seconds each take 0.6 GB: a rank's whole batch may be hundreds
 
 
 class _Constants(NamedTuple):
@@ -99,9 +100,10 @@ def filter_bank(
         else:
             cuts.append(cut)
             places.append(spectrogram[:whole])
-    if cuts:
-        levels = _levels(torch.cat(cuts)).split([len(cut) for cut in cuts])
-        for place, level in zip(places, levels):
+    for start in range(0, len(cuts), _TOGETHER):
+        some = cuts[start : start + _TOGETHER]
+        levels = _levels(torch.cat(some)).split([len(cut) for cut in some])
+        for place, level in zip(places[start : start + _TOGETHER], levels):
             place.copy_(level)
     return made
 

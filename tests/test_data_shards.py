@@ -56,7 +56,9 @@ def pictures(first, count=3, **more):
     members = {}
     for k in range(first, first + count):
         members[f"{k:04}.png"] = png(k)
-        members[f"{k:04}.json"] = json.dumps({"kind": f"k{k % 2}", "many": [k]}).encode()
+        members[f"{k:04}.json"] = json.dumps(
+            {"kind": f"k{k % 2}", "many": [f"m{k}", "all"], "where": {"x": k}}
+        ).encode()
     return members | more
 
 
@@ -88,8 +90,11 @@ def test_labels_are_a_key_of_the_json_or_the_class_beside(tmp_path):
     assert open_source(classed).classes == ["7", "cat"]
     with pytest.raises(UserError, match=r"has 'kint' in its JSON: did you mean 'kind'\?"):
         open_source(tar, label="kint")
-    with pytest.raises(UserError, match=r"'many' is \[0\] in a\.tar: name a key that has one value"):
-        open_source(tar, label="many")
+    several = open_source(tar, label="many")
+    assert several.classes == ["all", "m0", "m1", "m2"] and several.labels is None
+    assert several.label_sets == [(1, 0), (2, 0), (3, 0), (), ()]
+    with pytest.raises(UserError, match=r"'where' is \{'x': 0\} in a\.tar: name a key that has a class or a list"):
+        open_source(tar, label="where")
     with pytest.raises(UserError, match="there is none to be read"):
         open_source(classed, label="kind")
     rest, held = hold_out(source, 0.2)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.folders import cache_folder, endings, listed, walk
+from mmssl.data.folders import Label, cache_folder, endings, listed, walk
 from mmssl.errors import UserError, as_text, nearest
 
 SHARD = ".tar"
@@ -54,12 +54,13 @@ class Shards:
     beside: endings of members that belong to the samples, `.txt`.
 
     `paths` are the samples' members, `shard.tar/member`, and `places` where these lie; `labels` their classes by name,
-    None where no sample has one; `beside` where each sample's member of these endings lies, and `alone` a member of
-    each key that has such alone; `notes` say what was left out, and which tar is cut short. The tars' indices are kept,
-    by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or ~/.cache, where that can be written.
+    several each where the JSON has lists, None where no sample has any; `beside` where each sample's member of these
+    endings lies, and `alone` a member of each key that has such alone; `notes` say what was left out, and which tar is
+    cut short. The tars' indices are kept, by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or
+    ~/.cache, where that can be written.
 
     Raises UserError for a file that is no plain tar, tars without such members, and a label that no sample has, or that
-    is no single value.
+    is neither a value nor a list of them.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Shards:
             raise BrokenSample(f"is cut short: its shard ends after {len(data)} of {place.size} bytes")
         return data
 
-    def _labels(self, given: Sequence[Place | None], label: str | None) -> list[str | None] | None:
+    def _labels(self, given: Sequence[Place | None], label: str | None) -> Sequence[Label | None] | None:
         texts = [None if place is None else self._text(place) for place in given]
         if label is not None:
             wheres = [place.tar if place else "" for place in given]
@@ -146,21 +147,24 @@ class Shards:
             return None
 
 
-def classes_in_json(texts: Iterable[bytes | None], label: str, where: str, places: Sequence[str]) -> list[str | None]:
-    """The class that each JSON has under the key `label`; None where it cannot be read or has none.
+def classes_in_json(texts: Iterable[bytes | None], label: str, where: str, places: Sequence[str]) -> list[Label | None]:
+    """The class, or the classes, that each JSON has under the key `label`; None where it cannot be read or has none.
 
-    where, places: what holds them all, and each, for the UserError about a key that none has, or that has several
-    values.
+    where, places: what holds them all, and each, for the UserError about a key that none has, or that has neither a
+    value nor a list of them.
     """
     keys: set[str] = set()
-    labels: list[str | None] = []
+    labels: list[Label | None] = []
     for text, place in zip(texts, places, strict=True):
         content = object_in(text)
         keys.update(content)
         value = content.get(label)
-        if isinstance(value, (list, dict)):
-            raise UserError(f"{label!r} is {value!r} in {place}: name a key that has one value for each sample.")
-        labels.append(None if value in (None, "") else str(value))
+        if isinstance(value, list) and not any(isinstance(name, (list, dict)) for name in value):
+            labels.append(tuple(str(name) for name in value))
+        elif isinstance(value, (list, dict)):
+            raise UserError(f"{label!r} is {value!r} in {place}: name a key that has a class or a list of them.")
+        else:
+            labels.append(None if value in (None, "") else str(value))
     if any(name is not None for name in labels):
         return labels
     raise UserError(

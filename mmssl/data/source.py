@@ -165,12 +165,14 @@ class FileSource:
             return root.parent, *self._sharded(root.parent, [root.name], label)
         return root, *self.find(root, label)
 
-    def _sharded(self, folder: Path, tars: list[str], label: str | None) -> tuple[list[str], list[str | None] | None]:
+    def _sharded(
+        self, folder: Path, tars: list[str], label: str | None
+    ) -> tuple[list[str], Sequence[Label | None] | None]:
         self.shards = Shards(folder, tars, self.kind, self.extensions, label, self.beside)
         self.notes = self.shards.notes
         return self.shards.paths, self.shards.labels
 
-    def find(self, root: Path, label: str | None = None) -> tuple[list[str], Sequence[str | None] | None]:
+    def find(self, root: Path, label: str | None = None) -> tuple[list[str], Sequence[Label | None] | None]:
         """(paths, labels) of the files of this kind in a folder, or in its tar shards where it has none itself.
 
         UserError when there are none. Sets `notes`, and `texts`, the files of a folder that lie beside its own.

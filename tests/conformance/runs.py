@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import torch
 
 from mmssl.modality import zero_to_one
@@ -76,10 +78,23 @@ def settings(entry: Entry, **changes: Any) -> TrainSettings:
 
 
 def train_entry(entry: Entry, folder: Path, loader: TwoBatches | None = None, **changes: Any) -> None:
-    """Train a fresh objective; every call starts from the same weights."""
+    """Train a fresh objective; every call starts from the same weights.
+
+    Shapes are checked where a property calls a method once: over dozens of calls the checks take more than the steps.
+    """
     torch.manual_seed(0)
     loader = loader or TwoBatches(entry)
-    train(entry.make(), loader, settings(entry, **changes), folder, device=torch.device("cpu"))
+    with shapes_unchecked():
+        train(entry.make(), loader, settings(entry, **changes), folder, device=torch.device("cpu"))
+
+
+@contextmanager
+def shapes_unchecked() -> Iterator[None]:
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def prepare(options: dict[str, Any], rank: int, count: int) -> Prepared:
