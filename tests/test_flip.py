@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmssl_kernels import unpatchify
 
-from mmssl import FLIP, UserError
-from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs
+from mmssl import CLIP, FLIP, UserError
+from tests.pairs import HEADS, LENGTH, PATCH, SIZE, WORDS, pairs, theirs_open_clip
 
 
 def tiny(**settings):
@@ -72,3 +72,11 @@ def test_shares_that_cannot_be_are_named():
     for keep in (0.0, 1.5):
         with pytest.raises(UserError, match="of 4 patches hides"):
             tiny(keep=keep)(make_batch())
+
+
+def test_files_of_clip_are_trained_on_with_a_part_of_their_patches():
+    """With CLIP's own vectors: only what is read differs."""
+    state, batch = theirs_open_clip().state_dict(), make_batch()
+    clip, flip = (method.from_official(state, **HEADS) for method in (CLIP, FLIP))
+    assert torch.equal(flip.eval()(batch).loss, clip.eval()(batch).loss)
+    assert flip.train()(batch).mask.keep.index.shape == (5, 2)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmssl import CLIP, SigLIP, UserError
 from mmssl.objectives import load
-from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs, theirs_transformers
+from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs, theirs_open_clip, theirs_transformers
 from tests.parity import assert_gradients_equal, assert_states_equal, gradients_as_weights, normalised, relative
 
 PAD = 1
@@ -54,6 +54,9 @@ def test_transformers_folders_are_written_exactly(tmp_path):
     assert load(folder).config == ours.config
     with pytest.raises(UserError, match=r"holds .*SiglipModel.*; CLIP reads"):
         CLIP.from_pretrained(folder)
+    other = theirs_open_clip().state_dict() | {"text_projection": torch.zeros(16, 32)}
+    with pytest.raises(UserError, match=r"SigLIP needs what it lacks: \['logit_bias', "):
+        SigLIP.from_official(other, heads=4, text_heads=2)
     masked = SigLIP(dataclasses.replace(ours.config, attend_padding=False))
     with pytest.raises(UserError, match="has nothing that SigLIP could be written as"):
         masked.to_transformers(tmp_path / "masked")

@@ -39,6 +39,7 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh":
 _WRITTEN = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
 # transformers' mark in `eos_token_id` for the place of the largest id, from before it knew the end token's.
 _LARGEST_ID = 2
+_POOLS = {"image_pool": "class", "text_pool": "last"}
 # Numbers that OpenAI's archives hold beside the weights.
 _NUMBERS = ("input_resolution", "context_length", "vocab_size")
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -205,8 +206,8 @@ def read_official(
     encoder = _image_tower(channels, (patch[0], patch[1]), size, blocks("visual.", dim, heads))
     text_blocks = blocks("", text_dim, text_heads) | {"causal": True}
     text_encoder = text_settings(vocab, len(tensors["positional_embedding"]), text_blocks)
-    width = tensors["text_projection"].shape[1]
-    return Found({"encoder": encoder, "text_encoder": text_encoder, "dim": width}, OPEN_CLIP, tensors)
+    settings = {"encoder": encoder, "text_encoder": text_encoder, "dim": tensors["text_projection"].shape[1]}
+    return Found(settings | _POOLS, OPEN_CLIP, tensors)
 
 
 def blocks_of(config: Settings) -> dict[str, Any]:
@@ -238,6 +239,7 @@ def read_clip(config: Mapping[str, Any], state: State, source: str) -> Found:
         "text_encoder": tower,
         "dim": config.get("projection_dim", 512),
         "end": None if text["eos_token_id"] == _LARGEST_ID else text["eos_token_id"],
+        **_POOLS,
     }
     return Found(settings, TRANSFORMERS_CLIP, weights(state))
 
@@ -296,10 +298,10 @@ def is_vision(encoder: Settings) -> bool:
 def _is_clip(settings: Settings) -> bool:
     """Whether other libraries can express it: two such encoders, the class and the end token as vectors, and two
     projections."""
-    text, pools = settings["text_encoder"], (settings["image_pool"], settings["text_pool"])
+    text, pools = settings["text_encoder"], {name: settings[name] for name in _POOLS}
     towers = is_vision(settings["encoder"]) and is_tower(text, "text", causal=True, input_norm=False)
     between = settings["dim"] is not None and "attend_padding" not in settings  # which is SigLIP's
-    return towers and not text["prefix"] and pools == ("class", "last") and between
+    return towers and not text["prefix"] and pools == _POOLS and between
 
 
 def vision_config(encoder: Settings) -> dict[str, Any]:

@@ -186,4 +186,6 @@ def load(module: nn.Module, found: Found, source: str) -> None:
     if not found.whole:
         warnings.warn(f"{source} holds no decoder: it starts from fresh weights", stacklevel=4)
         values = {**module.state_dict(), **values}
+    if missing := sorted(module.state_dict().keys() - values.keys()):
+        raise UserError(f"{source}: {type(module).__name__} needs what it lacks: {missing[:4]}")
     module.load_state_dict(values)

@@ -59,7 +59,6 @@ def read_siglip(config: Mapping[str, Any], state: State, source: str) -> Found:
         "encoder": {"tokenizers": [tokenizer], "transformer": blocks_of(vision), "prefix": 0},
         "text_encoder": text_settings(text["vocab_size"], text["max_position_embeddings"], blocks_of(text)),
         "dim": None,
-        "image_pool": "mean",
         "pad": text["pad_token_id"],
     }
     return Found(settings, TRANSFORMERS_SIGLIP, weights(state))

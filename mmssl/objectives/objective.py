@@ -193,10 +193,10 @@ class Objective(nn.Module):
     def from_official(cls: type[O], source: str | Path | Mapping[str, Any], **settings: Any) -> O:
         """From the authors' files or state dicts. Sizes are read off the shapes; what those cannot tell is in settings:
 
-        heads, decoder_heads: the paper's for the width where not given. size: of the media it was trained on, (height,
-        width) or one side for both, of clips (frames, height, width); taken for square where not given (see
-        `Encoder.from_official`). And any field of the method's config, such as `mask_ratio` or `norm_pix`: the default
-        is the paper's, or that of the released files (see `read_official` in `mmssl/interop/` for each method).
+        heads, decoder_heads, text_heads: the paper's for the width where not given. size: of the media it was trained
+        on, (height, width) or one side for both, of clips (frames, height, width); taken for square where not given
+        (see `Encoder.from_official`). And any field of the method's config, such as `mask_ratio` or `norm_pix`: the
+        default is the paper's, or that of the released files (see `read_official` in `mmssl/interop/` for each method).
 
         A file without a decoder leaves it freshly initialised, with a warning. Raises UserError for a file of another
         kind and for an unknown setting.
