@@ -220,12 +220,15 @@ class Evaluate(ReadMedia):
     data: tuple[Path, ...]
     """Pictures, videos or sounds, of the model's kind: folders labelled by class folders, which may hold `train` and
     `val`, or manifests; or texts with a class beside them, which --label names. With several labels a sample, mean
-    average precision is measured."""
+    average precision is measured. Of texts, labels or not, how many hidden words the model finds, and how well it
+    foresees each (pseudo-perplexity)."""
     test: Path | None = None
     """What to test on, such as a second manifest, where DATA has no part for it; otherwise a fifth is held out."""
     attentive: bool = False
     """Beside kNN and linear an attentive probe: it learns which patches to look at. Holds all patch features in memory,
     4 bytes x patches x width for each clip and model."""
+    texts: int = 64
+    """Texts whose pseudo-perplexity is measured, evenly spread: a pass through the model for each word. 0: none."""
     baselines: Literal["on", "off"] = "on"
     """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), of texts
     the counts of their words, too."""
@@ -249,7 +252,7 @@ class Evaluate(ReadMedia):
             if several:
                 print(f"\n{data}")
             if self.task == "classes":
-                evaluate(self.model, data, out, self, self.baselines == "on", self.attentive, self.test)
+                evaluate(self.model, data, out, self, self.baselines == "on", self.attentive, self.test, self.texts)
             else:
                 chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
                 follow(self.model, data, out, *chosen)

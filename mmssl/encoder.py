@@ -207,9 +207,9 @@ class Encoder(nn.Module):
         if lengths is not None and packed:
             if prefix:
                 raise ValueError(f"packed tokens of an encoder with {prefix} prefix tokens: it must have none")
-            shortest, longest = (int(each) for each in lengths.aminmax())
-            if shortest == longest:  # rows that are all full need neither offsets nor padding
-                tokens, lengths = tokens.unflatten(0, (len(lengths), longest)), None
+            places = sum(self.sizes(batch).values())
+            if len(tokens) == len(lengths) * places:  # rows that are all full need neither offsets nor padding
+                tokens, lengths = tokens.unflatten(0, (len(lengths), places)), None
         elif lengths is not None:
             tokens = keep.padded(tokens)
         if prefix:

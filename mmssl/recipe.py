@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_typ
 import torch
 import tyro
 
-from mmssl.data import Clips, Pairs, Source, View
+from mmssl.data import Clips, Pairs, Source, Stage, View
 from mmssl.errors import UserError
 from mmssl.interop import config_from_dict
 from mmssl.objectives import Objective
@@ -65,8 +65,10 @@ class Recipe:
     on a GPU where not given."""
     base_lr: float = 1.5e-4
     """Peak learning rate for 256 samples a step; scaled with the batch."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     min_lr: float | None = None
-    """Learning rate that the cosine ends with, not scaled; the paper's where not given."""
+    """Learning rate at the end, not scaled; the paper's where not given."""
     optimizer: Literal["auto", "adamw", "lars", "sgd", "adam_uncorrected"] = "auto"
     """auto: the paper's. adam_uncorrected: BERT's AdamW, whose moments are not corrected for starting at 0."""
     weight_decay: float = 0.05
@@ -75,6 +77,9 @@ class Recipe:
     """Weight decay that a cosine ends with; constant where unset."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Shares of the past, a step, in AdamW's two moving moments of the gradient; the first is LARS's and SGD's."""
+    eps: float | None = None
+    """What Adam adds to the root of its second moment; the optimizer's own where not given, 1e-8, of adam_uncorrected
+    1e-6."""
     clip_norm: float | None = None
     """Longest gradient, as the norm over all parameters: longer ones are scaled down to it. Not clipped where unset."""
     ema: float | None = None
@@ -121,6 +126,8 @@ class Recipe:
             weight_decay=self.weight_decay,
             weight_decay_end=self.weight_decay_end,
             betas=self.betas,
+            eps=self.eps,
+            decay=self.decay,
             min_lr=self.paper_min_lr if self.min_lr is None else self.min_lr,
             clip_norm=self.clip_norm,
             ema=self.ema,
@@ -141,7 +148,7 @@ class Recipe:
 
     @property
     def paper_min_lr(self) -> float:
-        """The learning rate that the paper's cosine ends with."""
+        """The learning rate that the paper's schedule ends with."""
         return 0.0
 
     def method(self) -> Any:
@@ -164,16 +171,19 @@ class Recipe:
         watch: int = 1024,
         afterwards: Callable[[Objective, torch.device], None] | None = None,
         beside: Mapping[str, bytes] | None = None,
+        first: Callable[[], Stage] | None = None,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
-        runs on rank 0, before the report is drawn. beside: files that go with the model (see `pretrain`).
+        runs on rank 0, before the report is drawn. beside, first: files that go with the model, and what the first
+        steps read instead (see `pretrain`).
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
         try:
             sources, objective = data(), self.build()
+            stage = None if first is None else first()
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
             context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
             if self.init is not None:
@@ -197,6 +207,7 @@ class Recipe:
                 ceiling=self.max_skipped,
                 context=context,
                 beside=beside,
+                first=stage,
             )
             if distributed.rank() == 0:
                 try:

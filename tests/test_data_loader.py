@@ -12,7 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl.data import ArraySource, BrokenSample, EvalView, Ledger, Loader, TrainView, evaluation_batches
+from mmssl.data import (
+    ArraySource,
+    BrokenSample,
+    EvalView,
+    Ledger,
+    Loader,
+    Stage,
+    StagedLoader,
+    TrainView,
+    evaluation_batches,
+)
 from mmssl.data import FolderSource as Folder
 from mmssl.errors import UserError
 
@@ -98,6 +108,27 @@ def test_workers_world_size_and_where_one_starts_change_nothing(broken):
     assert_equal(whole, run(0, 7) + run(7, 9, workers=2) + run(9))
     different = run(seed=6)
     assert any(not torch.equal(a["sample_id"], b["sample_id"]) for a, b in zip(whole, different, strict=True))
+
+
+def test_stages_change_at_one_step_wherever_one_starts():
+    def loader(count, **changes):
+        return Loader(Holes(count, broken=(3,)), TrainView(8), batch_size=6, ceiling=1.0, **changes)
+
+    def staged():
+        return StagedLoader(loader(40), loader(9), switch=7)
+
+    whole = staged()
+    batches = list(whole.batches(0, 12))
+    assert_equal(batches, [*loader(40).batches(0, 7), *loader(9).batches(7, 12)])
+    assert [int(batch["step"]) for batch in batches] == list(range(12))
+    assert (whole.ledger.seen + len(whole.ledger.skipped), whole.steps_per_epoch) == (72, 1.5)
+    assert {name for name, _ in whole.ledger.skipped} == {"picture 3"}
+    for start in (5, 7, 9):
+        later = staged()
+        assert_equal(list(later.batches(start, 12)), batches[start:])
+        assert len(later.source) == 9
+    with pytest.raises(UserError, match="between 0 and 1, not 1"):
+        Stage(Holes(4), TrainView(8), 1.0)
 
 
 def test_epochs_are_shuffled_apart_and_shuffling_can_be_left_out():

@@ -176,7 +176,7 @@ def test_masks_are_fresh_in_each_epoch_or_come_again(masking):
     def inputs(model, epoch):
         made = batch(epoch=epoch)
         mask = model.hide(made)
-        return mask.hide.boolean(40), model.gapped(made, mask)["text"]
+        return mask.hide.boolean(40), model.drawn(made, mask)["text"]
 
     for model, again in ((fresh, [False] * 3), (static, [False, False, True])):
         first = inputs(model, 0)

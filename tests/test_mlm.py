@@ -12,7 +12,10 @@ from torch.nn import functional as F
 
 from mmssl import MLM, Encoder, UserError
 from mmssl.encoder import EncoderConfig
-from mmssl.objectives import load
+from mmssl.masking import counted
+from mmssl.objectives import load, mlm
+from mmssl.training.gradients import Gradients
+from mmssl.training.stopping import StopRequest
 from mmssl.transformer import Transformer, TransformerConfig
 from tests.parity import assert_gradients_equal, assert_states_equal, gradients_as_weights, randomize, relative
 
@@ -254,6 +257,21 @@ def test_the_loss_is_a_mean_over_all_hidden_words_and_texts_of_special_tokens_hi
     out = method({**batch, "text": torch.full((4, LENGTH), 2)})
     assert out.parts["mlm"] == 0 and not out.mask.hide.lengths.any()
     out.loss.backward()
+
+
+def test_chunks_hide_what_the_batch_hides_and_it_is_drawn_once(monkeypatch):
+    method, batch, drawn = randomize(tiny()), texts(8), []
+    monkeypatch.setattr(mlm, "counted", lambda noise, *rest: drawn.append(len(noise)) or counted(noise, *rest))
+    found = []
+    for chunks in (1, 4):
+        method.zero_grad()
+        loss, _ = Gradients(method, chunks, torch.device("cpu"))(batch, StopRequest())
+        found.append((loss, {name: value.grad for name, value in method.named_parameters()}))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert drawn == [8, 8]
+    out, masked = method.eval()(batch), method.drawn(batch)
+    assert torch.equal(masked["text.target"] != -100, out.mask.hide.boolean(LENGTH))
+    assert torch.equal(method(masked).loss, out.loss) and method.drawn(masked) is masked
 
 
 def test_a_given_mask_is_that_mask():

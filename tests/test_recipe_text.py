@@ -63,6 +63,31 @@ def test_texts_become_a_model_also_from_the_middle_on(texts, tmp_path, monkeypat
     assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
+def test_short_rows_come_first_and_a_run_killed_about_the_change_ends_with_the_same_bits(
+    texts, tmp_path, monkeypatch, capsys
+):
+    command(monkeypatch, f"tokenizer --data {texts} --out {tmp_path}/words --vocab 120")
+    line = f"--data {texts} --tokenizer {tmp_path}/words {SMALL} --steps 6 --save-every 1 --short-length 16"
+    line += " --short-share 0.5 --workers 1"
+    capsys.readouterr()
+    assert recipe(monkeypatch, "text_mlm", f"{line} --out {tmp_path}/whole") == 0
+    assert "first     3 steps read" in capsys.readouterr().out
+    row = read_metrics(tmp_path / "whole")[-1]
+    assert (row["step"], row["seen"], row["skipped"]) == (6, 48, 1)
+    last = tmp_path / "whole" / "step-00000006" / "manifest.json"
+    for step in (2, 3, 4):
+        name = f"step-{step:08d}"
+        shutil.copytree(tmp_path / "whole" / name, tmp_path / f"from-{step}" / name)
+        assert recipe(monkeypatch, "text_mlm", f"{line} --out {tmp_path}/from-{step}") == 0
+        assert (tmp_path / f"from-{step}" / "step-00000006" / "manifest.json").read_bytes() == last.read_bytes()
+    capsys.readouterr()
+    other = line.replace("--short-share 0.5", "--short-share 0.7")
+    assert recipe(monkeypatch, "text_mlm", f"{other} --out {tmp_path}/whole") == 2
+    assert "first.share: 0.5 -> 0.7" in capsys.readouterr().err
+    assert recipe(monkeypatch, "text_mlm", f"{line} --short-length 32 --out {tmp_path}/none") == 2
+    assert "--short-length 32 is not below --length 32" in capsys.readouterr().err
+
+
 def refused(monkeypatch, capsys, line):
     """What is said of a command that cannot be done."""
     monkeypatch.setattr(sys, "argv", ["mmssl", *line.split()])
@@ -91,9 +116,38 @@ def test_features_of_texts_are_written_and_measured(texts, tmp_path, monkeypatch
     assert ids == vocabulary.tokenizer().encode(text).ids[:32]
     rows = json.loads((tmp_path / "scores" / "accuracies.json").read_text())
     assert {row["representation"] for row in rows} == {"model", "random initialisation", "bag of words"}
-    assert "name it by --label" in refused(monkeypatch, capsys, f"evaluate {reading}")
     assert "texts have no patches" in refused(monkeypatch, capsys, f"embed {reading} --patches")
     assert "drawn as pictures" in refused(monkeypatch, capsys, f"neighbours {reading}")
+
+
+def test_words_of_texts_are_asked_with_and_without_labels(texts, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, f"tokenizer --data {texts} --out {tmp_path}/words --vocab 120")
+    vocabulary = Vocabulary.read(tmp_path / "words")
+    model = MLM("tiny", vocab=vocabulary.size, length=32, mask=vocabulary.mask, special=vocabulary.framing)
+    model.save_pretrained(tmp_path / "model")
+    model.to_transformers(tmp_path / "theirs")
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    reading = f"--data {texts} --tokenizer {tmp_path}/words --workers 0 --device cpu --texts 1"
+    found = {}
+    for name, labels in (("model", ""), ("theirs", ""), ("model", "--label kind")):
+        out = tmp_path / f"{name}{len(labels)}"
+        capsys.readouterr()
+        command(monkeypatch, f"evaluate --model {tmp_path}/{name} {reading} {labels} --out {out}")
+        said = capsys.readouterr().out
+        assert (
+            "18 texts to count them in, 2 asked (those that training" in said and "pseudo-perplexity of 1 texts" in said
+        )
+        assert (out / "accuracies.json").exists() == bool(labels)
+        found[out.name] = json.loads((out / "words.json").read_text())
+    ours, theirs, labelled = found.values()
+    assert ours["all"] == theirs["all"] == labelled["all"]
+    assert theirs["pseudo_perplexity"] == pytest.approx(ours["pseudo_perplexity"], rel=1e-4)
+    assert ours["by_class"] == {} and labelled["by_class"].keys() <= {"a", "b"}
+    assert sum(each["hidden"] for each in labelled["by_class"].values()) == ours["all"]["hidden"] > 0
+    said = refused(monkeypatch, capsys, f"evaluate --model {tmp_path}/encoder {reading}")
+    assert "holds an encoder alone, which predicts no words" in said and "--label" in said
+    command(monkeypatch, f"evaluate --model {tmp_path}/encoder {reading} --label kind")
+    assert "words: not measured: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -108,6 +162,9 @@ def test_what_is_not_given_is_the_papers(kind, batch, peak, betas, clip, optimiz
     settings = recipe.training(1, torch.device("cpu"))
     assert (settings.batch_size, settings.betas, settings.clip_norm) == (batch, betas, clip)
     assert settings.base_lr * batch / 256 == pytest.approx(peak) and settings.weight_decay == 0.01
+    bert = kind == "bert"
+    assert (settings.decay, settings.eps) == ("linear", None if bert else 1e-6)
+    assert recipe.settled().short_length == (128 if bert else 0)
     assert settings.optimizer == optimizer and settings.warmup_epochs == pytest.approx(warmup * settings.epochs)
     assert recipe.method() == mlm_config("base", kind=kind)
 

@@ -14,7 +14,7 @@ from mmssl import VideoMAE
 from mmssl.errors import UserError
 from mmssl.objectives import videomae_config
 from mmssl.training import adamw, checkpoints, cosine_schedule, learning_rate, parameter_groups, train
-from mmssl.training.optim import MOMENTS, optimizer_for, set_learning_rate
+from mmssl.training.optim import MOMENTS, linear_schedule, optimizer_for, schedule, set_learning_rate
 from mmssl.training.optimizers import LARS, UncorrectedAdam
 from tests.training_toy import Toy, ToyLoader, settings
 
@@ -97,9 +97,19 @@ def test_the_schedule_is_the_authors_half_a_step_later(steps_per_epoch: float) -
         assert ours == pytest.approx(theirs, rel=1e-12)
 
 
+def test_a_line_is_fairseqs_half_a_step_later() -> None:
+    rate = schedule(settings(steps=100, warmup_steps=20, base_lr=2.0 * 256 / 4, min_lr=0.5, decay="linear"), 10.0)
+    for step in range(100):
+        done = step + 0.5
+        # PolynomialDecayLRSchedule of power 1, its rates at num_updates = done
+        theirs = 2.0 * done / 20 if done <= 20 else (2.0 - 0.5) * (1 - (done - 20) / (100 - 20)) + 0.5
+        assert rate(step) == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("falling", [cosine_schedule, linear_schedule])
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0.05), (1, 0.0), (2, 0.1), (3, 1.0), (10, 9.9)])
-def test_every_step_of_the_shortest_runs_trains(total: int, warmup: float) -> None:
-    rates = [cosine_schedule(step, total=total, warmup=warmup, peak=1.0, floor=0.0) for step in range(total)]
+def test_every_step_of_the_shortest_runs_trains(falling: Any, total: int, warmup: float) -> None:
+    rates = [falling(step, total=total, warmup=warmup, peak=1.0, floor=0.0) for step in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) > 0.4
 

@@ -14,6 +14,7 @@ import torch
 from mmssl.commands.features import features_and_patches_of, features_of, open_media, say, told_how
 from mmssl.commands.labels import both_parts, counted
 from mmssl.commands.reading import Reading
+from mmssl.commands.words import evaluate_words, language_model
 from mmssl.data import (
     DavisFolder,
     JhmdbFolder,
@@ -42,7 +43,9 @@ from mmssl.evaluation import (
 from mmssl.evaluation import evaluate as measure
 from mmssl.evaluation.answers import Labels, several
 from mmssl.evaluation.knn import K
+from mmssl.modality import TEXT
 from mmssl.report.run import ACCURACIES
+from mmssl.report.words import WORDS, words_told
 from mmssl.training import distributed
 from mmssl.training.run_folder import model_in
 
@@ -55,11 +58,20 @@ def evaluate(
     baselines: bool = True,
     attentive: bool = False,
     test: Path | None = None,
+    texts: int = 64,
 ) -> None:
     """Print, and write where asked, what kNN and linear probe, and an attentive one where asked, make of the model and
-    of what it is held against: accuracies, or mean average precision where samples have several labels each."""
+    of what it is held against: accuracies, or mean average precision where samples have several labels each.
+
+    Of a model of texts before that how well it knows their words, and that alone where no label is named (see
+    `evaluate_words`).
+    """
     folder = model_in(model)
     encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
+    if single_modality(encoder).name == TEXT.name:
+        of_words(folder, encoder, data, out, reading, test, texts)
+        if reading.label is None:
+            return
     encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
         encoders |= {"random initialisation": untrained(encoder), raw_name(single_modality(encoder)): RawMedia()}
@@ -86,6 +98,28 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / ACCURACIES).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def of_words(
+    folder: Path, encoder: Encoder, data: Path, out: Path | None, reading: Reading, test: Path | None, texts: int
+) -> None:
+    """Print, and write where asked, how well a model of texts knows their words. Where it predicts none that is said,
+    as a UserError where no label is named either."""
+    try:
+        method = language_model(folder, reading)
+    except UserError as error:
+        if reading.label is None:
+            raise UserError(
+                f"{error}; to measure its features name what the texts call their class: --label"
+            ) from error
+        print(f"words: not measured: {error}")
+        return
+    opened = partial(open_media, encoder, reading=reading)
+    found = evaluate_words(method, opened, data, test, reading, texts, distributed.init(reading.device))
+    print(*words_told(found), sep="\n")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / WORDS).write_text(json.dumps(found, indent=1))
 
 
 def chance(answers: Labels, classes: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmssl.data import NoTestPart, Source, Subset, hold_out, label_sets, subset
 from mmssl.errors import UserError
+from mmssl.pretraining.media import held_out_documents
 
 
 def both_parts(
@@ -28,6 +29,17 @@ def both_parts(
     except NoTestPart:
         (train, asked), held_out = hold_out(train, 0.2), " (held out, stratified by class)"
     return train, _same_classes(asked, train), held_out
+
+
+def documents(
+    opened: Callable[[Path, str | None], Source], data: Path, test: Path | None
+) -> tuple[Source, Source, str]:
+    """As `both_parts`, of texts that need no labels. Where there is no test part, it is what training holds out."""
+    train = opened(data, "train")
+    try:
+        return train, _test_part(opened, test) if test else opened(data, "test"), ""
+    except NoTestPart:
+        return *held_out_documents(train), " (those that training with --seed 0 holds out)"
 
 
 def class_names(source: Source) -> list[tuple[str, ...]]:

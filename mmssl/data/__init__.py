@@ -31,6 +31,7 @@ from mmssl.data.source import (
     read_slots,
     subset,
 )
+from mmssl.data.stages import Stage, StagedLoader
 from mmssl.data.text import TextSource, TextView, open_texts
 from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
 from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View, WindowView
@@ -70,6 +71,8 @@ __all__ = [
     "SoundSource",
     "SoundView",
     "Source",
+    "Stage",
+    "StagedLoader",
     "Subset",
     "TextSource",
     "TextView",

@@ -147,10 +147,8 @@ class MLM(Objective):
 
     def candidates(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
         """Where words may be hidden: of what is valid, all that are not special."""
-        text = batch["text"]
-        if (special := batch.get("text.special")) is None:
-            special = torch.isin(text, torch.tensor(self.config.special, dtype=torch.int64, device=text.device))
-        return valid & ~special.bool()
+        special = torch.tensor(self.config.special, dtype=torch.int64, device=batch["text"].device)
+        return valid & ~batch.get("text.special", torch.isin(batch["text"], special)).bool()
 
     def chosen(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
         """Where words are hidden: of what may be, as many as the config says."""
@@ -174,16 +172,17 @@ class MLM(Objective):
         """Hidden words."""
         return {"text.hidden": torch.tensor(len(self.hide(batch).hide.index), device=batch["text"].device)}
 
-    def gapped(self, batch: Batch, mask: Mask) -> Batch:
-        """The batch as the encoder reads it. UserError where the model has no mask token."""
+    def drawn(self, batch: Batch, mask: Mask | None = None) -> Batch:
+        """The batch as one that is masked already: `text` as the encoder reads it, and `text.target`. UserError where
+        the model has no mask token."""
         if "text.target" in batch:
             return batch
         if self.config.mask is None:
             raise UserError("this model has no mask token: set `mask` in its config, or mask the texts (`text.target`)")
-        hidden, noises = mask.hide.boolean(mask.count), (self.noise(batch, "show"), self.noise(batch, "word"))
-        by_runs, vocab, shares = self.config.masking == "spans", len(self.bias), self.config.shares
-        seen = shown(batch["text"], hidden, *noises, self.config.mask, vocab, shares, by_runs)
-        return {**batch, "text": seen}
+        text, hidden = batch["text"], (mask or self.hide(batch)).hide.boolean(batch["text"].shape[1])
+        noises, by_runs = (self.noise(batch, "show"), self.noise(batch, "word")), self.config.masking == "spans"
+        seen = shown(text, hidden, *noises, self.config.mask, len(self.bias), self.config.shares, by_runs)
+        return {**batch, "text": seen, "text.target": text.masked_fill(~hidden, NOT_WANTED)}
 
     def wanted(self, batch: Batch, hide: Positions) -> Int64[Tensor, " hidden"]:
         """The words that are hidden, in the order of the prediction."""
@@ -197,7 +196,8 @@ class MLM(Objective):
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
-        tokens = self.encoder(self.gapped(batch, mask), mask, packed=self.config.packing)
+        batch = self.drawn(batch, mask)
+        tokens = self.encoder(batch, mask, packed=self.config.packing)
         hidden, learns = self.head(tokens.at(mask.hide)), self.training and torch.is_grad_enabled()
         prediction = None if learns else nn.functional.linear(hidden, self.words, self.bias)
         # Where training says how many words are hidden in all, it averages over ranks and chunks itself.
@@ -215,5 +215,6 @@ class MLM(Objective):
     def figures(self, batch: Batch) -> list[Figure]:
         """What the model predicts for some hidden words, and which words it has near them in its table."""
         mask, special = self.hide(batch), {self.config.mask, *self.config.special} - {None}
-        read, wanted = self.gapped(batch, mask)["text"], self.wanted(batch, mask.hide)
-        return word_figures(read, mask, wanted, self(batch, mask).prediction, self.words, special)
+        batch = self.drawn(batch, mask)
+        wanted = self.wanted(batch, mask.hide)
+        return word_figures(batch["text"], mask, wanted, self(batch, mask).prediction, self.words, special)

@@ -128,6 +128,11 @@ class Objective(nn.Module):
         """The ranks whose samples are compared: all while training, none in eval mode, where a rank may be alone."""
         return ranks.training_ranks() if self.training else None
 
+    def drawn(self, batch: Batch) -> Batch:
+        """The batch with what the method draws for it, where that can be told by values of a batch: training counts by
+        it and hands it on, so that nothing is drawn twice."""
+        return batch
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many things the terms of the loss are means over, where these are not samples: 0-d tensors by names of
         the batch's form, such as `text.hidden`. Training adds to each chunk, on each rank, under the same names how

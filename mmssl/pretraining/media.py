@@ -14,6 +14,7 @@ from mmssl.data import (
     SoundClips,
     SoundSource,
     Source,
+    Subset,
     TextSource,
     VideoSource,
     Vocabulary,
@@ -99,8 +100,11 @@ def open_documents(
     try:
         held_out = opened("test")
     except NoTestPart:
-        whole = opened("train", packing="document")
-        share = max(_HELD_OUT_SHARE, 2 / len(whole))  # a pair of segments is of two documents
-        rest, apart = (part.indices for part in hold_out(whole, share, seed, stratify=False))
+        rest, apart = (part.indices for part in held_out_documents(opened("train", packing="document"), seed))
         return opened("train", dupe_factor=dupe_factor, documents=rest), opened("train", documents=apart)
     return opened("train", dupe_factor=dupe_factor), held_out
+
+
+def held_out_documents(whole: Source, seed: int = 0) -> tuple[Subset, Subset]:
+    """Texts, one a row, without those that are held out, and those: at least the two that a pair of segments is of."""
+    return hold_out(whole, max(_HELD_OUT_SHARE, 2 / len(whole)), seed, stratify=False)

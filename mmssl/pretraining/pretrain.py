@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmssl.data import (
     Ledger,
     Loader,
     Source,
+    Stage,
+    StagedLoader,
     View,
     blending_told,
     evaluation_batches,
@@ -73,6 +76,7 @@ def pretrain(
     context: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     beside: Mapping[str, bytes] | None = None,
+    first: Stage | None = None,
 ) -> TrainResult:
     """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
     what kNN and a linear probe make of their features.
@@ -80,13 +84,12 @@ def pretrain(
     prepare: what the views leave to the device, done there with each batch of training and with those that are watched
     (see `mmssl.audio.spectrograms`). repeats: views of each sample in a row, for media that are costly to open. The run
     folder gets all a report needs. beside: files, by name, that go with the model: into the run's folder and its last
-    model's.
+    model's. first: what the first steps read instead of `media`.
     """
     if as_text(str(run_dir)) != str(run_dir):
         raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
-    loader = Loader(
-        media,
-        view,
+    loading = partial(
+        Loader,
         batch_size=settings.batch_size,
         seed=settings.seed,
         workers=workers,
@@ -95,11 +98,16 @@ def pretrain(
         repeats=repeats,
         ceiling=ceiling,
     )
+    rest = loading(media, view)
     low_precision = autocast_dtype(settings.precision, device)
-    total, epoch = settings.total_steps(loader.steps_per_epoch), loader.steps_per_epoch
+    total, epoch = settings.total_steps(rest.steps_per_epoch), rest.steps_per_epoch
+    switch = 0 if first is None else round(first.share * total)
+    loader = rest if first is None else StagedLoader(loading(first.media, first.view), rest, switch)
     if distributed.rank() == 0:
         for line in header(objective, media, held_out, settings, total, epoch, run_dir, device):
             print(line, flush=True)
+        if first is not None:
+            print(f"{'first':<9} {switch} steps read {len(first.media)} samples as {first.view}", flush=True)
     reads = {name for part in objective.modules() if isinstance(part, Encoder) for name in part.tokenizers}
     watched, shown = distributed.on_first_rank(
         lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, reads)
@@ -118,7 +126,9 @@ def pretrain(
         if on_log:
             on_log(row)
 
-    sampling = {"sampling": media.sampling} if isinstance(media, (DrawnSource, FolderSource)) else {}
+    told: dict[str, Any] = {**(context or {}), **_told(media, view), "repeats": repeats}
+    if first is not None:
+        told["first"] = {"share": first.share, **_told(first.media, first.view)}
     result = train(
         objective,
         loader,
@@ -128,7 +138,7 @@ def pretrain(
         prepare=prepare,
         validate=validate,
         on_log=logged,
-        context={**(context or {}), "view": str(view), "media": fingerprint(media), **sampling, "repeats": repeats},
+        context=told,
     )
     seen_through = set[int]().union(*distributed.gather(loader.ledger.blended))
     if distributed.rank() == 0:
@@ -137,6 +147,12 @@ def pretrain(
         _leave(run_dir, {PICTURES: save(shown), **(beside or {})})
         _leave(run_dir / "final", beside or {})
     return result
+
+
+def _told(media: Source, view: View) -> dict[str, str]:
+    """What is read, as a resumed run must find it."""
+    sampling = {"sampling": media.sampling} if isinstance(media, (DrawnSource, FolderSource)) else {}
+    return {"view": str(view), "media": fingerprint(media), **sampling}
 
 
 def _leave(folder: Path, files: Mapping[str, bytes]) -> None:

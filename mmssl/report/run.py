@@ -23,7 +23,7 @@ from mmssl.report.axes import with_axes
 from mmssl.report.page import Report
 from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
 from mmssl.report.sounds import LONGEST, ogg
-from mmssl.report.words import Spelling, numbers, pieces, spelling
+from mmssl.report.words import WORDS, Spelling, numbers, pieces, spelling, words_told
 from mmssl.training import TrainSettings, read_metrics
 from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
@@ -171,6 +171,7 @@ def write_report(run_dir: Path) -> Path:
         media = load_file(run_dir / PICTURES)
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
+        words = words_told(json.loads((run_dir / WORDS).read_text())) if (run_dir / WORDS).is_file() else []
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -180,6 +181,9 @@ def write_report(run_dir: Path) -> Path:
     metrics = read_metrics(run_dir)
     report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
     report.text(summary(objective, settings, metrics))
+    if words:
+        report.heading("What it knows of words")
+        report.text("\n\n".join(words))
     report.heading("What its features are worth")
     if rows:
         report.accuracies(rows)

@@ -1,16 +1,18 @@
-"""Ids of words, written out."""
+"""Ids of words, and what was measured of them, written out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from mmssl.data.vocabulary import Vocabulary, tokenizer_beside
 from mmssl.objectives.figures import Cell
 from mmssl.report.page import Piece
 
+WORDS = "words.json"
 Spelling = Callable[[Sequence[int]], str]
 """Some ids in a row as a text."""
 
@@ -39,3 +41,18 @@ def pieces(cell: Cell, spelt: Spelling) -> list[Piece]:
         else:
             found.append((spelt([each.id for each in run if not isinstance(each, str)]).strip(), marked))
     return found
+
+
+def words_told(found: Mapping[str, Any]) -> list[str]:
+    """What `mmssl.commands.words.evaluate_words` measured, a sentence each, and a line for each class of texts."""
+    counts, guess = found["all"], found["guess"]
+    lines = [
+        f"masked accuracy: {counts['accuracy']:.1%} of {counts['hidden']} hidden words, {counts['guess']:.1%} by "
+        f"always saying {guess!r}"
+    ]
+    if "pseudo_perplexity" in found:
+        lines.append(f"pseudo-perplexity of {found['texts']} texts: {found['pseudo_perplexity']:.4g}")
+    return lines + [
+        f"  {name}: {each['accuracy']:.1%} of {each['hidden']}, {each['guess']:.1%} by {guess!r}"
+        for name, each in found["by_class"].items()
+    ]

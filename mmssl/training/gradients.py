@@ -64,9 +64,9 @@ class Gradients:
         """
         size = len(batch["sample_id"])
         bounds = [chunk * size // self.chunks for chunk in range(self.chunks + 1)]
-        counts = self._counts(batch)
+        batch = self._counted(batch)
         shares = [
-            {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in batch.items()} | counts
+            {name: value[start:end] if value.shape[:1] == (size,) else value for name, value in batch.items()}
             for start, end in pairwise(bounds)
         ]
         before = self._buffers() if self.chunks > 1 else []
@@ -76,13 +76,16 @@ class Gradients:
         return made
 
     @torch.no_grad()
-    def _counts(self, batch: Batch) -> Batch:
-        """What the objective counts, for an average chunk of all ranks; nothing where there is but one."""
-        found = {} if self.chunks * distributed.world_size() == 1 else self.objective.counts(batch)
-        if not found:
-            return {}
+    def _counted(self, batch: Batch) -> Batch:
+        """The batch with what is drawn for it, and what the objective counts, for an average chunk of all ranks; itself
+        where there is but one."""
+        if self.chunks * distributed.world_size() == 1:
+            return batch
+        batch = {**self.objective.drawn(batch)}
+        if not (found := self.objective.counts(batch)):
+            return batch
         means = distributed.mean(torch.stack(list(found.values())).float()) / self.chunks
-        return dict(zip(found, means, strict=True))
+        return batch | dict(zip(found, means, strict=True))
 
     def _of_chunks(
         self, shares: list[Batch], stop: StopRequest, on_chunk: OnChunk | None

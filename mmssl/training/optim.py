@@ -11,7 +11,7 @@ from torch import nn
 
 from mmssl.errors import UserError
 from mmssl.objectives.objective import Objective
-from mmssl.schedules import cosine
+from mmssl.schedules import cosine, linear
 from mmssl.training.optimizers import LARS, UncorrectedAdam
 from mmssl.training.settings import TrainSettings
 
@@ -57,12 +57,14 @@ def parameter_groups(
     ]
 
 
-def adamw(groups: list[ParameterGroup], betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
+def adamw(
+    groups: list[ParameterGroup], betas: tuple[float, float], device: torch.device, eps: float = 1e-8
+) -> torch.optim.AdamW:
     """AdamW with the fused kernel where there is one: on a CPU it takes a quarter of the plain loop's time.
 
     The learning rate starts at 0; `set_learning_rate` sets that of each step.
     """
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=device.type in ("cpu", "cuda"))
 
 
 def optimizer_name(settings: TrainSettings, objective: Objective) -> str:
@@ -81,9 +83,10 @@ def optimizer_for(objective: Objective, settings: TrainSettings, device: torch.d
         return LARS(groups, lr=0.0, momentum=momentum)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    own = {} if settings.eps is None else {"eps": settings.eps}
     if name == "adam_uncorrected":
-        return UncorrectedAdam(groups, lr=0.0, betas=settings.betas)
-    return adamw(groups, settings.betas, device)
+        return UncorrectedAdam(groups, lr=0.0, betas=settings.betas, **own)
+    return adamw(groups, settings.betas, device, **own)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -108,7 +111,7 @@ def learning_rate(base_lr: float, batch_size: int) -> float:
 def schedule(settings: TrainSettings, steps_per_epoch: float) -> Callable[[int], float]:
     """The learning rate of each step of a run."""
     return partial(
-        cosine_schedule,
+        cosine_schedule if settings.decay == "cosine" else linear_schedule,
         total=settings.total_steps(steps_per_epoch),
         warmup=settings.warmup(steps_per_epoch),
         peak=learning_rate(settings.base_lr, settings.batch_size),
@@ -124,3 +127,16 @@ def cosine_schedule(step: int, *, total: int, warmup: float, peak: float, floor:
     middle wastes neither, and the rates of a run add up to the area under the authors' curve.
     """
     return cosine(step + 0.5, peak, floor, warmup=warmup, whole=float(total))
+
+
+def linear_schedule(step: int, *, total: int, warmup: float, peak: float, floor: float) -> float:
+    """Linear from 0 to `peak` over `warmup` steps, then linear down to `floor` at `total`, at a step's middle as above.
+
+    That is RoBERTa's (facebookresearch/fairseq, `PolynomialDecayLRSchedule`). BERT's second line begins at step 0 and
+    is entered where the warm-up ends: rates there are 1 - warmup / total of these (google-research/bert,
+    optimization.py).
+    """
+    middle = step + 0.5
+    if middle < warmup:
+        return linear(middle, 0.0, peak, until=warmup)
+    return linear(middle - warmup, peak, floor, until=total - warmup)

@@ -40,8 +40,9 @@ class TrainSettings:
 
     Exactly one of `epochs` and `steps` is given; `warmup_steps`, where given, replaces `warmup_epochs`. `batch_size`
     counts the samples of one optimizer step over all ranks and all `accumulate` chunks; the peak learning rate is
-    `base_lr * batch_size / 256`, the last one `min_lr`. `optimizer` "auto" is that of the method's paper
-    (`Objective.optimizer`); "adam_uncorrected" is BERT's. The weight decay goes by a cosine from `weight_decay` to
+    `base_lr * batch_size / 256`, from which it falls by `decay` to `min_lr`. `optimizer` "auto" is that of the method's
+    paper (`Objective.optimizer`); "adam_uncorrected" is BERT's. `eps` is what Adam adds to the root of its second
+    moment, the optimizer's own where None: 1e-8, BERT's 1e-6. The weight decay goes by a cosine from `weight_decay` to
     `weight_decay_end`, where that is given (DINO). `precision` "auto" is bf16 autocast where the hardware has bf16
     instructions, else float32. `log_every`, `save_every`, `validate_every` are in steps, 0 for never; the last step is
     always logged and saved, and validated unless `validate_every` is 0. The newest `keep` checkpoints stay, all with 0.
@@ -60,6 +61,8 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_epochs: float = 40.0
     warmup_steps: int | None = None
+    eps: float | None = None
+    decay: Literal["cosine", "linear"] = "cosine"
     min_lr: float = 0.0
     clip_norm: float | None = None
     ema: float | None = None
@@ -75,7 +78,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size, "base_lr": self.base_lr}
-        positive["clip_norm"] = self.clip_norm
+        positive |= {"clip_norm": self.clip_norm, "eps": self.eps}
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}={value} must be a number above 0.")
