@@ -1,21 +1,14 @@
 """One training step of a method against another's model of it: same weights, data, mask ratio and optimizer.
 
-<<<<<<< HEAD
 The other is transformers', for CLIP open_clip's (clip_peer.py), or for Audio-MAE, which transformers has not, timm's
-and Swin's blocks (audio_peer.py).
-=======
-The other is transformers', or for Audio-MAE, which transformers has not, timm's and Swin's blocks (audio_peer.py). Of
-BERT there are texts that fill their rows and texts of other lengths (text_peer.py).
->>>>>>> main
+and Swin's blocks (audio_peer.py). Of BERT there are texts that fill their rows and texts of other lengths
+(text_peer.py).
 
     python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
     python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
     python -m benchmarks.step --models audiomae-base audiomae-base-blocks   # Audio-MAE, and its local decoder's blocks
-<<<<<<< HEAD
-    python -m benchmarks.step --models clip clip-image clip-text clip-captions flip-image --batch 64    # ViT-B/32
-=======
     python -m benchmarks.step --models bert-base-128 bert-base-512-lognormal --name step-bert      # BERT
->>>>>>> main
+    python -m benchmarks.step --models clip clip-image clip-text clip-captions flip-image --batch 64    # ViT-B/32
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -106,15 +99,12 @@ def sides(model: str, device: torch.device) -> dict[str, Side]:
     """Both models with the same weights, and what gives each one's loss on the same media."""
     if model.startswith("audiomae-"):
         return sound_sides(model, device)
-<<<<<<< HEAD
+    if model.startswith("bert-"):
+        return text_sides(model, BATCH[model], device)
     if model in PAIRS:
         from benchmarks import clip_peer
 
         return clip_peer.sides(model, BATCH[model], device)
-=======
-    if model.startswith("bert-"):
-        return text_sides(model, BATCH[model], device)
->>>>>>> main
     import transformers
     from transformers.utils import logging
 
