@@ -7,18 +7,15 @@ patches against all of them, both of them ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import open_clip
 import torch
 from torch import nn
 
+from benchmarks.text_peer import Side
 from mmssl import CLIP, FLIP
 from mmssl.interop import clip, to_theirs
 
-Side = tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]
-
-_SIZE, _LENGTH, _WORDS, _END = 224, 77, 49408, 49407
+_SIZE, _LENGTH, _END = 224, 77, 49407
 
 
 class Tower(nn.Module):

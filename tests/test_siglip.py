@@ -54,7 +54,8 @@ def test_transformers_folders_are_written_exactly(tmp_path):
     assert load(folder).config == ours.config
     with pytest.raises(UserError, match=r"holds .*SiglipModel.*; CLIP reads"):
         CLIP.from_pretrained(folder)
-    other = theirs_open_clip().state_dict() | {"text_projection": torch.zeros(16, 32)}
+    wide = {"text_projection": torch.zeros(16, 32), "visual.proj": torch.zeros(32, 32)}
+    other = theirs_open_clip().state_dict() | wide
     with pytest.raises(UserError, match=r"SigLIP needs what it lacks: \['logit_bias', "):
         SigLIP.from_official(other, heads=4, text_heads=2)
     masked = SigLIP(dataclasses.replace(ours.config, attend_padding=False))
