@@ -105,7 +105,7 @@ def write_pictures(root: Path, count: int = 512) -> Path:
         grain = Image.fromarray(generator.integers(0, 256, (375, 500, 3), dtype=np.uint8))
         picture = Image.blend(blobs, grain.filter(ImageFilter.GaussianBlur(1.0)), 0.4)
         path = root / f"class{number % 2}" / f"{number:04}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=90)
     return root
 

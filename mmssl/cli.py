@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mmssl.commands.reading import Reading
-from mmssl.errors import run
+from mmssl.errors import UserError, run
 
 
 @dataclass(frozen=True)
@@ -139,24 +139,32 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Learn a tokenizer from texts: a folder with tokenizer.json, which transformers' AutoTokenizer reads, too."""
+    """Learn a tokenizer from texts, or write CLIP's: a folder with tokenizer.json, which transformers' AutoTokenizer
+    reads, too."""
 
-    data: Path
-    """Folder of .txt, .jsonl, .csv or .parquet files, plain or gzipped, or one such file."""
-    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    """wordpiece: BERT's; bpe: RoBERTa's byte pairs; unigram: as in SentencePiece."""
+    data: Path | None = None
+    """Folder of .txt, .jsonl, .csv or .parquet files, plain or gzipped, or one such file; or of tar shards with
+    captions. CLIP's needs none."""
+    kind: Literal["wordpiece", "bpe", "unigram", "clip"] = "wordpiece"
+    """wordpiece: BERT's; bpe: RoBERTa's byte pairs; unigram: as in SentencePiece; clip: OpenAI's own byte pairs."""
+    merges: Path | None = None
+    """OpenAI's bpe_simple_vocab_16e6.txt.gz, for clip; that of the installed open_clip_torch where not given."""
     vocab: int = 30522
-    """Tokens, special ones included."""
+    """Tokens that are learnt, special ones included."""
     out: Path = Path("tokenizer")
     """Folder to write."""
     field: str = "text"
-    """What .jsonl, .csv and .parquet call the text."""
+    """What .jsonl, .csv and .parquet, and the JSON in shards, call the text."""
     cased: bool = False
     """Keep capitals and accents; byte pairs always do."""
 
     def __call__(self) -> None:
-        from mmssl.commands.tokenizer import learn_tokenizer
+        from mmssl.commands.tokenizer import learn_tokenizer, write_clip_tokenizer
 
+        if self.kind == "clip":
+            return write_clip_tokenizer(self.out, self.merges)
+        if self.data is None or self.merges is not None:
+            raise UserError(f"a {self.kind} tokenizer is learnt from texts: give --data, and --merges for clip alone")
         learn_tokenizer(self.data, self.kind, self.vocab, self.out, self.field, not self.cased)
 
 

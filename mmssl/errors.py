@@ -11,7 +11,7 @@ EXTRAS = {"tyro": "cli,media", "rich": "cli", "tensorboard": "cli"}
 EXTRAS |= dict.fromkeys(
     ("torchvision", "PIL", "sklearn", "pyarrow", "decord", "av", "soundfile", "torchaudio"), "media"
 )
-EXTRAS |= dict.fromkeys(("datasets", "tokenizers"), "text")
+EXTRAS |= dict.fromkeys(("datasets", "tokenizers", "ftfy"), "text")
 EXTRAS |= dict.fromkeys(("transformers", "timm", "huggingface_hub"), "interop")
 
 

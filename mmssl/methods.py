@@ -101,7 +101,7 @@ def find(name: str) -> Method:
     module = sys.modules[full_name]
     configs = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == full_name]
     (config,) = (each for each in configs if hasattr(each, "run"))
-    return Method(name, path.stem.partition("_")[0], module, config)
+    return Method(name, path.stem.rpartition("_")[0], module, config)
 
 
 def _own(name: str) -> Method:
@@ -134,7 +134,7 @@ def _files() -> dict[str, Path]:
     """The recipes by name: those inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     folder = next(each for each in (package / "recipes", package.parent / "recipes") if each.is_dir())
-    return {path.stem.partition("_")[2]: path for path in sorted(folder.glob("[!_]*_*.py"))}
+    return {path.stem.rpartition("_")[2]: path for path in sorted(folder.glob("[!_]*_*.py"))}
 
 
 def listing() -> str:
@@ -147,7 +147,8 @@ def listing() -> str:
         paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")
         size, patch = (" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch))
         shape = f"{size} in {patch}" if patch else f"{size} tokens"
-        defaults = f"{config.model}, {shape}, {settings.mask_ratio:.0%} hidden, {config.epochs:g} epochs"
+        hidden = f", {settings.mask_ratio:.0%} hidden" if hasattr(settings, "mask_ratio") else ""
+        defaults = f"{config.model}, {shape}{hidden}, {config.epochs:g} epochs"
         does = (inspect.getdoc(method.config.objective) or "").partition("\n")[0]
         rows.append((method.name, method.media, paper[1] if paper else "", defaults, does))
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -54,7 +54,7 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
     ("method", "settings", "sentence"),
     [
         ("mea", {}, "unknown method 'mea': did you mean 'mae'?"),
-        ("beit", {}, "unknown method 'beit': choose one of audiomae, mae, mlm, siammae, videomae"),
+        ("beit", {}, "unknown method 'beit': choose one of audiomae, mae, clip, mlm, siammae, videomae"),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),
         ("videomae", {"model": "tny"}, "model='tny': did you mean 'tiny'?"),
         ("mae", {"epochs": "3"}, "epochs='3' is of another kind than float, which this setting is"),
@@ -76,7 +76,7 @@ def test_every_recipe_is_listed_with_paper_and_defaults(monkeypatch, capsys):
     assert call(monkeypatch, "methods") == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["name", "media", "paper"]
-    assert sorted(row.split()[0] for row in rows) == sorted(p.stem.partition("_")[2] for p in RECIPES.glob("*.py"))
+    assert sorted(row.split()[0] for row in rows) == sorted(p.stem.rpartition("_")[2] for p in RECIPES.glob("*.py"))
     mae = next(row for row in rows if row.startswith("mae"))
     assert "arXiv 2111.06377" in mae and "base, 224 x 224 in 16 x 16, 75% hidden, 800 epochs" in mae
     assert "Hide most patches" in mae
@@ -84,10 +84,10 @@ def test_every_recipe_is_listed_with_paper_and_defaults(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_recipe_file_is_a_method_with_its_flags(path, monkeypatch, capsys):
-    name = path.stem.partition("_")[2]
+    name = path.stem.rpartition("_")[2]
     assert find(name).module.__file__ == str(path)
     assert call(monkeypatch, "train", name, "--help") == 0
-    assert "--mask-ratio" in capsys.readouterr().out
+    assert ("--lock-image" if name == "clip" else "--mask-ratio") in capsys.readouterr().out
 
 
 def test_the_version_is_told(monkeypatch, capsys):

@@ -5,13 +5,15 @@
 `open_videos(path, "train", Clips(frames=16, stride=4), short_side=256)`, and methods that match two views take
 `MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`. For sounds the source is
 `open_sounds(path, "train", SoundClips(10.0))` and the view `SoundView(1024)`, for texts
-`open_texts(path, tokenizer, "train", length=512)` and `TextView(512)`.
+`open_texts(path, tokenizer, "train", length=512)` and `TextView(512)`, for pictures with captions
+`open_pairs(path, tokenizer, "train", length=77)` and `PairView(WindowView(224), 77)`.
 """
 
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
+from mmssl.data.pairs import KnownPictures, PairFiles, PairSource, PairView, open_pairs, text_batch
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.shards import Shards
 from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
@@ -32,7 +34,7 @@ from mmssl.data.source import (
 from mmssl.data.stages import Stage, StagedLoader
 from mmssl.data.text import TextSource, TextView, open_texts
 from mmssl.data.video import Clips, Pairs, Sampling, VideoSource, open_videos
-from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View
+from mmssl.data.views import Crop, EvalView, Keys, MultiScaleView, MultiView, TrainView, View, WindowView
 from mmssl.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "FolderSource",
     "JhmdbFolder",
     "Keys",
+    "KnownPictures",
     "Ledger",
     "Loader",
     "MaskSequence",
@@ -57,6 +60,9 @@ __all__ = [
     "MultiScaleView",
     "MultiView",
     "NoTestPart",
+    "PairFiles",
+    "PairSource",
+    "PairView",
     "Pairs",
     "PointSequence",
     "Sampling",
@@ -74,16 +80,19 @@ __all__ = [
     "VideoSource",
     "View",
     "Vocabulary",
+    "WindowView",
     "blending_told",
     "decode",
     "evaluation_batches",
     "hold_out",
     "label_sets",
     "notes",
+    "open_pairs",
     "open_sounds",
     "open_source",
     "open_texts",
     "open_videos",
     "read_slots",
     "subset",
+    "text_batch",
 ]

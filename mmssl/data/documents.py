@@ -95,7 +95,7 @@ class TextFiles(FileSource):
         """
         for number, name in enumerate(self.paths):
             path, told = self.root / name, as_text(name)
-            with _scratch() as scratch, _quiet():
+            with _scratch() as scratch, quiet():
                 plain = _unzipped(path, scratch)
                 if not plain.stat().st_size:
                     skipped.append((told, "is empty"))
@@ -268,7 +268,7 @@ def _unzipped(path: Path, scratch: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no log of `datasets`, which repeats the errors that it raises."""
     import datasets
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,9 +57,13 @@ def no_class(folder: str) -> bool:
 def parts(root: Path) -> Parts:
     """The parts of a folder, empty for a file; UserError when two folders mean one part equally well."""
     with_hidden = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry)) if root.is_dir() else []
-    folders = [name for name in with_hidden if not name.startswith(".")]
-    train, test = (_best(root, part, folders) for part in _PARTS)
-    return Parts(train, test, folders)
+    return parts_named(root, [name for name in with_hidden if not name.startswith(".")])
+
+
+def parts_named(root: Path, names: list[str]) -> Parts:
+    """Which of some names in `root`, ascending, mean its parts; UserError when two mean one equally well."""
+    train, test = (_best(root, part, names) for part in _PARTS)
+    return Parts(train, test, names)
 
 
 def _best(root: Path, part: str, folders: Sequence[str]) -> str | None:
@@ -107,11 +111,11 @@ def part_told(root: Path, part: Path, split: str | None) -> list[str]:
     return [f"{taken}, not read: {listed(unread)}" if unread else taken]
 
 
-def checked(split: str | None) -> str | None:
+def checked(split: str | None) -> Literal["train", "test"] | None:
     """A split's name as it is; ValueError when there is none such."""
     if split not in (None, "train", "test"):
         raise ValueError(f"split must be 'train', 'test' or None, not {split!r}.")
-    return split
+    return split  # type: ignore[return-value]
 
 
 def walk(root: Path) -> tuple[list[str], list[str]]:
@@ -167,28 +171,37 @@ def read_manifest(path: Path, kind: str, label: str | None = None) -> tuple[list
             else:
                 rows = [json.loads(line) for line in file if line.strip()]
         paths = [str(row["path"]) for row in rows]
-        keys = (label,) if label else ("label", "labels")
-        key = next((key for key in keys if any(row.get(key) not in _UNLABELLED_CELLS for row in rows)), keys[0])
-        given = [row.get(key) for row in rows]
+        return paths, labels_of(path, kind, paths, rows, label)
     except KeyError:
         raise UserError(f'The manifest {path} has rows without "path"; name each {kind}\'s file there.') from None
+    except UserError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
-    if not paths:
+
+
+def labels_of(
+    path: Path, kind: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]], label: str | None = None
+) -> list[Label] | None:
+    """The labels of a manifest's rows, of files of these names, as `read_manifest` has them."""
+    if not names:
         raise UserError(f"The manifest {path} lists no {kind}.")
-    bare = [name for name, label in zip(paths, given, strict=True) if label in _UNLABELLED_CELLS]
-    if len(bare) == len(paths):
-        return paths, None
+    keys = (label,) if label else ("label", "labels")
+    key = next((key for key in keys if any(row.get(key) not in _UNLABELLED_CELLS for row in rows)), keys[0])
+    given = [row.get(key) for row in rows]
+    bare = [name for name, label in zip(names, given, strict=True) if label in _UNLABELLED_CELLS]
+    if len(bare) == len(names):
+        return None
     if bare:
         raise UserError(
-            f"The manifest {path} labels {len(paths) - len(bare)} of its {len(paths)} {kind}s, {bare[0]} is the first "
+            f"The manifest {path} labels {len(names) - len(bare)} of its {len(names)} {kind}s, {bare[0]} is the first "
             "without; label all or none."
         )
     if key != "labels" and not any(isinstance(label, list) for label in given):
-        return paths, [str(label) for label in given]
+        return [str(label) for label in given]
     mark = ";" if any(isinstance(label, str) and ";" in label for label in given) else ","
     parted = [label if isinstance(label, list) else str(label).split(mark) for label in given]
-    return paths, [tuple(name for each in names if (name := str(each).strip())) for names in parted]
+    return [tuple(name for each in names if (name := str(each).strip())) for names in parted]
 
 
 def endings(paths: Sequence[str]) -> str:

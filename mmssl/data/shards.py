@@ -13,20 +13,21 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from mmssl.data.decode import BrokenSample
-from mmssl.data.folders import Label, cache_folder, endings
+from mmssl.data.folders import Label, cache_folder, endings, listed, walk
 from mmssl.errors import UserError, as_text, nearest
 
 SHARD = ".tar"
+_END = 1024  # two blocks
 
 
 class Members(NamedTuple):
@@ -50,28 +51,42 @@ class Shards:
 
     extensions: what members of the kind end in, in any case; of several with one key the first counts.
     label: the key of the class in each sample's JSON; None takes the text of its member `.cls`, where there are such.
+    beside: endings of members that belong to the samples, `.txt`.
 
-    `paths` are the samples' members, `shard.tar/member`; `labels` their classes by name, several each
-    where the JSON has lists, None where no sample has any; `notes` say what was left out. The tars' indices are kept,
-    by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or ~/.cache, where that can be written.
+    `paths` are the samples' members, `shard.tar/member`, and `places` where these lie; `labels` their classes by name,
+    several each where the JSON has lists, None where no sample has any; `beside` where each sample's member of these
+    endings lies, and `alone` a member of each key that has such alone; `notes` say what was left out, and which tar is
+    cut short. The tars' indices are kept, by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or
+    ~/.cache, where that can be written.
 
     Raises UserError for a file that is no plain tar, tars without such members, and a label that no sample has, or that
     is neither a value nor a list of them.
     """
 
     def __init__(
-        self, folder: Path, tars: Sequence[str], kind: str, extensions: Sequence[str], label: str | None = None
+        self,
+        folder: Path,
+        tars: Sequence[str],
+        kind: str,
+        extensions: Sequence[str],
+        label: str | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
-        self.folder, description = folder, "cls" if label is None else "json"
+        self.folder, description = folder, ".cls" if label is None else ".json"
         indices = [members_of(folder / tar) for tar in tars]
         self.paths: list[str] = []
-        self._places: list[Place] = []
+        self.alone: list[str] = []
+        self.beside: dict[str, list[Place | None]] = {ending: [] for ending in beside}
+        self.places: list[Place] = []
         self.notes: list[str] = []
         given: list[Place | None] = []
         others: list[str] = []
         for tar, index in zip(tars, indices):
             places = [Place(tar, *place) for place in zip(index.offsets.tolist(), index.sizes.tolist())]
-            described = {_key(name): place for name, place in zip(index.names, places) if _ending(name) == description}
+            described: dict[str, dict[str, Place]] = {ending: {} for ending in (*beside, description)}
+            for name, place in zip(index.names, places):
+                if (ending := _ending(name)) in described:
+                    described[ending][_key(name)] = place
             taken = set()
             for name, place in zip(index.names, places):
                 if not name.lower().endswith(tuple(extensions)) or (key := _key(name)) in taken:
@@ -79,23 +94,32 @@ class Shards:
                     continue
                 taken.add(key)
                 self.paths.append(f"{tar}/{name}")
-                self._places.append(place)
-                given.append(described.get(key))
+                self.places.append(place)
+                given.append(described[description].get(key))
+                for ending, found in self.beside.items():
+                    found.append(described[ending].get(key))
+            for name in index.names:
+                if _ending(name) in beside and (key := _key(name)) not in taken:
+                    taken.add(key)
+                    self.alone.append(f"{tar}/{name}")
         if not self.paths:
             has = f" (they have {endings(others)})" if others else ""
             raise UserError(
                 f"No shard in {folder} holds a {kind}, of {len(tars)}; {kind}s end in {', '.join(extensions[:8])}{has}."
             )
-        if unused := [name for name in others if not name.endswith((".json", ".cls"))]:
+        if unused := [name for name in others if not name.endswith((".json", ".cls", *beside))]:
             self.notes.append(as_text(f"{folder}: left out {len(unused)} members: {endings(unused)}"))
+        if cut := [tar for tar in tars if not _ends(folder / tar)]:
+            self.notes.append(as_text(f"{folder}: cut short, what came last may be missing: {listed(cut)}"))
         self.labels = self._labels(given, label)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[BytesIO]:
         """The member of sample `index`; raises BrokenSample when its shard has no such bytes."""
-        yield BytesIO(self._bytes(self._places[index]))
+        yield BytesIO(self.content(self.places[index]))
 
-    def _bytes(self, place: Place) -> bytes:
+    def content(self, place: Place) -> bytes:
+        """The bytes of a member; raises BrokenSample when its shard has no such."""
         try:
             descriptor = os.open(self.folder / place.tar, os.O_RDONLY)
             try:
@@ -108,37 +132,70 @@ class Shards:
             raise BrokenSample(f"is cut short: its shard ends after {len(data)} of {place.size} bytes")
         return data
 
-    def _labels(self, given: Sequence[Place | None], label: str | None) -> list[Label | None] | None:
-        keys: set[str] = set()
-        labels = [None if place is None else self._label(place, label, keys) for place in given]
-        if any(name is not None for name in labels):
-            return labels
-        if label is None:
-            return None
-        raise UserError(
-            f"No sample in the shards of {self.folder} has {label!r} in its JSON: "
-            + (nearest(label, sorted(keys)) if keys else "there is none to be read beside them.")
-        )
+    def _labels(self, given: Sequence[Place | None], label: str | None) -> Sequence[Label | None] | None:
+        texts = [None if place is None else self._text(place) for place in given]
+        if label is not None:
+            wheres = [place.tar if place else "" for place in given]
+            return classes_in_json(texts, label, f"the shards of {self.folder}", wheres)
+        labels = [(text or b"").decode(errors="ignore").strip() or None for text in texts]
+        return labels if any(labels) else None
 
-    def _label(self, place: Place, label: str | None, keys: set[str]) -> Label | None:
-        """A sample's class, or several; None where its description cannot be read or has none. The JSON's keys join
-        `keys`."""
+    def _text(self, place: Place) -> bytes | None:
         try:
-            text = self._bytes(place).decode()
-            if label is None:
-                return text.strip() or None
-            content = json.loads(text)
-        except (BrokenSample, ValueError):
+            return self.content(place)
+        except BrokenSample:
             return None
-        if not isinstance(content, dict):
-            return None
+
+
+def classes_in_json(texts: Iterable[bytes | None], label: str, where: str, places: Sequence[str]) -> list[Label | None]:
+    """The class, or the classes, that each JSON has under the key `label`; None where it cannot be read or has none.
+
+    where, places: what holds them all, and each, for the UserError about a key that none has, or that has neither a
+    value nor a list of them.
+    """
+    keys: set[str] = set()
+    labels: list[Label | None] = []
+    for text, place in zip(texts, places, strict=True):
+        content = object_in(text)
         keys.update(content)
         value = content.get(label)
         if isinstance(value, list) and not any(isinstance(name, (list, dict)) for name in value):
-            return tuple(str(name) for name in value)
-        if isinstance(value, (list, dict)):
-            raise UserError(f"{label!r} is {value!r} in {place.tar}: name a key that has a class or a list of them.")
-        return None if value in (None, "") else str(value)
+            labels.append(tuple(str(name) for name in value))
+        elif isinstance(value, (list, dict)):
+            raise UserError(f"{label!r} is {value!r} in {place}: name a key that has a class or a list of them.")
+        else:
+            labels.append(None if value in (None, "") else str(value))
+    if any(name is not None for name in labels):
+        return labels
+    raise UserError(
+        f"No sample in {where} has {label!r} in its JSON: "
+        + (nearest(label, sorted(keys)) if keys else "there is none to be read beside them.")
+    )
+
+
+def object_in(text: bytes | None) -> dict[str, Any]:
+    """The JSON object of a text, empty for all that is none."""
+    try:
+        content = json.loads(text or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ends(path: Path) -> bool:
+    """Whether a tar has the zeros that end it."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END))
+        return not any(file.read())
+
+
+def in_shards(root: Path) -> bool:
+    """Whether a path is a shard, or a folder of nothing else."""
+    if root.is_dir():
+        files, _ = walk(root)
+        return bool(files) and all(path.lower().endswith(SHARD) for path in files)
+    return root.suffix.lower() == SHARD and root.is_file()
 
 
 def members_of(path: Path) -> Members:
@@ -189,5 +246,6 @@ def _key(name: str) -> str:
 
 
 def _ending(name: str) -> str:
-    """The rest of it."""
-    return PurePosixPath(name).name.partition(".")[2].lower()
+    """The rest of it, with the dot."""
+    _, dot, rest = PurePosixPath(name).name.partition(".")
+    return dot + rest.lower()

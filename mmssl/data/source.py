@@ -102,16 +102,18 @@ class FileSource:
 
     Where files have several labels each, `label_sets` holds the numbers of each file's classes and `labels` is None.
 
-    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too, and whether
-    folders are its classes. `notes` are sentences on what was taken and what left out; `given` is the folder, manifest
-    or shard that was asked for.
+    A kind of file adds `kind`, `extensions` and `read`, and says whether it is read from tar shards, too, whether
+    folders are its classes, and what files `beside` its own belong to them. `notes` are sentences on what was taken and
+    what left out; `given` is the folder, manifest or shard that was asked for.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]
     in_shards: ClassVar[bool] = True
     class_folders: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ()
     given: Path
+    texts: Sequence[str] = ()
     notes: Sequence[str] = ()
     shards: Shards | None = None
 
@@ -140,6 +142,12 @@ class FileSource:
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    @property
+    def read_from(self) -> list[Path]:
+        """The files that the samples are read from, in their order: a shard once."""
+        paths = dict.fromkeys(place.tar for place in self.shards.places) if self.shards else self.paths
+        return [self.root / path for path in paths]
+
     def located(self, root: Path, label: str | None = None) -> tuple[Path, list[str], Sequence[Label | None] | None]:
         """(folder, paths below it, labels) of the files of this kind: those that a manifest lists, or a tar shard or a
         folder holds (see `find`).
@@ -157,15 +165,17 @@ class FileSource:
             return root.parent, *self._sharded(root.parent, [root.name], label)
         return root, *self.find(root, label)
 
-    def _sharded(self, folder: Path, tars: list[str], label: str | None) -> tuple[list[str], list[Label | None] | None]:
-        self.shards = Shards(folder, tars, self.kind, self.extensions, label)
+    def _sharded(
+        self, folder: Path, tars: list[str], label: str | None
+    ) -> tuple[list[str], Sequence[Label | None] | None]:
+        self.shards = Shards(folder, tars, self.kind, self.extensions, label, self.beside)
         self.notes = self.shards.notes
         return self.shards.paths, self.shards.labels
 
     def find(self, root: Path, label: str | None = None) -> tuple[list[str], Sequence[Label | None] | None]:
         """(paths, labels) of the files of this kind in a folder, or in its tar shards where it has none itself.
 
-        UserError when there are none. Sets `notes`.
+        UserError when there are none. Sets `notes`, and `texts`, the files of a folder that lie beside its own.
 
         The first-level folders are the labels where there are at least two, names that mean a part (see `part_meant`)
         not counted; otherwise labels is None. A file that lies in no class folder has the label None.
@@ -188,7 +198,8 @@ class FileSource:
         tops = [_top(path) for path in paths]
         labels = [None if top is None or no_class(top) or not self.class_folders else top for top in tops]
         labelled = len(set(labels) - {None}) > 1
-        others = [path for path in inside if not path.lower().endswith(self.extensions)]
+        self.texts = [path for path in inside if path.lower().endswith(self.beside)]
+        others = [path for path in inside if not path.lower().endswith((*self.extensions, *self.beside))]
         bare = sorted({top for top in map(_top, others) if top is not None} - set(tops))
         astray = [path for path, label in zip(paths, labels, strict=True) if label is None] if labelled else []
         one = len(astray) == 1

@@ -77,6 +77,7 @@ class TextSource(FileSource):
             raise UserError(f"A row has the class {label!r} where it is one document: take packing 'document'.")
         self.files = TextFiles(root, field=field, label=label, document=document)
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.read(tokenizer)
+        _ = self.vocabulary.beginning  # a row needs it, and encoding takes long
         self.packing, self.length, self.seed = packing, length, seed
         self.corpus = encoded(self.files, self.vocabulary)
         self.chosen = np.arange(len(self.corpus)) if documents is None else np.array(documents, np.int64)
@@ -126,7 +127,7 @@ class TextSource(FileSource):
         runs = rows.runs[rows.first[index] : rows.first[index + 1]].tolist()
         text = np.empty(1 + sum(end - start + 1 for start, end in runs), np.int64)
         begins, segment = np.zeros(len(text), np.bool_), np.zeros(len(text), np.int64)
-        text[0], at, framing = self.vocabulary.cls, 1, [0]
+        text[0], at, framing = self.vocabulary.beginning, 1, [0]
         for number, (start, end) in enumerate(runs):
             stop = at + end - start
             text[at:stop], text[stop] = self.corpus.ids[start:end], self.vocabulary.sep

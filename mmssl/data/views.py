@@ -175,7 +175,7 @@ class EvalView:
             raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
-        return render(samples, [Shot(sides(self.size), self._cut)])[0]
+        return render(samples, [Shot(sides(self.size), self.cut)])[0]
 
     def _covered(self) -> tuple[int, int]:
         """The height and width that the resized picture covers, one of them exactly."""
@@ -186,7 +186,8 @@ class EvalView:
             return self.resize * size[0] // min(size), self.resize * size[1] // min(size)
         return self.resize
 
-    def _cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
+    def cut(self, rows: Sequence[int], height: int, width: int) -> Cut:
+        """The Cut of some rows' pictures of one size."""
         down, across = self._covered()
         most = max(1, LONGEST * width * down // across), max(1, LONGEST * height * across // down)
         box = [min(side, limit) for side, limit in zip((height, width), most, strict=True)]
@@ -196,6 +197,28 @@ class EvalView:
         resized = [target * side // shorter for side in box]
         window = [round((side - wanted) / 2) for side, wanted in zip(resized, sides(self.size), strict=True)]
         return Cut(*(np.full(len(rows), value) for value in (*start, *box, *resized, *window, False)))
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """The picture resized (bicubic, antialiased) until it just covers `size`, then a window of `size` at a random place
+    along the longer side: CLIP's crop, a random square of the resized picture (Radford et al. 2021, section 2.5).
+
+    size: pixels of both sides, or (height, width). Of very long pictures the middle counts, as in EvalView.
+    """
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        EvalView(self.size, self.size)
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        return render(samples, [Shot(sides(self.size), partial(self._cut, draw_numbers("view/0", keys)))])[0]
+
+    def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
+        cut, (down, across) = EvalView(self.size, self.size).cut(rows, height, width), sides(self.size)
+        top, left = np.floor(noise[rows, :2] * np.stack([cut.new_height - down + 1, cut.new_width - across + 1], 1)).T
+        return cut._replace(window_top=top.astype(np.int64), window_left=left.astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmssl.data.clip_tokenizer import CLIP, CLIP_LENGTH, cleaned
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _ROLES = {
     "pad": (("pad_token",), ("[PAD]", "<pad>")),
     "mask": (("mask_token",), ("[MASK]", "<mask>")),
 }
+# What `tokenizer_config.json` calls the way that texts are cleaned in before the tokenizer reads them.
+_CLEANING = "cleaning"
 # That of another tokenizer would be made anew from the vocabulary alone, without complaint.
 _CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -38,23 +41,25 @@ ROBERTA = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_t
 class Vocabulary:
     """The ids of a tokenizer that a model and its texts need; the tokenizer itself is read where it is used.
 
-    path: its tokenizer.json. size: one more than the highest id. special: every id that stands for no text. mask: None
-    where there is none. digest: a hash of tokenizer.json and of which tokens are special.
+    path: its tokenizer.json. size: one more than the highest id. special: every id that stands for no text. cls, mask:
+    None where there is none. cleaning: "clip" where texts are to be cleaned as OpenAI's code does, or "". digest: a
+    hash of tokenizer.json, of which tokens are special, and of the cleaning.
     """
 
     path: Path
     size: int
-    cls: int
+    cls: int | None
     sep: int
     pad: int
     mask: int | None
     special: frozenset[int]
     digest: str
+    cleaning: Literal["", "clip"] = ""
 
     @classmethod
     def read(cls, path: str | Path) -> Vocabulary:
         """Of a tokenizer.json, or a folder with one; `tokenizer_config.json` beside it may name the special tokens,
-        which otherwise are BERT's or RoBERTa's. Raises UserError without a token that begins and one that ends a text.
+        which otherwise are BERT's or RoBERTa's. Raises UserError without a token that ends a text.
         """
         file = Path(path)
         file = file / TOKENIZER if file.is_dir() else file
@@ -63,20 +68,18 @@ class Vocabulary:
         config = _config(file.with_name(CONFIG))
         roles = {role: _special(ids, config, *names) for role, names in _ROLES.items()}
         begin, end = roles["cls"], roles["sep"]
-        if begin is None or end is None:
-            role, (_, usual) = ("cls", _ROLES["cls"]) if begin is None else ("sep", _ROLES["sep"])
-            raise UserError(
-                f"The tokenizer {file} has no token that {'begins' if role == 'cls' else 'ends'} a text: name its "
-                f"{role}_token in tokenizer_config.json, or add {usual[0]}."
-            )
+        if end is None:
+            raise UserError(_lacks(file, "ends", "sep"))
         added = tokenizer.get_added_tokens_decoder()
-        special = {number for number, token in added.items() if token.special} | {begin, end}
+        special = {number for number, token in added.items() if token.special}
         special |= {number for number in roles.values() if number is not None}
+        by_clip = str(config.get("tokenizer_class")).startswith("CLIPTokenizer")
+        cleaning: Literal["", "clip"] = "clip" if config.get(_CLEANING) == "clip" or by_clip else ""
         pad = 0 if roles["pad"] is None else roles["pad"]  # what stands behind a text's end is never read
         digest = hashlib.blake2b(file.read_bytes(), digest_size=16)
-        digest.update(repr((begin, end, pad, roles["mask"], sorted(special))).encode())
+        digest.update(repr((begin, end, pad, roles["mask"], sorted(special))).encode() + cleaning.encode())
         size = max(ids.values()) + 1
-        return cls(file, size, begin, end, pad, roles["mask"], frozenset(special), digest.hexdigest())
+        return cls(file, size, begin, end, pad, roles["mask"], frozenset(special), digest.hexdigest(), cleaning)
 
     @property
     def masked(self) -> int:
@@ -89,9 +92,16 @@ class Vocabulary:
         return self.mask
 
     @property
+    def beginning(self) -> int:
+        """The id of the token that begins a text; raises UserError where there is none."""
+        if self.cls is None:
+            raise UserError(_lacks(self.path, "begins", "cls"))
+        return self.cls
+
+    @property
     def framing(self) -> tuple[int, ...]:
         """The ids that a row of tokens is framed by, which are never hidden: padding, beginning and end; ascending."""
-        return tuple(sorted({self.pad, self.cls, self.sep}))
+        return tuple(sorted({self.pad, self.beginning, self.sep}))
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -99,7 +109,8 @@ class Vocabulary:
         config, reader = _config(self.path.with_name(CONFIG)), self.tokenizer()
         given = {"cls": self.cls, "sep": self.sep, "pad": self.pad, "mask": self.mask}
         names = {f"{role}_token": reader.id_to_token(number) for role, number in given.items() if number is not None}
-        return {TOKENIZER: self.path.read_bytes(), CONFIG: _written({**_CLASS, **names, **config})}
+        own = {_CLEANING: self.cleaning} if self.cleaning else {}
+        return {TOKENIZER: self.path.read_bytes(), CONFIG: _written({**_CLASS, **names, **config, **own})}
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into a folder, such as its model's."""
@@ -113,6 +124,32 @@ class Vocabulary:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+    def encoder(self, length: int) -> Callable[[str], list[int]]:
+        """What makes of a text the ids of at most `length` tokens that a model of whole texts, such as captions, reads:
+        framed as the tokenizer does, always with the end token last, also of what was cut. UserError for a length of
+        less than 3."""
+        if length < 3:
+            raise UserError(f"A text needs room for its beginning, a word and its end: a length of 3, not {length}.")
+        tokenizer = self.tokenizer()
+        if self.cleaning:
+            from tokenizers import normalizers
+
+            # Cleaning has done that, with other tables of Unicode: done twice, some rare letters would change again.
+            tokenizer.normalizer = normalizers.Sequence([])
+
+        def encode(text: str) -> list[int]:
+            ids = tokenizer.encode(cleaned(text) if self.cleaning else text).ids
+            return [*ids[: length - 1], self.sep] if len(ids) > length or ids[-1:] != [self.sep] else ids
+
+        return encode
+
+
+def _lacks(file: Path, what: str, role: str) -> str:
+    return (
+        f"The tokenizer {file} has no token that {what} a text: name its {role}_token in tokenizer_config.json, or add "
+        f"{_ROLES[role][1][0]}."
+    )
 
 
 def tokenizer_beside(model: Path) -> Path | None:
@@ -198,11 +235,16 @@ def _frame(tokenizer: Tokenizer, names: dict[str, str]) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and the tokenizer_config.json by which AutoTokenizer finds the special tokens."""
-    names = BERT if tokenizer.token_to_id(BERT["mask_token"]) is not None else ROBERTA
+    kinds = ((BERT, "mask_token"), (ROBERTA, "mask_token"), (CLIP, "bos_token"))
+    names = next(kind for kind, name in kinds if tokenizer.token_to_id(kind[name]) is not None)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / TOKENIZER))
-    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if names is BERT else {}
-    (folder / CONFIG).write_bytes(_written({**_CLASS, **names, **inputs}))
+    more: dict[str, Any] = {}
+    if names is BERT:
+        more = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    elif names is CLIP:
+        more = {"model_max_length": CLIP_LENGTH, _CLEANING: "clip"}
+    (folder / CONFIG).write_bytes(_written({**_CLASS, **names, **more}))
 
 
 def _written(config: dict[str, Any]) -> bytes:

@@ -38,7 +38,7 @@ def start_from(objective: Objective, source: str, *, own_decoder: object = None)
             )
         config = dataclasses.replace(config, decoder=has)
     fresh = type(objective)(config)
-    _take(fresh if method is not None else fresh.encoder, method or given, source)
+    take(fresh if method is not None else fresh.encoder, method or given, source)
     if method is not None:
         what = "encoder and decoder" if decodes else "all of it"
     else:
@@ -107,7 +107,7 @@ def _adopted(asked: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
     return dataclasses.replace(asked, tokenizers=tokenizers, transformer=transformer)
 
 
-def _take(fresh: nn.Module, given: nn.Module, source: str) -> None:
+def take(fresh: nn.Module, given: nn.Module, source: str) -> None:
     """Load `given`'s weights, positions made for the grids of `fresh`."""
     state, there = fresh.state_dict(), given.state_dict()
     tables = {name: part for name, part in given.named_modules() if isinstance(part, Position)}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from mmssl.data import (
     NoTestPart,
+    PairSource,
     Sampling,
     SoundClips,
     SoundSource,
@@ -18,6 +19,7 @@ from mmssl.data import (
     VideoSource,
     Vocabulary,
     hold_out,
+    open_pairs,
     open_sounds,
     open_source,
     open_texts,
@@ -64,8 +66,18 @@ def open_recordings(data: Path, seconds: float, seed: int = 0, label: str | None
     return _both(partial(open_sounds, data, label=label), SoundClips(seconds), SoundClips(seconds, spread=1), seed)
 
 
+def open_captioned(data: Path, vocabulary: Vocabulary, seed: int = 0, **settings: Any) -> tuple[Source, Source]:
+    """Pairs of a picture and a caption to train on, of several captions one drawn, and others held out as in
+    `open_pictures`, of whose captions the first is read; `settings` are PairSource's."""
+
+    def opened(split: str, drawn: bool) -> PairSource:
+        return open_pairs(data, vocabulary, split, drawn=drawn, **settings)
+
+    return _both(opened, True, False, seed)
+
+
 def _both(
-    opened: Callable[[str, T], VideoSource | SoundSource], clips: T, held_out: T, seed: int
+    opened: Callable[[str, T], VideoSource | SoundSource | PairSource], clips: T, held_out: T, seed: int
 ) -> tuple[Source, Source]:
     """Media to train on, opened with `clips`, and others with `held_out`."""
     train_source = opened("train", clips)

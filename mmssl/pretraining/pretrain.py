@@ -25,6 +25,7 @@ from mmssl.data import (
     evaluation_batches,
     subset,
 )
+from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract, watched_accuracies
 from mmssl.objectives import Objective
@@ -107,8 +108,9 @@ def pretrain(
             print(line, flush=True)
         if first is not None:
             print(f"{'first':<9} {switch} steps read {len(first.media)} samples as {first.view}", flush=True)
+    reads = {name for part in objective.modules() if isinstance(part, Encoder) for name in part.tokenizers}
     watched, shown = distributed.on_first_rank(
-        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, set(objective.encoder.tokenizers))
+        lambda: _watched(held_out, held_out_view, watch, ceiling, device, prepare, reads)
     )
 
     def validate(objective: Objective, step: int) -> dict[str, float]:
