@@ -27,7 +27,9 @@ def test_one_representative_of_each_kernel(family):
         "normalized_patches_kernel",
         "one_tile_backward_kernel",
         "position_sums_kernel",
+        "rank_kernel",
         "restore_kernel",
         "slot_map_kernel",
         "sums_kernel",
+        "topk_kernel",
     }

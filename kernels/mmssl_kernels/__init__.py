@@ -7,7 +7,14 @@ from mmssl_kernels.attention import (
     attention_weights,
     explain_attention,
 )
-from mmssl_kernels.contrastive import info_nce, linear_cross_entropy, nt_xent, siglip_loss
+from mmssl_kernels.contrastive import (
+    info_nce,
+    linear_cross_entropy,
+    nt_xent,
+    siglip_loss,
+    similarity_rank,
+    similarity_topk,
+)
 from mmssl_kernels.masked_patch import (
     TargetNorm,
     masked_patch_embed,
@@ -36,5 +43,7 @@ __all__ = [
     "patchify",
     "restore_tokens",
     "siglip_loss",
+    "similarity_rank",
+    "similarity_topk",
     "unpatchify",
 ]

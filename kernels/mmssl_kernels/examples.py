@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from mmssl_kernels.attention import Window, attention_triton, backward_triton
-from mmssl_kernels.contrastive import similarity_triton
+from mmssl_kernels.contrastive import nearest_triton, similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton
 
 B, N, K, DIM, WIDTH = 256, 196, 49, 768, 512
@@ -112,6 +112,21 @@ def similarity(
     )
 
 
+def nearest(
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: int = 25000,
+    size: int = 25000,
+    dim: int = 512,
+    k: int = 10,
+    exclude: int | None = None,
+) -> None:
+    """Retrieval: the neighbours of each row, and the rank of a given one."""
+    x, y = torch.zeros(rows, dim, dtype=dtype), torch.zeros(size, dim, dtype=dtype)
+    nearest_triton.topk(x, y, k, exclude)
+    nearest_triton.rank(x, y, torch.zeros(rows, dtype=torch.int64), exclude)
+
+
 def attend(
     batch: int,
     heads: int,
@@ -189,6 +204,11 @@ EXAMPLES: dict[str, Callable[[], None]] = {
         rows=256, size=65536, dim=128, labelled=False, dtype=single, needs=(True, False, False, False)
     ),
     "SigLIP": lambda: similarity(kind="sigmoid", bias=True, needs=(True, True, True, True)),
+    "retrieval": lambda: nearest(k=32),
+    "retrieval, fp16, itself": lambda: nearest(dtype=half, exclude=0),
+    "retrieval of a million, fp32": lambda: nearest(dtype=single, rows=1000, size=2**20),
+    "accuracy in the batch, fp32": lambda: nearest(dtype=single, rows=4096, size=4096, k=1),
+    "kNN, fp32": lambda: nearest(dtype=single, rows=50000, size=2**20, dim=384, k=20),
     "MAE encoder": lambda: attend(256, 12, 50, 64),
     "VideoMAE encoder": lambda: attend(32, 12, 160, 64),
     "VideoMAE encoder, fp16": lambda: attend(32, 12, 160, 64, dtype=half),

@@ -209,3 +209,27 @@ def linear_cross_entropy(
     exact = torch.promote_types(x.dtype, torch.float32)
     logits = F.linear(x.to(exact), weight.to(exact), bias if bias is None else bias.to(exact))
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index)
+
+
+def similarity_topk(a: Tensor, b: Tensor, k: int, *, exclude: int | None = None) -> tuple[Tensor, Tensor]:
+    """The matrix of similarities, sorted by row; stable, so that of equal ones the first comes first."""
+    values, indices = similarities(a, b, exclude).sort(dim=1, descending=True, stable=True)
+    return values[:, :k], indices[:, :k]
+
+
+def similarity_rank(a: Tensor, b: Tensor, column: Tensor, *, exclude: int | None = None) -> Tensor:
+    """The matrix of similarities, compared with one of each row; what is no number is larger than all."""
+    matrix = similarities(a, b, exclude)
+    own = matrix.gather(1, column[:, None])
+    others = torch.arange(len(b), device=a.device) != column[:, None]
+    return (others & ~(matrix <= own)).sum(1)
+
+
+def similarities(a: Tensor, b: Tensor, exclude: int | None) -> Tensor:
+    """All of them; minus infinity where row i meets column i + exclude."""
+    exact = torch.promote_types(a.dtype, torch.float32)
+    hidden = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+    if exclude is not None:
+        columns = torch.arange(len(b), device=a.device)
+        hidden = columns == torch.arange(len(a), device=a.device)[:, None] + exclude
+    return (a.to(exact) @ b.to(exact).T).masked_fill(hidden, -torch.inf)

@@ -78,6 +78,18 @@ _GRADIENTS = _tiles(
     interpreter=_INTERPRETED,
 )
 
+# Beside its tile a program keeps a list of neighbours of each row.
+_NEAREST = _tiles(
+    {
+        "sm_80": _product(128, 64, 32, 8, 3),
+        "sm_90": _product(128, 64, 64, 8, 3),
+        "sm_100": _product(128, 64, 64, 8, 3),
+        "gfx942": _product(128, 64, 32, 8, 2),
+    },
+    single=_product(64, 64, 32, 4, 2),
+    interpreter=_product(64, 64, 64, 1, 1),
+)
+
 
 def _rectangle(m: int, n: int, warps: int, stages: int = 2) -> Config:
     return Config({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
@@ -107,6 +119,8 @@ TABLES: dict[str, dict[str, Rows]] = {
     "similarity_32_bit": _SUMS[1],
     "similarity_gradient_16_bit": _GRADIENTS[0],
     "similarity_gradient_32_bit": _GRADIENTS[1],
+    "nearest_16_bit": _NEAREST[0],
+    "nearest_32_bit": _NEAREST[1],
     # size: tokens of the longest sequence; the name ends with the widest head
     "attention_64": {
         **dict.fromkeys(FAMILIES, ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4, 1)))),

@@ -8,7 +8,7 @@ of the Triton code, are so small that every call takes several.
 import pytest
 import torch
 from mmssl_kernels.attention import blocks
-from mmssl_kernels.contrastive import losses, one_pass, similarity
+from mmssl_kernels.contrastive import losses, similarity
 from mmssl_kernels.masked_patch import pixels
 
 from tests.kernels.support import INTERPRETED, TRITON
@@ -24,13 +24,14 @@ def _deterministic_poisoned_and_in_pieces(monkeypatch):
     monkeypatch.setattr(blocks, "ROWS", 200)
     monkeypatch.setattr(similarity, "TILE", 50)
     monkeypatch.setattr(losses, "WHOLE", 0)
-    monkeypatch.setattr(one_pass, "BLOCK", 60)
-    monkeypatch.setattr(one_pass, "FEWEST", 3)
+    monkeypatch.setattr(similarity, "BLOCK", 60)
+    monkeypatch.setattr(similarity, "FEWEST", 3)
     if TRITON:
         from mmssl_kernels.attention import backward_triton
-        from mmssl_kernels.contrastive import similarity_triton
+        from mmssl_kernels.contrastive import nearest_triton, similarity_triton
 
         monkeypatch.setattr(backward_triton, "PARTIALS", 5000)
+        monkeypatch.setattr(nearest_triton, "PROGRAMS", 2)
         for name in ("PARTIALS", "GRADIENTS", "CHUNK_ROWS"):
             monkeypatch.setattr(similarity_triton, name, 64)
     torch.use_deterministic_algorithms(True)

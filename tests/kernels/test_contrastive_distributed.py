@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmssl_kernels import info_nce, linear_cross_entropy, nt_xent, siglip_loss
-from mmssl_kernels.contrastive import distributed, losses, one_pass, similarity
+from mmssl_kernels.contrastive import distributed, losses, similarity
 from torch import nn
 from torch.distributed import TCPStore
 from torch.nn import functional as F
@@ -76,7 +76,7 @@ def run_rank(rank, sizes, port, file):
     mine = slice(start, start + sizes[rank])
     batch, sample = batch_of(sum(sizes)), torch.arange(sum(sizes))
     found = {}
-    similarity.TILE, losses.WHOLE, one_pass.BLOCK, one_pass.FEWEST = 16, 0, 30, 3
+    similarity.TILE, losses.WHOLE, similarity.BLOCK, similarity.FEWEST = 16, 0, 30, 3
     for way in WAYS:
         distributed.GATHERED = 2**26 if way == "gathered" else 0
         for loss in LOSSES:

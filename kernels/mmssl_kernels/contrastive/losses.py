@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from mmssl_kernels.contrastive.one_pass import loss_in_one_pass
-from mmssl_kernels.contrastive.similarity import Kind, check_labels, exact_dtype, similarity
+from mmssl_kernels.contrastive.similarity import Kind, check_features, check_labels, exact_dtype, similarity
 from mmssl_kernels.frame import checks, op
 from mmssl_kernels.frame.dispatch import backend
 
@@ -271,16 +271,10 @@ def _checked(
 ) -> Tensor:
     """Refuses what does not fit; the scale as a tensor."""
     features = {names[0]: a, names[1]: b, "queue": queue}
-    checks.dtype(checks.FLOATS, **features, bias=bias, weights=weights)
-    checks.dtype((a.dtype,), **features)
+    check_features(**features)
+    checks.dtype(checks.FLOATS, bias=bias, weights=weights)
     checks.dtype((torch.int64,), labels=labels)
-    if a.ndim != 2:
-        raise ValueError(f"{names[0]} has shape {tuple(a.shape)}, expected (rows, dim)")
-    of_a = f"{names[0]} has shape {tuple(a.shape)}"
-    for name, other in features.items():
-        if other is not None and (other.ndim != 2 or other.shape[1] != a.shape[1]):
-            raise ValueError(f"{name} has shape {tuple(other.shape)}, expected (rows, {a.shape[1]}): {of_a}")
-    checks.shape(tuple(a.shape[:1]), of_a, labels=labels, weights=weights)
+    checks.shape(tuple(a.shape[:1]), f"{names[0]} has shape {tuple(a.shape)}", labels=labels, weights=weights)
     checks.shape(tuple(b.shape[:1]), f"{names[1]} has shape {tuple(b.shape)}", bias=bias)
     tensors = {**features, "labels": labels, "bias": bias, "weights": weights}
     checks.same_device(**tensors)

@@ -25,14 +25,10 @@ from mmssl_kernels.contrastive.similarity import (
     exact_dtype,
     fill,
     no_gradients,
+    rows_together,
     statistics,
 )
 from mmssl_kernels.frame import op
-
-# Logits of a block of rows, which are kept until its sums are known; and the fewest rows of one: with fewer, reading y
-# would take longer than the products.
-BLOCK = 2**23
-FEWEST = 64
 
 
 def loss_in_one_pass(
@@ -79,7 +75,7 @@ def loss_and_gradients(
     every = torch.arange(len(x), device=x.device)
     # the losses of rows without weight are the gradients of those weights
     counted = every if needs[4] or exclude is not None else every[weights != 0]
-    most = max(BLOCK // max(len(y), 1), FEWEST)
+    most = rows_together(len(y))
     kept = losses.new_empty(min(most, len(counted)), len(y))
     across = column_blocks(len(kept), len(y))
     for start, chosen in zip(range(0, len(counted), most), counted.split(most), strict=False):

@@ -27,6 +27,10 @@ Kind = Literal["softmax", "sigmoid"]
 TRITON = "mmssl_kernels.contrastive.similarity_triton"
 # Logits of a tile of the PyTorch path: with the two copies that backward makes it stays in the cache of a core or two.
 TILE = 2**18
+# Logits of a block of whole rows, which are kept until all columns are known; and the fewest rows of one: with fewer,
+# reading y would take longer than the products.
+BLOCK = 2**23
+FEWEST = 64
 
 
 def similarity(
@@ -102,6 +106,11 @@ def column_blocks(rows: int, columns: int) -> list[slice]:
     """Blocks of columns that make tiles with these rows, or with a part of them."""
     wide = max(int(TILE**0.5), TILE // max(rows, 1))
     return [slice(start, min(start + wide, columns)) for start in range(0, columns, wide)]
+
+
+def rows_together(columns: int) -> int:
+    """How many rows make a block that has all columns."""
+    return max(BLOCK // max(columns, 1), FEWEST)
 
 
 def shaped(buffer: Tensor, row: slice, column: slice) -> Tensor:
@@ -255,6 +264,19 @@ def similarity_backward(
 
 
 # Registration
+
+
+def check_features(**features: Tensor | None) -> None:
+    """Rows of as many numbers as the first one's, in one dtype. Raises ValueError naming both shapes, TypeError."""
+    (name, first), *others = ((name, each) for name, each in features.items() if each is not None)
+    checks.dtype(checks.FLOATS, **features)
+    checks.dtype((first.dtype,), **features)
+    if first.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(first.shape)}, expected (rows, dim)")
+    of_first = f"{name} has shape {tuple(first.shape)}"
+    for name, other in others:
+        if other.ndim != 2 or other.shape[1] != first.shape[1]:
+            raise ValueError(f"{name} has shape {tuple(other.shape)}, expected (rows, {first.shape[1]}): {of_first}")
 
 
 def check_labels(

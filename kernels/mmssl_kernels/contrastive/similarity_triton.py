@@ -41,6 +41,15 @@ def similarities(
     within = tl.program_id(0) % (GROUP * across)
     i = first + (band * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     j = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    return i, j, products(x, y, i, j, stop, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
+
+
+@triton.jit
+def products(
+    x, y, i, j, stop, M, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """<x_i, y_j> of BLOCK_M rows i and BLOCK_N columns j."""
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, D, BLOCK_K):
         d = k + tl.arange(0, BLOCK_K)
@@ -49,13 +58,13 @@ def similarities(
         xs = tl.load(x + i.to(tl.int64)[:, None] * D + d[None, :], mask=of_x, other=0.0)
         ys = tl.load(y + j.to(tl.int64)[None, :] * D + d[:, None], mask=of_y, other=0.0)
         total = tl.dot(xs, ys, total, input_precision=PRECISION)
-    return i, j, total
+    return total
 
 
 @triton.jit
 def logits_of(total, i, j, scale, bias, stop, M, exclude):
     """Scaled and shifted; minus infinity outside the matrix and where a row does not see a column."""
-    logits = total * tl.load(scale)
+    logits = total if scale is None else total * tl.load(scale)
     if bias is not None:
         logits += tl.load(bias + j, mask=j < M, other=0.0)[None, :]
     seen = (i < stop)[:, None] & (j < M)[None, :]
