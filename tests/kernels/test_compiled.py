@@ -102,6 +102,27 @@ def test_contrastive_losses_compile_to_one_graph():
     run(CONTRASTIVE)
 
 
+RETRIEVAL = """
+import torch
+from mmssl_kernels import similarity_rank, similarity_topk
+from tests.kernels.support import DEVICE, draw
+
+def retrieve(a, b):
+    own = torch.arange(len(a), device=DEVICE)
+    return *similarity_topk(a, b, 3, exclude=1), similarity_rank(a, b, own, exclude=len(b))
+
+compiled = torch.compile(retrieve, backend="aot_eager", fullgraph=True, dynamic=True)
+for rows in (5, 8, 12):
+    a, b = draw(rows, 6).requires_grad_(), draw(rows + 2, 6)
+    for plain, found in zip(retrieve(a, b), compiled(a, b), strict=True):
+        torch.testing.assert_close(found, plain)
+"""
+
+
+def test_retrieval_compiles_to_one_graph():
+    run(RETRIEVAL)
+
+
 ATTENTION = """
 import torch
 from mmssl_kernels import Window, attention, attention_qkvpacked

@@ -117,6 +117,11 @@ CALLS = {
         lambda: similarity_arguments(exclude=0, columns=False, ignored=3, dtype=torch.float16),
         lambda: similarity_arguments("sigmoid", columns=False, bias=True),
     ],
+    "similarity_topk": [
+        lambda: (draw(7, 5), draw(9, 5), 3, None),
+        lambda: (draw(7, 5).half(), draw(9, 5).half(), 2, 1),
+    ],
+    "similarity_rank": [lambda: (draw(7, 5), draw(9, 5), torch.arange(7, device=DEVICE), 2)],
     "similarity_backward": [similarity_gradient_arguments],
     "similarity_loss": [
         lambda: one_pass_arguments(),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mmssl_kernels.attention import attention_triton
-from mmssl_kernels.contrastive import similarity_triton
+from mmssl_kernels.contrastive import nearest_triton, similarity_triton
 from mmssl_kernels.masked_patch import embed_triton, mse_triton, restore_triton, slots_triton
 
 from tests.kernels.support import DEVICE, draw, pixels_of
@@ -46,6 +46,12 @@ def test_ragged_rows_out_of_order_stay_inside_the_tokens():
     keep, rows = torch.tensor([[0, 1, 2, 3, 4], [1, 0, 1, 1, 1]], device=DEVICE)
     slots = restore_triton.keep_slots(keep, rows, 2, 3, COUNT, 1)
     assert slots.max() < 6 and slots.min() == -1
+
+
+def test_wrong_columns_are_clamped():
+    x, y, far = draw(3, 5), draw(40, 5), torch.tensor([FAR, -FAR, 7], device=DEVICE)
+    found, expected = (nearest_triton.rank(x, y, each, None) for each in (far, far.clamp(0, 39)))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs 9 GB of GPU memory")
