@@ -84,9 +84,9 @@ _NEAREST = _tiles(
         "sm_80": _product(128, 64, 32, 8, 3),
         "sm_90": _product(128, 64, 64, 8, 3),
         "sm_100": _product(128, 64, 64, 8, 3),
-        "gfx942": _product(128, 64, 32, 8, 2),
+        "gfx942": _product(64, 64, 32, 8, 2),
     },
-    single=_product(64, 64, 32, 4, 2),
+    single=_product(64, 64, 32, 8, 2),
     interpreter=_product(64, 64, 64, 1, 1),
 )
 

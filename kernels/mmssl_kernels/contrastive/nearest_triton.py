@@ -67,9 +67,9 @@ def rank_kernel(
     own = tl.load(columns + i, mask=i < N, other=0)
     own = tl.minimum(tl.maximum(own, 0), M - 1).to(tl.int32)
     # from a product of tiles like all others: it must round as those do that it may be equal to
-    total = products(x, y, i, own, N, M, D, PRECISION, BLOCK_M, BLOCK_M, BLOCK_K)
+    square = products(x, y, i, own, N, M, D, PRECISION, BLOCK_M, BLOCK_M, BLOCK_K)
     row = tl.arange(0, BLOCK_M)
-    limit = tl.sum(tl.where(row[:, None] == row[None, :], total, 0.0), axis=1)
+    limit = tl.sum(tl.where(row[:, None] == row[None, :], square, 0.0), axis=1)
     count = tl.zeros([BLOCK_M], tl.int32)
     for start in range(part * width, tl.minimum(part * width + width, M), BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
