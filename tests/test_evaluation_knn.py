@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
@@ -33,14 +32,6 @@ def test_equals_brute_force(k, temperature):
     assert knn(train, labels, test, k=k, temperature=temperature).tolist() == brute_force(
         train, labels, test, k, temperature
     )
-
-
-def test_any_chunking_gives_the_same_classes(monkeypatch):
-    train, test, labels = random_features(200, 8, 0), random_features(50, 8, 1), torch.arange(200) % 5
-    whole = knn(train, labels, test)
-    for similarities in (1, 200 * 7, 200 * 50):
-        monkeypatch.setattr(sys.modules[knn.__module__], "_SIMILARITIES", similarities)
-        assert torch.equal(knn(train, labels, test), whole)
 
 
 def test_perfect_on_separate_clusters_and_chance_on_noise():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int64
+from mmssl_kernels import similarity_topk
 from torch import Tensor
 
 # Neighbours that vote where nobody says otherwise: DINO's number.
 K = 20
-# Similarities held at once: 2**25 float32 values are 128 MiB, whatever the number of training samples.
-_SIMILARITIES = 2**25
 
 
 def knn(
@@ -38,24 +37,8 @@ def knn(
     classes = int(labels.max()) + 1
     train = torch.nn.functional.normalize(train.float(), dim=1)
     test = torch.nn.functional.normalize(test.float(), dim=1)
-    predictions = []
-    for queries in test.split(max(1, _SIMILARITIES // len(train))):
-        similarity, neighbours = _nearest(queries @ train.T, k)
-        # Relative to the nearest, so that a low temperature cannot overflow; the vote's winner is the same.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(queries), classes).scatter_add_(1, labels[neighbours], weights)
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions) if predictions else labels.new_empty(0)
-
-
-def _nearest(
-    similarity: Float[Tensor, "test train"], k: int
-) -> tuple[Float[Tensor, "test {k}"], Int64[Tensor, "test {k}"]]:
-    """The k largest of each row in descending order; of equal ones those with the smaller index."""
-    train = similarity.shape[1]
-    values, indices = similarity.topk(min(k + 1, train), dim=1)
-    # topk picks any of the equal ones, and that matters only where the cut falls between them: sort those rows in full.
-    if train > k and (cut := (values[:, k - 1] == values[:, k]).nonzero().flatten()).numel():
-        ordered, order = similarity[cut].sort(dim=1, descending=True, stable=True)
-        values[cut], indices[cut] = ordered[:, : k + 1], order[:, : k + 1]
-    return values[:, :k], indices[:, :k]
+    similarity, neighbours = similarity_topk(test, train, k)
+    # Relative to the nearest, so that a low temperature cannot overflow; the vote's winner is the same.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(test), classes).scatter_add_(1, labels[neighbours], weights)
+    return votes.argmax(dim=1)

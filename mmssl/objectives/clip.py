@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from mmssl_kernels import info_nce
+from mmssl_kernels import info_nce, similarity_topk
 from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,8 +24,6 @@ from mmssl.tokenizer import Batch
 from mmssl.transformer import normal_init, openai_text_init, openai_vision_init
 
 LARGEST_SCALE = 100.0
-# Similarities that are looked at together where only the nearest is asked for: 2**22 float32 values are 16 MiB.
-_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -154,11 +152,9 @@ class CLIP(Objective):
 
     @torch.no_grad()
     def accuracy(self, image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-        """The share of this rank's pictures whose nearest caption, among those of all ranks, is their own. The
-        similarities are never held all together."""
+        """The share of this rank's pictures whose nearest caption, among those of all ranks, is their own."""
         texts, own = ranks.everywhere(text, self.group), ranks.places(text, self.group)
-        blocks = image.split(max(1, _BLOCK // len(texts)))
-        return (torch.cat([(block @ texts.T).argmax(dim=1) for block in blocks]) == own).float().mean()
+        return (similarity_topk(image, texts, 1)[1][:, 0] == own).float().mean()
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
