@@ -39,7 +39,7 @@ def topk_kernel(
         j = start + tl.arange(0, BLOCK_N)
         total = products(x, y, i, j, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         total = tl.where(total == total, tl.maximum(total, LOWEST), float("inf"))
-        tile = logits_of(total, i, j, None, None, N, M, exclude)
+        tile = logits_of(total, i, j, None, None, None, M, exclude)
         better = 1
         while better > 0:  # soon no row has any: each round takes the best of the tile
             lead, place = tl.max(tile, axis=1, return_indices=True)  # of equal ones the first
@@ -74,7 +74,7 @@ def rank_kernel(
     for start in range(part * width, tl.minimum(part * width + width, M), BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         total = products(x, y, i, j, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-        tile = logits_of(total, i, j, None, None, N, M, exclude)
+        tile = logits_of(total, i, j, None, None, None, M, exclude)
         other = (j < M)[None, :] & (j[None, :] != own[:, None])
         count += tl.sum(tl.where(tile <= limit[:, None], 0, other.to(tl.int32)), axis=1)
     tl.store(counts + part.to(tl.int64) * N + i, count, mask=i < N)

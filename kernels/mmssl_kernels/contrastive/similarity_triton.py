@@ -67,7 +67,9 @@ def logits_of(total, i, j, scale, bias, stop, M, exclude):
     logits = total if scale is None else total * tl.load(scale)
     if bias is not None:
         logits += tl.load(bias + j, mask=j < M, other=0.0)[None, :]
-    seen = (i < stop)[:, None] & (j < M)[None, :]
+    seen = (j < M)[None, :]
+    if stop is not None:  # nor are rows beyond it looked at
+        seen &= (i < stop)[:, None]
     if exclude is not None:
         seen &= i[:, None] + exclude != j[None, :]
     return tl.where(seen, logits, float("-inf"))
