@@ -86,7 +86,7 @@ _NEAREST = _tiles(
         "sm_100": _product(128, 64, 64, 8, 3),
         "gfx942": _product(64, 64, 32, 8, 2),
     },
-    single=_product(64, 64, 32, 8, 2),
+    single=_product(64, 32, 32, 4, 2),
     interpreter=_product(64, 64, 64, 1, 1),
 )
 
@@ -120,7 +120,8 @@ TABLES: dict[str, dict[str, Rows]] = {
     "similarity_gradient_16_bit": _GRADIENTS[0],
     "similarity_gradient_32_bit": _GRADIENTS[1],
     "nearest_16_bit": _NEAREST[0],
-    "nearest_32_bit": _NEAREST[1],
+    # on gfx942 more rows would spill scalar registers
+    "nearest_32_bit": {**_NEAREST[1], "gfx942": ((None, _product(16, 64, 32, 4, 1)),)},
     # size: tokens of the longest sequence; the name ends with the widest head
     "attention_64": {
         **dict.fromkeys(FAMILIES, ((16, _square(16, 1)), (32, _square(32, 2)), (None, _square(64, 4, 1)))),
