@@ -9,7 +9,7 @@ from torch import Tensor
 # Neighbours that vote where nobody says otherwise: DINO's number.
 K = 20
 # Similarities held at once: 2**25 float32 values are 128 MiB, whatever the number of training samples.
-_SIMILARITIES = 2**25
+SIMILARITIES = 2**25
 
 
 def knn(
@@ -39,7 +39,7 @@ def knn(
     train = torch.nn.functional.normalize(train.float(), dim=1)
     test = torch.nn.functional.normalize(test.float(), dim=1)
     predictions = []
-    for queries in test.split(max(1, _SIMILARITIES // len(train))):
+    for queries in test.split(max(1, SIMILARITIES // len(train))):
         similarity, neighbours = _nearest(queries @ train.T, k)
         # Relative to the nearest, so that a low temperature cannot overflow; the vote's winner is the same.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
