@@ -265,7 +265,7 @@ class Evaluate(ReadMedia):
                 print(f"\n{data}")
             if self.task == "classes":
                 evaluate(self.model, data, out, self, self.baselines == "on", self.attentive, self.test, self.texts)
-            elif self.task in ("zero-shot", "retrieval"):
+            elif self.task == "zero-shot" or self.task == "retrieval":
                 keys = (self.image_key, self.caption_key)
                 evaluate_pairs(model_in(self.model), data, out, self, self.task, self.test, self.template, *keys)
             else:

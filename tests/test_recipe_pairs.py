@@ -85,6 +85,9 @@ def test_pairs_become_a_clip_also_from_the_middle_on(given, towers, tmp_path, mo
     assert type(method) is CLIP and method.config.end == 3
     told = capsys.readouterr().out
     assert "15 to train on, 1 held out" in told and "text_encoder" in told
+    following = told.partition("next:")[2]
+    assert f"--data {given}/pairs --label kind\n" in following
+    assert f"--data {given}/pairs --task retrieval --caption-key name\n" in following
     row = read_metrics(tmp_path / "whole")[-1]
     assert row["seen"] + row["skipped"] == row["step"] * 8 and row["skipped"] >= 1
     assert "accuracy" in row["parts"] and "heldout_loss" in row
