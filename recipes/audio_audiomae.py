@@ -14,7 +14,10 @@ signal (exit code 75).
 Where this is not the authors' code: positions are at their places (`--position sincos_swapped` is the authors' table,
 which is not); the local decoder's position bias has no dropout (`--dropout 0.1` is theirs); `--roll` rolls the sound,
 which theirs means to and does not. `--mean` and `--std` are AudioSet's: give your own data's where it is unlike it. The
-paper reports 47.3 mAP on AudioSet after fine-tuning; nothing of that size has been trained with this recipe.
+paper reports 47.3 mAP on AudioSet after fine-tuning; nothing of that size has been trained with this recipe. What has:
+four blocks of ViT-tiny on 1673 spoken syllables, 2000 steps of 64 (45 minutes on half a CPU core), after which a linear
+probe tells the tone of syllables never heard with 91.1 % accuracy and their initial consonant with 39.7 %, of random
+initialisation with 84.3 and 32.4 % (benchmarks/learning.md).
 """
 
 from __future__ import annotations

@@ -16,18 +16,18 @@ TOKENIZER is a folder with any tokenizer.json.
 
 What is not given is the paper's of the method. CLIP (Radford et al. 2021): ViT-B/16 at 224 pixels, a random square of
 the resized picture, 77 tokens, 32 epochs of 400 million pairs, batch 32768, a rate of 5e-4 (4e-4 from large on), 2000
-of 390 625 steps of warm-up, weight decay 0.2, betas 0.9 and 0.98. SigLIP (Zhai et al. 2023, arXiv 2303.15343): 64
-tokens, padding attended, a rate of 1e-3, weight decay 1e-4, betas 0.9 and 0.95. FLIP (Li et al. 2022, arXiv
-2212.00794): 32 tokens, half of the patches, crops of 50-100 % and flips, batch 65536, a rate of 4e-6 * batch / 256,
-betas 0.9 and 0.95; its tuning at the end is `--keep 1 --init RUN` with another --out. LiT (Zhai et al. 2021, arXiv
+of 390 625 steps of warm-up, weight decay 0.2, betas 0.9 and 0.98, eps 1e-6. SigLIP (Zhai et al. 2023, arXiv
+2303.15343): 64 tokens, padding attended, a rate of 1e-3, weight decay 1e-4, betas 0.9 and 0.95. FLIP (Li et al. 2022,
+arXiv 2212.00794): 32 tokens, half of the patches, crops of 50-100 % and flips, batch 65536, a rate of 4e-6 * batch /
+256, betas 0.9 and 0.95; its tuning at the end is `--keep 1 --init RUN` with another --out. LiT (Zhai et al. 2021, arXiv
 2111.07991): batch 16384, a rate of 1e-3, weight decay 1e-4, the middle of each picture: what the locked model makes of
 it is computed once, and kept in the run's folder.
 
-Where this is not the authors' code: AdamW's 1e-8 stands where CLIP has 1e-6; SigLIP's and LiT's pictures are cut square
-and not squeezed; FLIP's and LiT's warm-up, LiT's betas and tokens are CLIP's. Batches are split by `--at-once`, and the
-loss stays that of the whole batch. Rates are scaled with the batch: small batches want a larger --base-lr. Run the same
-command again to resume, also after a signal (exit code 75). The papers report, zero-shot on ImageNet-1k, 68.6 % (CLIP,
-B/16) and 68.0 % (FLIP, B/16); nothing of that size has been trained with this recipe.
+Where this is not the authors' code: SigLIP's and LiT's pictures are cut square and not squeezed; FLIP's and LiT's
+warm-up, LiT's betas and tokens are CLIP's. Batches are split by `--at-once`, and the loss stays that of the whole
+batch. Rates are scaled with the batch: small batches want a larger --base-lr. Run the same command again to resume,
+also after a signal (exit code 75). The papers report, zero-shot on ImageNet-1k, 68.6 % (CLIP, B/16) and 68.0 % (FLIP,
+B/16); nothing of that size has been trained with this recipe.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class ImageTextCLIP(Recipe):
             "base_lr": (4e-4 if large else 5e-4) * 256 / 32768,
             "weight_decay": 0.2,
             "betas": (0.9, 0.98),
+            "eps": 1e-6 if self.kind is CLIP else None,
             "flip": 0.0,
             "packing": "on",
         }
