@@ -39,7 +39,7 @@ def test_any_chunking_gives_the_same_classes(monkeypatch):
     train, test, labels = random_features(200, 8, 0), random_features(50, 8, 1), torch.arange(200) % 5
     whole = knn(train, labels, test)
     for similarities in (1, 200 * 7, 200 * 50):
-        monkeypatch.setattr(sys.modules[knn.__module__], "_SIMILARITIES", similarities)
+        monkeypatch.setattr(sys.modules[knn.__module__], "SIMILARITIES", similarities)
         assert torch.equal(knn(train, labels, test), whole)
 
 

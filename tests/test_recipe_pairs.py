@@ -92,7 +92,8 @@ def test_pairs_become_a_clip_also_from_the_middle_on(given, towers, tmp_path, mo
     assert row["seen"] + row["skipped"] == row["step"] * 8 and row["skipped"] >= 1
     assert "accuracy" in row["parts"] and "heldout_loss" in row
     assert "a.tar/0003.png" in (tmp_path / "whole" / "skipped.jsonl").read_text()
-    assert "What differs from the paper" in (tmp_path / "whole" / "report.html").read_text()
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "What differs from the paper" in page and "What it matches" in page and ">Scale<" in page
     assert (tmp_path / "whole" / "final" / "tokenizer.json").read_bytes() == (
         given / "words/tokenizer.json"
     ).read_bytes()

@@ -171,6 +171,12 @@ def departures(objective: Objective, settings: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in settings.items() if name in usual and usual[name] != value}
 
 
+def _told(run_dir: Path, files: Mapping[str, Callable[[Any], list[str]]]) -> list[str]:
+    """What those of the files that are there amount to."""
+    there = {run_dir / name: tell for name, tell in files.items() if (run_dir / name).is_file()}
+    return [line for path, tell in there.items() for line in tell(json.loads(path.read_text()))]
+
+
 def write_report(run_dir: Path) -> Path:
     """Draw report.html and pictures/ from a run folder; the page's path.
 
@@ -185,15 +191,7 @@ def write_report(run_dir: Path) -> Path:
         media = load_file(run_dir / PICTURES)
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
-        told = {
-            heading: [
-                line
-                for file, tell in files.items()
-                if (place := run_dir / file).is_file()
-                for line in tell(json.loads(place.read_text()))
-            ]
-            for heading, files in _TOLD.items()
-        }
+        told = {heading: _told(run_dir, files) for heading, files in _TOLD.items()}
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
