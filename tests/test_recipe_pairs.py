@@ -27,6 +27,7 @@ from mmssl.objectives import (
     siglip_config,
 )
 from mmssl.objectives.towers import text_config
+from mmssl.report.run import write_report
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import read_metrics
 from mmssl.transformer import TransformerConfig
@@ -94,6 +95,10 @@ def test_pairs_become_a_clip_also_from_the_middle_on(given, towers, tmp_path, mo
     assert "a.tar/0003.png" in (tmp_path / "whole" / "skipped.jsonl").read_text()
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "What differs from the paper" in page and "What it matches" in page and ">Scale<" in page
+    shares = {"metric": "top-1 accuracy", "accuracy": 0.5, "top5": None, "chance": 0.1, "largest": 0.2}
+    measured = {**shares, "samples": 8, "classes": 10, "templates": 1}
+    (tmp_path / "whole" / "zero_shot.json").write_text(json.dumps(measured))
+    assert "zero-shot top-1 accuracy: 50.0% of 8 pictures" in write_report(tmp_path / "whole").read_text()
     assert (tmp_path / "whole" / "final" / "tokenizer.json").read_bytes() == (
         given / "words/tokenizer.json"
     ).read_bytes()
