@@ -1,6 +1,6 @@
 """What BERT learns from dictionary glosses, against random initialisation and logistic regression on TF-IDF.
 
-    python -m benchmarks.learning_text --data glosses.jsonl.gz                  # everything; 15 minutes on a CPU core
+    python -m benchmarks.learning_text --data glosses.jsonl.gz                  # everything; half an hour on a CPU core
     python -m benchmarks.learning_text --data glosses.jsonl.gz --steps 20       # does it run at all
 
 The texts are WordNet's glosses, JSON lines with `gloss`, `lemma` and `lexname`, the number of the lexicographer's file
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/learning-text"))
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
     parser.add_argument("--workers", type=int, default=0)

@@ -233,9 +233,19 @@ class Evaluate(ReadMedia):
     """Measure the random initialisation and the raw pixels or log-mel values (averaged down to 32 a side), of texts
     the counts of their words, too."""
     out: Path | None = None
-    """Folder for accuracies.json, or masks.json or points.json; of several data sets each has one of its name in it."""
-    task: Literal["classes", "masks", "points"] = "classes"
-    """masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one in JHMDB's, PCK is printed."""
+    """Folder for accuracies.json, or the task's own file, such as zero_shot.json or masks.json; of several data sets
+    each has one of its name in it."""
+    template: tuple[str, ...] = ()
+    """zero-shot: texts with {} in the place of a class's name, whose features are averaged; imagenet: the 80 of CLIP's
+    authors. "a photo of a {}." where none is given."""
+    image_key: str | None = None
+    """zero-shot and retrieval: what a manifest of pairs calls the picture."""
+    caption_key: str | None = None
+    """The same of the caption, also in the JSON beside pictures."""
+    task: Literal["classes", "zero-shot", "retrieval", "masks", "points"] = "classes"
+    """zero-shot, retrieval: of a model of pictures and texts, how often it finds the class of a picture by the names of
+    all, and pictures and captions by each other. masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one
+    in JHMDB's, PCK is printed."""
     rule: Literal["crw", "dino"] = "crw"
     """Whose code masks and points are propagated as: that of CRW, SiamMAE and CropMAE, or DINO's."""
     side: int | None = None
@@ -245,6 +255,8 @@ class Evaluate(ReadMedia):
 
     def __call__(self) -> None:
         from mmssl.commands.evaluate import evaluate, follow
+        from mmssl.commands.pairs import evaluate_pairs
+        from mmssl.training.run_folder import model_in
 
         several = len(self.data) > 1
         for data in self.data:
@@ -253,6 +265,9 @@ class Evaluate(ReadMedia):
                 print(f"\n{data}")
             if self.task == "classes":
                 evaluate(self.model, data, out, self, self.baselines == "on", self.attentive, self.test, self.texts)
+            elif self.task == "zero-shot" or self.task == "retrieval":
+                keys = (self.image_key, self.caption_key)
+                evaluate_pairs(model_in(self.model), data, out, self, self.task, self.test, self.template, *keys)
             else:
                 chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
                 follow(self.model, data, out, *chosen)

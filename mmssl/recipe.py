@@ -215,7 +215,7 @@ class Recipe:
                         afterwards(objective, device)
                 finally:
                     print(f"report:  {write_report(self.out)}")
-                    print(*next_steps(objective, sources[0], self.data, self.out), sep="\n")
+                    print(*next_steps(objective, sources[0], self.data, self.out, self.label), sep="\n")
             return result
         finally:
             distributed.shutdown()

@@ -27,6 +27,7 @@ from mmssl.objectives import (
     siglip_config,
 )
 from mmssl.objectives.towers import text_config
+from mmssl.report.run import write_report
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import read_metrics
 from mmssl.transformer import TransformerConfig
@@ -85,11 +86,19 @@ def test_pairs_become_a_clip_also_from_the_middle_on(given, towers, tmp_path, mo
     assert type(method) is CLIP and method.config.end == 3
     told = capsys.readouterr().out
     assert "15 to train on, 1 held out" in told and "text_encoder" in told
+    following = told.partition("next:")[2]
+    assert f"--data {given}/pairs --label kind\n" in following
+    assert f"--data {given}/pairs --task retrieval --caption-key name\n" in following
     row = read_metrics(tmp_path / "whole")[-1]
     assert row["seen"] + row["skipped"] == row["step"] * 8 and row["skipped"] >= 1
     assert "accuracy" in row["parts"] and "heldout_loss" in row
     assert "a.tar/0003.png" in (tmp_path / "whole" / "skipped.jsonl").read_text()
-    assert "What differs from the paper" in (tmp_path / "whole" / "report.html").read_text()
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "What differs from the paper" in page and "What it matches" in page and ">Scale<" in page
+    shares = {"metric": "top-1 accuracy", "accuracy": 0.5, "top5": None, "chance": 0.1, "largest": 0.2}
+    measured = {**shares, "samples": 8, "classes": 10, "templates": 1}
+    (tmp_path / "whole" / "zero_shot.json").write_text(json.dumps(measured))
+    assert "zero-shot top-1 accuracy: 50.0% of 8 pictures" in write_report(tmp_path / "whole").read_text()
     assert (tmp_path / "whole" / "final" / "tokenizer.json").read_bytes() == (
         given / "words/tokenizer.json"
     ).read_bytes()

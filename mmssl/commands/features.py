@@ -49,13 +49,7 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     """The media of the encoder's kind under `data`. Raises UserError for texts without a tokenizer (see `told_how`)."""
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     if modality.name == TEXT.name:
-        if reading.tokenizer is None:
-            raise UserError("a model of texts needs its tokenizer: give --tokenizer, a folder with tokenizer.json")
-        words = Vocabulary.read(reading.tokenizer)
-        if words.size > modality.channels:
-            raise UserError(
-                f"{reading.tokenizer} has {words.size} tokens, but the model knows {modality.channels}: take its own"
-            )
+        words = vocabulary(reading, encoder)
         return open_texts(
             data, words, split, packing="document", length=size[0], field=reading.field, label=reading.label
         )
@@ -73,6 +67,17 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
         short_side=int(max(size[-2:]) / 0.875),
         label=reading.label,
     )
+
+
+def vocabulary(reading: Reading, encoder: Encoder) -> Vocabulary:
+    """The words that an encoder of texts reads. Raises UserError without a tokenizer (see `told_how`), and for one with
+    more words."""
+    if reading.tokenizer is None:
+        raise UserError("a model of texts needs its tokenizer: give --tokenizer, a folder with tokenizer.json")
+    words, known = Vocabulary.read(reading.tokenizer), single_modality(encoder).channels
+    if words.size > known:
+        raise UserError(f"{reading.tokenizer} has {words.size} tokens, but the model knows {known}: take its own")
+    return words
 
 
 def told_how(reading: Reading, model: Path) -> Reading:
@@ -97,7 +102,7 @@ def features_of(
         raise UserError("patch features are those of a picture or of a video model's clip: leave out --frames")
     wrap = PatchEncoder if patches else FrameEncoder if on_frames else None
     wrapped = {name: wrap(each) if wrap and isinstance(each, Encoder) else each for name, each in encoders.items()}
-    found = _read(_first(encoders), wrapped, source, reading, device)
+    found = read_features(wrapped, source, view_of(_first(encoders)), reading, device)
     return {name: average_clips(features, reading.clips) for name, features in found.items()}
 
 
@@ -112,7 +117,7 @@ def features_and_patches_of(
         raise UserError("an attentive probe looks at the patches of a picture, clip or sound: leave out --frames")
     widths = {name: each.dim for name, each in encoders.items() if isinstance(each, Encoder)}
     wrapped = {name: PooledAndPatches(each) if isinstance(each, Encoder) else each for name, each in encoders.items()}
-    found = _read(_first(encoders), wrapped, source, reading, device)
+    found = read_features(wrapped, source, view_of(_first(encoders)), reading, device)
     pooled = {name: _part(features, slice(widths.get(name))) for name, features in found.items()}
     patches = {name: _part(found[name], slice(width, None)) for name, width in widths.items()}
     return (
@@ -140,10 +145,11 @@ def _part(features: FeatureSet, columns: slice) -> FeatureSet:
     return FeatureSet(features.features[:, columns], features.labels, features.names)
 
 
-def _read(
-    encoder: Encoder, wrapped: Mapping[str, nn.Module], source: Source, reading: Reading, device: torch.device
+def read_features(
+    wrapped: Mapping[str, nn.Module], source: Source, view: View, reading: Reading, device: torch.device
 ) -> dict[str, FeatureSet]:
-    """The features of every clip, by all of `wrapped`; media are read as `encoder` needs them."""
+    """The features of every clip as `view` shows it, by all of `wrapped`, with a progress bar. Unreadable samples are
+    listed and left out."""
     from rich.progress import Progress
 
     ledger = Ledger()
@@ -151,7 +157,7 @@ def _read(
     together = SideBySide(wrapped)
     with Progress(transient=True) as bar:
         task = bar.add_task("features", total=len(source) * reading.clips)
-        batches = views(encoder, source, reading, ledger)
+        batches = _batches(source, view, reading, ledger)
         features = extract(
             together,
             batches,
@@ -169,16 +175,22 @@ def _read(
     return together.part(features)
 
 
-def views(
-    encoder: Encoder, source: Source, reading: Reading, ledger: Ledger | None = None
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The media as the encoder was trained to see them: the centre, at its size."""
+def views(encoder: Encoder, source: Source, reading: Reading) -> Iterator[dict[str, torch.Tensor]]:
+    """The media in batches, as the encoder was trained to see them."""
+    return _batches(source, view_of(encoder), reading)
+
+
+def view_of(encoder: Encoder) -> View:
+    """How an encoder was trained to see media: the centre, at its size."""
     size, name = encoder.config.tokenizers[0].size, single_modality(encoder).name
-    view: View
     if name == TEXT.name:
-        view = TextView(size[0])
-    else:
-        view = SoundView(size[-2]) if name == AUDIO.name else EvalView((size[-2], size[-1]))
+        return TextView(size[0])
+    return SoundView(size[-2]) if name == AUDIO.name else EvalView((size[-2], size[-1]))
+
+
+def _batches(
+    source: Source, view: View, reading: Reading, ledger: Ledger | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
     return evaluation_batches(
         source,
         view,

@@ -22,10 +22,10 @@ def both_parts(
         f"{data}: no labels; evaluation needs a folder of class folders, at least two, or a manifest with labels; "
         "where texts have a class beside them, name it by --label"
     )
-    train, held_out = _labelled(opened(data, "train"), classless), ""
+    train, held_out = labelled(opened(data, "train"), classless), ""
     try:
         classless = "the test part has no labels: give it the class folders, or the labels, of the training part"
-        asked = _labelled(_test_part(opened, test) if test else opened(data, "test"), classless)
+        asked = labelled(test_part(opened, test) if test else opened(data, "test"), classless)
     except NoTestPart:
         (train, asked), held_out = hold_out(train, 0.2), " (held out, stratified by class)"
     return train, _same_classes(asked, train), held_out
@@ -37,7 +37,7 @@ def documents(
     """As `both_parts`, of texts that need no labels. Where there is no test part, it is what training holds out."""
     train = opened(data, "train")
     try:
-        return train, _test_part(opened, test) if test else opened(data, "test"), ""
+        return train, test_part(opened, test) if test else opened(data, "test"), ""
     except NoTestPart:
         return *held_out_documents(train), " (those that training with --seed 0 holds out)"
 
@@ -56,15 +56,17 @@ def counted(source: Subset) -> str:
     return f"{len(source)} samples{several}, {len({name for each in names for name in each})} classes"
 
 
-def _test_part(opened: Callable[[Path, str | None], Source], test: Path) -> Source:
+def test_part(opened: Callable[[Path, str | None], Source], test: Path) -> Source:
+    """The test part of `test`, all of it where there is none."""
     try:
         return opened(test, "test")
     except NoTestPart:
         return opened(test, None)
 
 
-def _labelled(source: Source, without: str) -> Subset:
-    """The samples that have labels; of several labels all, no label being an answer, too."""
+def labelled(source: Source, without: str) -> Subset:
+    """The samples that have labels; of several labels all, no label being an answer, too. UserError, which says
+    `without`, where none has."""
     sets = label_sets(source)
     if sets is not None and any(sets):
         return subset(source, range(len(source)))

@@ -13,7 +13,7 @@ from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augme
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
-from mmssl.data.pairs import KnownPictures, PairFiles, PairSource, PairView, open_pairs, text_batch
+from mmssl.data.pairs import KnownPictures, PairFiles, PairSource, PairView, open_pair_files, open_pairs, text_batch
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.shards import Shards
 from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
@@ -87,6 +87,7 @@ __all__ = [
     "hold_out",
     "label_sets",
     "notes",
+    "open_pair_files",
     "open_pairs",
     "open_sounds",
     "open_source",

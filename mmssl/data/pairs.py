@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from mmssl.data.vocabulary import Vocabulary
 from mmssl.errors import UserError, as_text
 from mmssl.masking.noise import random_bits
 
+P = TypeVar("P", bound="PairFiles")
 _TXT, _JSON = ".txt", ".json"
 _PROBES = 100
 
@@ -312,10 +314,18 @@ def open_pairs(
 ) -> PairSource:
     """The `split` of a folder of pairs ("train", "test" or None, see `open_source` and `parquet_files`), or of one
     file, which has no parts; the rest as in PairSource."""
-    root = Path(path)
+    return _part(partial(PairSource, tokenizer=tokenizer), Path(path), split, settings)
+
+
+def open_pair_files(path: str | Path, split: str | None = None, **settings: Any) -> PairFiles:
+    """The same, the captions as texts; the rest as in PairFiles."""
+    return _part(PairFiles, Path(path), split, settings)
+
+
+def _part(kind: Callable[..., P], root: Path, split: str | None, settings: Mapping[str, Any]) -> P:
     if _is_tabular(root):
-        return PairSource(root, tokenizer, part=checked(split), **settings)
-    return told_of_part(PairSource(part_of(root, split), tokenizer, **settings), root, split)
+        return kind(root, part=checked(split), **settings)
+    return told_of_part(kind(part_of(root, split), **settings), root, split)
 
 
 @dataclass(frozen=True)

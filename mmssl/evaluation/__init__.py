@@ -1,7 +1,8 @@
 """How good is a representation?
 
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
-What a masked language model knows of the words of held-out texts.
+What a masked language model knows of the words of held-out texts. What a model of pairs finds: the classes of pictures
+by their names, pictures by their captions and captions by their pictures.
 """
 
 from mmssl.evaluation.answers import average_precisions
@@ -32,6 +33,8 @@ from mmssl.evaluation.protocol import (
     table,
     watched_accuracies,
 )
+from mmssl.evaluation.retrieval import Retrieval, retrieval
+from mmssl.evaluation.towers import PictureTower, text_features
 from mmssl.evaluation.tracking_scores import (
     MaskMeans,
     MaskRow,
@@ -45,6 +48,7 @@ from mmssl.evaluation.tracking_scores import (
     region_similarity,
 )
 from mmssl.evaluation.words import Counts, MaskedAccuracy, masked_accuracy, pseudo_perplexity, word_counts
+from mmssl.evaluation.zero_shot import ZeroShot, class_vectors, prompts, zero_shot
 
 __all__ = [
     "CROPMAE",
@@ -58,16 +62,20 @@ __all__ = [
     "MaskRow",
     "MaskedAccuracy",
     "PatchEncoder",
+    "PictureTower",
     "PointRow",
     "PooledAndPatches",
     "Propagation",
     "RawMedia",
+    "Retrieval",
     "Row",
     "SideBySide",
+    "ZeroShot",
     "attentive_probe",
     "average_clips",
     "average_precisions",
     "boundary_measure",
+    "class_vectors",
     "effective_rank",
     "evaluate",
     "evaluate_masks",
@@ -88,14 +96,18 @@ __all__ = [
     "pivot",
     "pixels",
     "point_row",
+    "prompts",
     "propagate",
     "propagate_masks",
     "propagate_points",
     "pseudo_perplexity",
     "raw_name",
     "region_similarity",
+    "retrieval",
     "table",
+    "text_features",
     "untrained",
     "watched_accuracies",
     "word_counts",
+    "zero_shot",
 ]

@@ -18,6 +18,8 @@ from mmssl import ranks
 from mmssl.encoder import Encoder, EncoderConfig, Pool
 from mmssl.errors import UserError
 from mmssl.masking import Mask
+from mmssl.objectives.figures import Figure
+from mmssl.objectives.nearest import pair_figures
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.towers import clip_towers
 from mmssl.tokenizer import Batch
@@ -155,6 +157,15 @@ class CLIP(Objective):
         """The share of this rank's pictures whose nearest caption, among those of all ranks, is their own."""
         texts, own = ranks.everywhere(text, self.group), ranks.places(text, self.group)
         return (similarity_topk(image, texts, 1)[1][:, 0] == own).float().mean()
+
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> list[Figure]:
+        """The captions of the batch that are nearest to each picture, the pictures nearest to each caption, and how
+        near all are to each other."""
+        text, features = batch["text"], self.features(batch)
+        lengths = batch.get("text.length", torch.full((len(text),), text.shape[1]))
+        captions = [row[:length] for row, length in zip(text.tolist(), lengths.tolist(), strict=True)]
+        return pair_figures(batch["image"], captions, features["image"], features["text"])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -31,12 +31,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Something to look at, for the report: pictures, or a table of words.
+    """Something to look at, for the report: pictures, or a table of words, maybe with pictures.
 
     columns: the same samples in each, to be seen side by side (clips: one below the other): pictures [B, C, H, W] or
     clips [B, C, T, H, W] of values in 0-1, of any channels, NaN where there is nothing to see. axes: what the pixels of
-    pictures mean, to the right and upwards, where that is measured. table: instead of pictures. Figures of one heading
-    stand together.
+    pictures mean, to the right and upwards, where that is measured. table: its rows stand behind the pictures of one
+    sample each, where there are any. Figures of one heading stand together.
     """
 
     name: str

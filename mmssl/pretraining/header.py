@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmssl.data import Source, notes
+from mmssl.data import PairFiles, Source, notes
 from mmssl.data.source import FileSource, whole_of
 from mmssl.encoder import SIZES
 from mmssl.errors import as_text
@@ -83,18 +83,28 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
-def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path) -> list[str]:
-    """Where the encoder is, and the commands that use it on the data it was trained on."""
+def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path, label: str | None = None) -> list[str]:
+    """Where the encoder is, and the commands that use it on the data it was trained on, whose classes `label` names."""
     whole = whole_of(media)
     on_clips = isinstance(whole, FileSource) and whole.kind == "video"
     reads = objective.encoder.config.tokenizers[0].modality.name
     frames = " --frames 8" if on_clips and reads == "image" else ""
     model, where = shlex.quote(as_text(str(run_dir / "final"))), shlex.quote(as_text(str(data)))
-    labelled = where if media.labels is not None and len(set(media.labels) - {-1}) > 1 else "LABELLED_DIR"
+    paired: list[str] = []
+    pictures = where
+    if isinstance(whole, PairFiles):
+        keys = {"--image-key": whole.image_key, "--caption-key": whole.caption_key}
+        told = "".join(f" {flag} {shlex.quote(key)}" for flag, key in keys.items() if key)
+        paired = [f"         mmssl evaluate --model {model} --data {where} --task retrieval{told}"]
+        pictures = "DIR" if whole.table else where  # a manifest of pairs is none of pictures alone
+    labelled = "LABELLED_DIR"
+    if media.labels is not None and len(set(media.labels) - {-1}) > 1 and pictures == where:
+        labelled = where + (f" --label {shlex.quote(label)}" if label else "")
     exports = [f"         mmssl export --model {model} --to {form} --out DIR" for form in objective.encoder.forms][-1:]
     return [
         f"encoder: {as_text(str(run_dir / 'final'))}",
         f"next:    mmssl evaluate --model {model} --data {labelled}{frames}",
-        f"         mmssl embed --model {model} --data {where}{frames} --out features.parquet",
+        *paired,
+        f"         mmssl embed --model {model} --data {pictures}{frames} --out features.parquet",
         *exports,
     ]

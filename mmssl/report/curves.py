@@ -45,15 +45,19 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
 _MOST_POINTS = 600
 
 
+_PART = "parts/"
+
+
 def curves(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """An SVG chart each for loss (training and held-out), accuracies, effective rank, gradient norm and learning rate,
-    and a sentence on how to read it.
+    """An SVG chart each for loss (training and held-out), accuracies, effective rank, gradient norm, learning rate
+    and the method's named parts where it has several, and a sentence on how to read it.
 
     `metrics` are the rows of a run, each with its "step"; a row need not hold every metric, and None counts as not
     finite. Metrics that fewer than two rows hold are left out: a point is no curve.
     """
+    metrics = [{**row, **{_PART + name: value for name, value in row.get("parts", {}).items()}} for row in metrics]
     charts = []
-    for title, names, reading in _CHARTS:
+    for title, names, reading in (*_CHARTS, *_parts(metrics)):
         series = {
             legend: [(row["step"], math.nan if row[key] is None else row[key]) for row in metrics if key in row]
             for key, legend in names.items()
@@ -62,6 +66,14 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         if drawn:
             charts.append((chart(drawn, title=title), reading))
     return charts
+
+
+def _parts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, str], str]]:
+    """Charts of the named parts of what a method gives, where there are several."""
+    names = dict.fromkeys(name for row in metrics for name in row if name.startswith(_PART))
+    reading = "Of the training's batches, as the method names it: a term of the loss, or what it tells beside that."
+    titles = {name: name.removeprefix(_PART).replace("_", " ").capitalize() for name in names}
+    return [(title, {name: title}, reading) for name, title in titles.items()] if len(names) > 1 else []
 
 
 def chart(series: Mapping[str, Sequence[tuple[int | float, int | float]]], *, title: str, x_label: str = "step") -> str:

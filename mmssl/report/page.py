@@ -41,7 +41,8 @@ tbody td, tbody th { border-bottom: 1px solid var(--faint); font-weight: 400; }
 td.best { background: var(--best); color: var(--best-ink); font-weight: 650; }
 td small { color: var(--soft); font-size: 0.8em; } td.best small { color: inherit; font-weight: 400; }
 .words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
-.words td:first-child { min-width: 20rem; } mark { background: var(--best); color: var(--best-ink); font-weight: 650; }
+.words td:first-child:not(.picture) { min-width: 20rem; }
+.words .picture img { max-width: none; } mark { background: var(--best); color: var(--best-ink); font-weight: 650; }
 figure { margin: 1.25rem 0; }
 .charts figure { margin: 0; }
 pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--panel); border-radius: 8px; font-size: 0.85rem;
@@ -108,10 +109,21 @@ class Report:
             f"</thead><tbody>{lines}</tbody></table></div>"
         )
 
-    def words(self, head: Sequence[str], rows: Sequence[Sequence[Sequence[Piece]]], caption: str) -> None:
-        """A table whose cells are pieces of text, some of them marked; a cell of many words may take several lines."""
-        names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-        lines = "".join(f"<tr>{''.join(f'<td>{_pieces(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    def words(
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[Sequence[Piece]]],
+        caption: str,
+        pictures: Sequence[bytes] = (),
+    ) -> None:
+        """A table whose cells are pieces of text, some of them marked; a cell of many words may take several lines.
+        pictures: PNG files, which stand before the rows, one each."""
+        names = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*([""] if pictures else []), *head))
+        shown = [f'<td class="picture"><img src="{_png(each)}" alt=""></td>' for each in pictures] or [""] * len(rows)
+        lines = "".join(
+            f"<tr>{picture}{''.join(f'<td>{_pieces(cell)}</td>' for cell in row)}</tr>"
+            for picture, row in zip(shown, rows, strict=True)
+        )
         self._sections.append(
             f'<figure><div class="wide"><table class="words"><thead><tr>{names}</tr></thead><tbody>{lines}</tbody>'
             f"</table></div><figcaption>{escape(caption)}</figcaption></figure>"
@@ -133,11 +145,10 @@ class Report:
         if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII) or name in self._pictures:
             raise ValueError(f"A picture's name must be new and of letters, digits, '.', '-' and '_'; got {name!r}.")
         self._pictures[name] = png
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         text = escape(caption)
         width = int.from_bytes(png[16:20])  # as the PNG's header says
         style = f"width:{_ENLARGED * width:g}px" if enlarged else f"width:{width}px;image-rendering:auto"
-        image = f'<img src="{source}" alt="{text}" style="{style}">'
+        image = f'<img src="{_png(png)}" alt="{text}" style="{style}">'
         self._sections.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
     def sounds(self, files: Sequence[bytes], caption: str) -> None:
@@ -205,6 +216,11 @@ def _cell(row: Row | None, best: float) -> str:
     mark = ' class="best"' if _rounded(row) == best else ""
     spread = f" <small>{deviation}</small>" if deviation else ""
     return f"<td{mark}>{mean}{spread}</td>"
+
+
+def _png(content: bytes) -> str:
+    """A file as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _pieces(cell: Sequence[Piece]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
 from mmssl.report.page import Report
+from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
 from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
 from mmssl.report.sounds import LONGEST, ogg
 from mmssl.report.words import WORDS, Spelling, numbers, pieces, spelling, words_told
@@ -31,6 +32,11 @@ from mmssl.training.settings import record
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
+# What `mmssl evaluate` leaves beside accuracies, by heading and file.
+_TOLD: dict[str, dict[str, Callable[[Any], list[str]]]] = {
+    "What it knows of words": {WORDS: words_told},
+    "What it knows of pictures by their texts": {ZERO_SHOT: zero_shot_told, RETRIEVAL: retrieval_told},
+}
 # Media in a figure: what is seen well at a page's width.
 _SHOWN, _CLIPS, _SPECTROGRAMS = 6, 2, 4
 
@@ -40,9 +46,11 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor], spelt: 
     """What a trained method does with some media: what it has to show, and of media that lie on a grid patch features,
     and attention where there is a class token. spelt: how the ids of words are written out."""
     objective = objective.cpu().eval()
-    batch = {name: values[:_SHOWN] for name, values in batch.items()}
-    count = len(next(iter(batch.values())))
-    draw_figures(report, objective.figures({**batch, "sample_id": torch.arange(count)}), spelt)
+    # Samples that are compared are the more telling the more there are.
+    asked = batch if objective.compares_samples else _first(batch)
+    count = len(next(iter(asked.values())))
+    draw_figures(report, objective.figures({**asked, "sample_id": torch.arange(count)}), spelt)
+    batch = _first(batch)
     if "waveform" in batch:
         draw_sounds(report, batch)
     encoder = objective.encoder
@@ -79,6 +87,10 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor], spelt: 
             report.figure(attention_maps(original, weights), "A picture a head.", name="heads")
 
 
+def _first(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values[:_SHOWN] for name, values in batch.items()}
+
+
 def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = numbers) -> None:
     """What a method has to show, under its headings."""
     heading = ""
@@ -87,7 +99,9 @@ def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = nu
             report.heading(heading := figure.heading)
         if figure.table:
             rows = [[pieces(cell, spelt) for cell in row] for row in figure.table.rows]
-            report.words(figure.table.head, rows, figure.caption)
+            lines = range(len(rows)) if figure.columns else ()
+            pictures = [side_by_side([each[line : line + 1] for each in figure.columns]) for line in lines]
+            report.words(figure.table.head, rows, figure.caption, pictures)
             continue
         if figure.axes:
             png = with_axes([each[:_SPECTROGRAMS] for each in figure.columns], figure.axes)
@@ -157,6 +171,12 @@ def departures(objective: Objective, settings: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in settings.items() if name in usual and usual[name] != value}
 
 
+def _told(run_dir: Path, files: Mapping[str, Callable[[Any], list[str]]]) -> list[str]:
+    """What those of the files that are there amount to."""
+    there = {run_dir / name: tell for name, tell in files.items() if (run_dir / name).is_file()}
+    return [line for path, tell in there.items() for line in tell(json.loads(path.read_text()))]
+
+
 def write_report(run_dir: Path) -> Path:
     """Draw report.html and pictures/ from a run folder; the page's path.
 
@@ -171,7 +191,7 @@ def write_report(run_dir: Path) -> Path:
         media = load_file(run_dir / PICTURES)
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
-        words = words_told(json.loads((run_dir / WORDS).read_text())) if (run_dir / WORDS).is_file() else []
+        told = {heading: _told(run_dir, files) for heading, files in _TOLD.items()}
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -181,9 +201,10 @@ def write_report(run_dir: Path) -> Path:
     metrics = read_metrics(run_dir)
     report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
     report.text(summary(objective, settings, metrics))
-    if words:
-        report.heading("What it knows of words")
-        report.text("\n\n".join(words))
+    for heading, lines in told.items():
+        if lines:
+            report.heading(heading)
+            report.text("\n\n".join(lines))
     report.heading("What its features are worth")
     if rows:
         report.accuracies(rows)

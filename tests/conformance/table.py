@@ -230,9 +230,7 @@ TABLE = (
         "SigLIP",
         siglip,
         captioned,
-        exceptions=WHOLE
-        | PAIRS
-        | without("it has no class token, whose attention would be shown", "a_run_is_reported"),
+        exceptions=WHOLE | PAIRS,
     ),
     Entry(
         "BlockTargets",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmssl.encoder import Encoder
 from mmssl.evaluation import extract
 from mmssl.report.run import PICTURES, write_report
 from mmssl.training import checkpoints, read_metrics
@@ -101,7 +102,7 @@ def test_features_are_those_of_the_encoder(entry: Entry) -> None:
 
 
 def test_a_run_is_reported(entry: Entry, run: Path) -> None:
-    reads = entry.make().encoder.tokenizers
+    reads = {name for part in entry.make().modules() if isinstance(part, Encoder) for name in part.tokenizers}
     shown = {name: values for name, values in entry.batch(0).items() if name.partition(".")[0] in reads}
     save_file({name: values.contiguous() for name, values in shown.items()}, run / PICTURES)
     page = write_report(run).read_text()
