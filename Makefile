@@ -14,8 +14,8 @@ test: lint
 	@told=$$(mktemp); export OMP_NUM_THREADS=1; \
 	{ $(BIN)/mypy; types=$$?; \
 	  TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
-	  $(BIN)/python -m pytest tests/kernels tests/conformance; exit $$((types | triton | $$?)); } > $$told 2>&1 & \
-	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance; others=$$?; \
+	  $(BIN)/python -m pytest tests/kernels tests/conformance tests/test_kernels_*.py; exit $$((types | triton | $$?)); } > $$told 2>&1 & \
+	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance --ignore-glob='tests/test_kernels_*'; others=$$?; \
 	wait $$!; kernels=$$?; \
 	echo "Types; the kernel tests, on the Triton code in its interpreter and on the PyTorch path, and conformance:"; cat $$told; rm $$told; \
 	exit $$((others | kernels))

@@ -1,8 +1,27 @@
-"""The ops inside `torch.compile`. In processes of their own: the tests' shape checks are not traceable."""
+"""The ops inside `torch.compile`. In a process of its own: the tests' shape checks are not traceable."""
 
-from tests.test_compile import run
+import json
+import subprocess
+import sys
 
-PROGRAM = """
+import pytest
+
+from tests.processes import environment
+
+# One after the other, and why each failed that did.
+ALL = """
+import json, sys, torch, traceback
+failed = {}
+for name, program in json.loads(sys.argv[1]).items():
+    torch._dynamo.reset()
+    try:
+        exec(program, {"__name__": name})
+    except Exception:
+        failed[name] = traceback.format_exc()
+print(json.dumps(failed))
+"""
+
+MASKED_PATCH = """
 import torch
 from mmssl_kernels import masked_patch_embed, masked_patch_mse, restore_tokens
 from tests.kernels.support import DEVICE, draw, pixels_of, positions, ragged
@@ -45,14 +64,6 @@ OF_PIXELS = """
 from tests.kernels.test_frame import embed_arguments, opcheck
 opcheck("masked_patch_embed", embed_arguments(float_pixels=True))
 """
-
-
-def test_the_masked_patch_path_compiles_to_one_graph():
-    run(PROGRAM)
-
-
-def test_the_gradient_of_pixels_is_traced():
-    run(OF_PIXELS)
 
 
 CONTRASTIVE = """
@@ -98,10 +109,6 @@ for losses.WHOLE, function, dynamic, low in (
 """
 
 
-def test_contrastive_losses_compile_to_one_graph():
-    run(CONTRASTIVE)
-
-
 RETRIEVAL = """
 import torch
 from mmssl_kernels import similarity_rank, similarity_topk
@@ -117,10 +124,6 @@ for rows in (5, 8, 12):
     for plain, found in zip(retrieve(a, b), compiled(a, b), strict=True):
         torch.testing.assert_close(found, plain)
 """
-
-
-def test_retrieval_compiles_to_one_graph():
-    run(RETRIEVAL)
 
 
 ATTENTION = """
@@ -161,6 +164,24 @@ for function, dynamic, low in ((plain, True, None), (ours, None, torch.float16))
     check(function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic), low)
 """
 
+PROGRAMS = {
+    "the masked-patch path": MASKED_PATCH,
+    "the gradient of pixels": OF_PIXELS,
+    "contrastive losses": CONTRASTIVE,
+    "retrieval": RETRIEVAL,
+    "attention": ATTENTION,
+}
 
-def test_attention_compiles_to_one_graph():
-    run(ATTENTION)
+
+@pytest.fixture(scope="module")
+def failed() -> dict[str, str]:
+    """The tracebacks of those that failed."""
+    call = [sys.executable, "-c", ALL, json.dumps(PROGRAMS)]
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_compiles_to_one_graph(name: str, failed: dict[str, str]) -> None:
+    assert name not in failed, failed.get(name)
