@@ -37,7 +37,7 @@ from mmssl import AudioMAE, Encoder
 from mmssl.audio import RATE, samples_of
 from mmssl.data import SoundClips, SoundSource, SoundView, evaluation_batches
 from mmssl.datasets import write_syllables
-from mmssl.datasets.syllables import INITIALS
+from mmssl.datasets.syllables import INITIALS, Syllable, write_manifest
 from mmssl.evaluation import PooledAndPatches, attentive_probe, extract, linear_probe
 from mmssl.evaluation.features import FeatureEncoder
 from mmssl.objectives import audiomae_config
@@ -53,22 +53,25 @@ CLASSES = {"tone": ["neutral", "first", "second", "third", "fourth"], "initial":
 
 
 def at_the_models_rate(data: Path) -> Path:
-    """The sounds at 16 kHz in WAV, as the loader would resample them from Vorbis anew in every epoch."""
+    """The sounds at 16 kHz in WAV, as the loader would resample them from Vorbis anew in every epoch; made once."""
     made = data.with_name(f"{data.name}-{RATE}")
     for part in ("train", "test"):
-        with open(data / f"{part}.csv", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
+        if (manifest := made / f"{part}.csv").is_file():
+            continue
+        rows = []
+        for row in rows_of(data / f"{part}.csv"):
             values, rate = soundfile.read(data / row["path"], dtype="float32")
             path = (made / row["path"]).with_suffix(".wav")
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, resample(torch.from_numpy(values), rate, RATE).numpy(), RATE, "FLOAT")
-            row["path"] = path.relative_to(made).as_posix()
-        with open(made / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+            rows.append(Syllable(**{**row, "path": path.relative_to(made).as_posix()}))
+        write_manifest(manifest, rows)  # last: where it is, all its sounds are
     return made
+
+
+def rows_of(manifest: Path) -> list[dict[str, str]]:
+    with open(manifest, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 class LogMel(nn.Module):
@@ -100,9 +103,7 @@ class Part:
     @classmethod
     def of(cls, data: Path, part: str) -> Part:
         path = data / f"{part}.csv"
-        with open(path, encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return cls(SoundSource(path, SoundClips(samples_of(FRAMES) / RATE, spread=1)), rows)
+        return cls(SoundSource(path, SoundClips(samples_of(FRAMES) / RATE, spread=1)), rows_of(path))
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         return evaluation_batches(self.source, SoundView(FRAMES), batch_size=64)

@@ -25,6 +25,8 @@ from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
 from mmssl.training.loop import Prepare
 
+R = TypeVar("R", bound="Recipe")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -107,6 +109,10 @@ class Recipe:
     """Of the order of the data, views, masks and first weights."""
     device: str = "auto"
     """auto: a GPU where there is one; or cpu, cuda, cuda:1 ..."""
+
+    def filled(self: R, paper: Mapping[str, Any]) -> R:
+        """Itself, with these settings where none are given."""
+        return replace(self, **{name: value for name, value in paper.items() if getattr(self, name) is None})
 
     def training(self, world_size: int, device: torch.device) -> TrainSettings:
         """The settings of the training loop."""
@@ -219,9 +225,6 @@ class Recipe:
             return result
         finally:
             distributed.shutdown()
-
-
-R = TypeVar("R", bound=Recipe)
 
 
 def from_command_line(

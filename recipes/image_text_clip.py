@@ -145,7 +145,7 @@ class ImageTextCLIP(Recipe):
             paper |= {"crop_scale": (0.5, 1.0), "flip": 0.5}
         elif self.kind is LiT:
             paper |= {"batch_size": 16384, "base_lr": 1e-3 * 256 / 16384, "weight_decay": 1e-4}
-        return replace(self, **{name: value for name, value in paper.items() if getattr(self, name) is None})
+        return self.filled(paper)
 
     @property
     def paper_warmup(self) -> float:

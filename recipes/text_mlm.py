@@ -107,7 +107,7 @@ class TextMLM(Recipe):
             "clip_norm": 1.0 if bert else None,
             "eps": None if bert else 1e-6,  # BERT's optimizer has its own
         }
-        return replace(self, **{name: value for name, value in paper.items() if getattr(self, name) is None})
+        return self.filled(paper)
 
     @property
     def paper_warmup(self) -> float:

@@ -24,10 +24,12 @@ for group in plain:
 """
 
 
-def run(program: str, *arguments: str) -> None:
+def run(program: str, *arguments: str) -> str:
+    """What the program prints."""
     call = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_a_compiled_run_saves_the_plain_names_and_values(tmp_path):

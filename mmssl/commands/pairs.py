@@ -13,6 +13,7 @@ import torch
 
 from mmssl.commands.features import read_features, say, told_how, vocabulary
 from mmssl.commands.labels import labelled, test_part
+from mmssl.commands.models import method_in
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     BrokenSample,
@@ -25,24 +26,19 @@ from mmssl.data import (
     subset,
     text_batch,
 )
-from mmssl.errors import UserError, as_text
+from mmssl.errors import as_text
 from mmssl.evaluation import FeatureSet, PictureTower, class_vectors, retrieval, text_features, zero_shot
 from mmssl.evaluation.templates import IMAGENET, PHOTO
 from mmssl.evaluation.towers import ReadTexts
-from mmssl.objectives import CLIP, load
+from mmssl.objectives import CLIP
 from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
 from mmssl.training import distributed
 
 
 def pair_model(folder: Path) -> CLIP:
     """The model of a folder that compares pictures with texts. Raises UserError where it has no encoder of texts."""
-    try:
-        method = load(folder)
-    except UserError as error:
-        raise UserError(f"{folder} holds an encoder alone, and none of texts beside it ({error})") from error
-    if not isinstance(method, CLIP):
-        raise UserError(f"{folder} holds {type(method).__name__}, which compares no texts with pictures, as CLIP does")
-    return method
+    other = "which compares no texts with pictures, as CLIP does"
+    return method_in(folder, CLIP, "and none of texts beside it", other)
 
 
 def evaluate_pairs(

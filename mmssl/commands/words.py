@@ -12,22 +12,17 @@ from torch import Tensor
 
 from mmssl.commands.features import say, views
 from mmssl.commands.labels import documents
+from mmssl.commands.models import method_in
 from mmssl.commands.reading import Reading
 from mmssl.data import Source, Vocabulary, notes, subset
-from mmssl.errors import UserError
 from mmssl.evaluation import Counts, masked_accuracy, pseudo_perplexity, word_counts
-from mmssl.objectives import MLM, load
+from mmssl.objectives import MLM
 
 
 def language_model(folder: Path, reading: Reading) -> MLM:
     """The model of a folder with its head, which predicts words. Raises UserError where there is an encoder alone, or
     no mask token."""
-    try:
-        method = load(folder)
-    except UserError as error:
-        raise UserError(f"{folder} holds an encoder alone, which predicts no words ({error})") from error
-    if not isinstance(method, MLM):
-        raise UserError(f"{folder} holds {type(method).__name__}, whose predictions are no words")
+    method = method_in(folder, MLM, "which predicts no words", "whose predictions are no words")
     if method.config.mask is None and reading.tokenizer is not None:  # a folder of transformers says it there alone
         words = Vocabulary.read(reading.tokenizer)
         method.config = replace(method.config, mask=words.masked, special=words.framing)

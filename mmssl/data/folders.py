@@ -180,13 +180,18 @@ def read_manifest(path: Path, kind: str, label: str | None = None) -> tuple[list
         raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
 
 
+def label_keys(label: str | None) -> tuple[str, ...]:
+    """What a manifest may call the class, the first one first."""
+    return (label,) if label else ("label", "labels")
+
+
 def labels_of(
     path: Path, kind: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]], label: str | None = None
 ) -> list[Label] | None:
     """The labels of a manifest's rows, of files of these names, as `read_manifest` has them."""
     if not names:
         raise UserError(f"The manifest {path} lists no {kind}.")
-    keys = (label,) if label else ("label", "labels")
+    keys = label_keys(label)
     key = next((key for key in keys if any(row.get(key) not in _UNLABELLED_CELLS for row in rows)), keys[0])
     given = [row.get(key) for row in rows]
     bare = [name for name, label in zip(names, given, strict=True) if label in _UNLABELLED_CELLS]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmssl.data.decode import BrokenSample
 from mmssl.data.documents import quiet
-from mmssl.data.folders import Label, NoTestPart, cache_folder, labels_of, parts_named
+from mmssl.data.folders import Label, NoTestPart, cache_folder, label_keys, labels_of, parts_named
 from mmssl.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Table:
                 self.broken[number] = "has no picture"
             self.names.append(name or place)
             self.captions.append(content.get(told))
-            rows.append({key: content[key] for key in _classes(label) if key in content})
+            rows.append({key: content[key] for key in label_keys(label) if key in content})
         whole = [number for number in range(len(rows)) if number not in self.broken]
         found = labels_of(path, "pair", [self.names[n] for n in whole], [rows[n] for n in whole], label)
         self.labels: list[Label | None] | None = None
@@ -93,7 +93,7 @@ class Table:
             places += [f"{path.relative_to(root)}:{row}" for row in range(1, count + 1)]
         if not places:
             raise UserError(f"The manifest {paths[0]} lists no pair.")
-        plain = list(dict.fromkeys(name for name in (told, *_classes(label)) if name in schema.names))
+        plain = list(dict.fromkeys(name for name in (told, *label_keys(label)) if name in schema.names))
         columns, files = list(dict.fromkeys([picture, *plain])), [str(path) for path in paths]
         with quiet():
             try:
@@ -105,7 +105,7 @@ class Table:
         if not by_path:
             self._pictures, self._picture = dataset.select_columns([picture]), picture
         rows = dataset.select_columns([*([picture] if by_path else []), *plain])[:].to_pylist()
-        for name in _classes(label):
+        for name in label_keys(label):
             if isinstance(kind := read.features.get(name), ClassLabel):
                 for row in rows:
                     row[name] = None if row[name] in (None, -1) else kind.int2str(row[name])
@@ -136,11 +136,6 @@ def _of_text(root: Path, path: Path) -> tuple[list[str], Iterator[tuple[str, Row
         wrong = f", and the first line {first[0][1]}" if first else ""
         raise UserError(f"The manifest {path} lists no pair{wrong}.")
     return fields, ((f"{path.relative_to(root)}:{line}", row) for line, row in chain(first, lines))
-
-
-def _classes(label: str | None) -> tuple[str, ...]:
-    """The columns that may hold the class."""
-    return (label,) if label else ("label", "labels")
 
 
 def _columns(

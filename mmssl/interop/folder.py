@@ -114,14 +114,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / name).read_text())
         if not isinstance(config, dict):
-            raise UserError(f"{folder / CONFIG}: holds no settings but a {type(config).__name__}")
+            raise UserError(f"{folder / name}: holds no settings but a {type(config).__name__}")
         if "mmssl" in config:
             version.check(config, folder)
         return config
     except FileNotFoundError:
         raise UserError(f"{folder}: holds no {CONFIG}; is it a model's folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
+        raise UserError(f"{folder / name}: not valid JSON ({error})") from None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

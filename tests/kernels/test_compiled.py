@@ -1,12 +1,10 @@
 """The ops inside `torch.compile`. In a process of its own: the tests' shape checks are not traceable."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.processes import environment
+from tests.test_compile import run
 
 # One after the other, and why each failed that did.
 ALL = """
@@ -176,10 +174,7 @@ PROGRAMS = {
 @pytest.fixture(scope="module")
 def failed() -> dict[str, str]:
     """The tracebacks of those that failed."""
-    call = [sys.executable, "-c", ALL, json.dumps(PROGRAMS)]
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(run(ALL, json.dumps(PROGRAMS)))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
