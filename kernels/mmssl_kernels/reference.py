@@ -218,11 +218,12 @@ def similarity_topk(a: Tensor, b: Tensor, k: int, *, exclude: int | None = None)
 
 
 def similarity_rank(a: Tensor, b: Tensor, column: Tensor, *, exclude: int | None = None) -> Tensor:
-    """The matrix of similarities, compared with one of each row; what is no number is larger than all."""
+    """The matrix of similarities, compared with one of each row; of equal ones the first comes first."""
     matrix = similarities(a, b, exclude)
     own = matrix.gather(1, column[:, None])
-    others = torch.arange(len(b), device=a.device) != column[:, None]
-    return (others & ~(matrix <= own)).sum(1)
+    number = torch.arange(len(b), device=a.device)
+    others, first = number != column[:, None], number < column[:, None]
+    return (others & (~(matrix <= own) | ((matrix == own) & first))).sum(1)
 
 
 def similarities(a: Tensor, b: Tensor, exclude: int | None) -> Tensor:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
+from mmssl_kernels import similarity_rank
 from torch import Tensor
 
 DEPTHS = (1, 5, 10)
-# Similarities held at once: 2**25 float32 values are 128 MiB, whatever the number of candidates.
-SIMILARITIES = 2**25
 
 
 @dataclass(frozen=True)
@@ -26,26 +25,6 @@ class Retrieval:
     median: int
     queries: int
     candidates: int
-
-
-def ranks(
-    queries: Float[Tensor, "queries dim"],
-    candidates: Float[Tensor, "candidates dim"],
-    own: Int64[Tensor, " queries"],
-) -> Int64[Tensor, " queries"]:
-    """The place, from 1, of each query's `own` candidate among all, the one of the largest product first; of equal ones
-    the one that comes first in `candidates`.
-
-    Blocks of queries are compared at a time: the matrix of all products is never held.
-    """
-    number, found = torch.arange(len(candidates), device=candidates.device), []
-    size = max(1, SIMILARITIES // len(candidates))
-    for block, wanted in zip(queries.split(size), own[:, None].split(size), strict=True):
-        products = block @ candidates.T
-        reached = products.gather(1, wanted)
-        before = (products > reached) | ((products == reached) & (number < wanted))
-        found.append(1 + before.sum(dim=1))
-    return torch.cat(found)
 
 
 def retrieval(
@@ -66,13 +45,10 @@ def retrieval(
     each = owner.bincount(minlength=count)
     if not each.all():
         raise ValueError(f"Picture {int((each == 0).nonzero()[0])} has no caption: leave it out.")
-    # The nearest of a picture's captions is the best placed; of equal ones the first.
-    nearness = (pictures[owner] * captions).sum(dim=1)
-    largest = nearness.new_full((count,), -torch.inf).scatter_reduce(0, owner, nearness, "amax")
-    nearest = (nearness == largest[owner]).nonzero().flatten()
-    best = owner.new_full((count,), total).scatter_reduce(0, owner[nearest], nearest, "amin")
-    by_text = _summary(ranks(captions, pictures, owner), torch.ones_like(owner), count)
-    return by_text, _summary(ranks(pictures, captions, best), each, total)
+    by_text = _summary(1 + similarity_rank(captions, pictures, owner), torch.ones_like(owner), count)
+    places = 1 + similarity_rank(pictures[owner], captions, torch.arange(total, device=owner.device))
+    best = owner.new_full((count,), total).scatter_reduce(0, owner, places, "amin")
+    return by_text, _summary(best, each, total)
 
 
 def _summary(places: Int64[Tensor, " queries"], right: Int64[Tensor, " queries"], candidates: int) -> Retrieval:

@@ -47,10 +47,11 @@ def similarity_rank(
     *,
     exclude: int | None = None,
 ) -> Int64[Tensor, " rows"]:
-    """How many rows of `b` are more similar to row i of `a` than row `column[i]` of `b` is: 0 is the best.
+    """How many rows of `b` come before row `column[i]` in the order of `similarity_topk` for row i of `a`: 0 is the
+    best.
 
-    Only strictly larger similarities count, so that equal ones share the better rank. Where the given row's similarity
-    is no number, all others count. exclude: as in `similarity_topk`.
+    Of equal similarities the lower number comes first. Where the given row's similarity is no number, all others count.
+    exclude: as in `similarity_topk`.
 
     Raises ValueError naming both shapes where sizes or devices do not fit, and for a column that is none of `b` or the
     excluded one (on a GPU only with MMSSL_DEBUG=1); TypeError for other dtypes.
@@ -115,8 +116,10 @@ def rank(x: Tensor, y: Tensor, column: Tensor, exclude: int | None) -> Tensor:
     ranks = torch.empty_like(column)
     for row, tile in rows_of(x, y, exclude):
         own = column[row, None]
-        larger = (tile <= tile.gather(1, own)).logical_not_().scatter_(1, own, False)
-        ranks[row] = larger.sum(1)
+        limit = tile.gather(1, own)
+        before = (tile <= limit).logical_not_().scatter_(1, own, False).sum(1)
+        equal = (tile == limit).logical_and_(torch.arange(len(y), device=y.device) < own)
+        ranks[row] = before + equal.sum(1)
     return ranks
 
 

@@ -61,7 +61,7 @@ def rank_kernel(
     x, y, columns, counts, N, M, width, exclude, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """counts [parts, N]: how many of `width` columns are more similar than each row's own."""
+    """counts [parts, N]: how many of `width` columns come before each row's own."""
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(1)
     own = tl.load(columns + i, mask=i < N, other=0)
@@ -76,7 +76,8 @@ def rank_kernel(
         total = products(x, y, i, j, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         tile = logits_of(total, i, j, None, None, None, M, exclude)
         other = (j < M)[None, :] & (j[None, :] != own[:, None])
-        count += tl.sum(tl.where(tile <= limit[:, None], 0, other.to(tl.int32)), axis=1)
+        first = (tile == limit[:, None]) & (j[None, :] < own[:, None])
+        count += tl.sum(tl.where((tile <= limit[:, None]) & ~first, 0, other.to(tl.int32)), axis=1)
     tl.store(counts + part.to(tl.int64) * N + i, count, mask=i < N)
 
 
