@@ -207,7 +207,7 @@ def test_what_is_missing_is_named():
         model(made)
     with pytest.raises(UserError, match=r"mask 103 .* are not all ids of 50 words"):
         MLM("tiny", vocab=50)
-    with pytest.raises(UserError, match=r"mask_ratio 1.5 and shares"):
+    with pytest.raises(UserError, match=r"mask_ratio 1.5, shares"):
         method(mask_ratio=1.5)
     with pytest.raises(UserError, match=r"ids from 2 to 50, but the model has 50: the tokenizer is another"):
         model.encoder({**made, "text": made["text"].masked_fill(made["text"] == 5, 50)})

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +20,10 @@ KNOWN = [
 @pytest.mark.parametrize(("key", "counter", "expected"), KNOWN)
 def test_threefry_gives_the_published_answers(key, counter, expected):
     assert threefry2x32(key, counter) == expected
-    as_tensors = threefry2x32(*(tuple(torch.tensor(word) for word in pair) for pair in (key, counter)))
-    assert tuple(int(word) for word in as_tensors) == expected
+    as_tensors = threefry2x32(*(tuple(torch.tensor(word).int() for word in pair) for pair in (key, counter)))
+    assert tuple(int(word) % 2**32 for word in as_tensors) == expected
+    as_arrays = threefry2x32(*(tuple(np.array([word], np.uint32) for word in pair) for pair in (key, counter)))
+    assert tuple(int(word[0]) for word in as_arrays) == expected
 
 
 def test_a_sample_has_the_same_noise_in_any_batch():
@@ -30,6 +33,12 @@ def test_a_sample_has_the_same_noise_in_any_batch():
     for order in itertools.permutations(range(4)):
         assert torch.equal(random_bits(196, sample_id=ids[list(order)], **settings), whole[list(order)])
     assert torch.equal(random_bits(50, sample_id=ids, **settings), whole[:, :50])
+
+
+def test_what_is_asked_for_alone_is_as_among_all():
+    settings = {"seed": 3, "stream": "show/text", "sample_id": torch.tensor([7, 2**40 + 1, 5]), "epoch": 2}
+    whole, where = random_bits(30, **settings), torch.rand(3, 30) < 0.2
+    assert torch.equal(random_bits(30, where=where, **settings)[where], whole[where])
 
 
 def test_every_coordinate_changes_the_noise():

@@ -170,13 +170,14 @@ class TextView:
         if max(lengths) > self.length:
             raise UserError(f"A row of {max(lengths)} tokens does not fit into {self.length}: pack shorter ones.")
         batch: dict[str, Tensor] = {"text.length": torch.tensor(lengths)}
+        filled = torch.arange(self.length) < batch["text.length"][:, None]
         for name, value in rows[0].items():
+            values = [row[name] for row in rows]
             if value.ndim == 0:
-                batch[name] = torch.stack([row[name] for row in rows])
-                continue
-            batch[name] = torch.full((len(rows), self.length), _PADDING.get(name, self.pad))
-            for place, row, length in zip(batch[name], rows, lengths, strict=True):
-                place[:length] = row[name]
+                batch[name] = torch.stack(values)
+            else:
+                behind = torch.full((len(rows), self.length), _PADDING.get(name, self.pad))
+                batch[name] = behind.masked_scatter_(filled, torch.cat(values))
         return batch
 
 

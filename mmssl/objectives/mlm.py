@@ -123,9 +123,7 @@ class MLM(Objective):
         self.config = made
         transformer, vocab = made.encoder.transformer, made.encoder.tokenizers[0].modality.channels
         if not 0 < made.mask_ratio <= 1 or min(made.shares) < 0 or sum(made.shares) > 1:
-            raise UserError(
-                f"mask_ratio {made.mask_ratio} and shares {made.shares}: shares of all tokens, and of those"
-            )
+            raise UserError(f"mask_ratio {made.mask_ratio}, shares {made.shares}: shares of all tokens, and of those")
         ids = made.special if made.mask is None else (made.mask, *made.special)
         if not all(0 <= each < vocab for each in ids):
             raise UserError(f"mask {made.mask} and special {made.special} are not all ids of {vocab} words")
@@ -147,8 +145,8 @@ class MLM(Objective):
 
     def candidates(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
         """Where words may be hidden: of what is valid, all that are not special."""
-        special = torch.tensor(self.config.special, dtype=torch.int64, device=batch["text"].device)
-        return valid & ~batch.get("text.special", torch.isin(batch["text"], special)).bool()
+        text, special = batch["text"], batch.get("text.special")
+        return valid & ~(torch.isin(text, text.new_tensor(self.config.special)) if special is None else special.bool())
 
     def chosen(self, batch: Batch, valid: Bool[Tensor, "batch positions"]) -> Bool[Tensor, "batch positions"]:
         """Where words are hidden: of what may be, as many as the config says."""
@@ -162,11 +160,11 @@ class MLM(Objective):
             raise UserError(f"whole words are to be hidden, but the batch holds no 'text.words', only {sorted(batch)}")
         return whole_words(noise, words, candidates, counts)
 
-    def noise(self, batch: Batch, purpose: str) -> Int64[Tensor, "batch positions"]:
-        """One number a token, for one purpose; in every `dupe_factor`-th epoch the same."""
+    def noise(self, batch: Batch, purpose: str, where: Tensor | None = None) -> Int64[Tensor, "batch positions"]:
+        """One number a token, for one purpose; in every `dupe_factor`-th epoch the same. where: see `batch_bits`."""
         if (dupes := self.config.dupe_factor) and "epoch" in batch:
             batch = {**batch, "epoch": batch["epoch"] % dupes}
-        return batch_bits(batch, batch["text"].shape[1], seed=self.config.seed, stream=f"{purpose}/text")
+        return batch_bits(batch, batch["text"].shape[1], seed=self.config.seed, stream=f"{purpose}/text", where=where)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Hidden words."""
@@ -180,8 +178,9 @@ class MLM(Objective):
         if self.config.mask is None:
             raise UserError("this model has no mask token: set `mask` in its config, or mask the texts (`text.target`)")
         text, hidden = batch["text"], (mask or self.hide(batch)).hide.boolean(batch["text"].shape[1])
-        noises, by_runs = (self.noise(batch, "show"), self.noise(batch, "word")), self.config.masking == "spans"
-        seen = shown(text, hidden, *noises, self.config.mask, len(self.bias), self.config.shares, by_runs)
+        show, word = (self.noise(batch, purpose, hidden) for purpose in ("show", "word"))
+        by_runs = self.config.masking == "spans"
+        seen = shown(text, hidden, show, word, self.config.mask, len(self.bias), self.config.shares, by_runs)
         return {**batch, "text": seen, "text.target": text.masked_fill(~hidden, NOT_WANTED)}
 
     def wanted(self, batch: Batch, hide: Positions) -> Int64[Tensor, " hidden"]:
