@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,23 +74,30 @@ class Call:
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of equal lengths. order, inverse: those of the call, where sequences are windows."""
+    """Sequences of equal lengths. queries, keys: their tokens, of several packed sequences `[sequences, tokens]`, which
+    count as windows. order, inverse: those of the call, where sequences are windows."""
 
     samples: slice
-    queries: slice
-    keys: slice
+    queries: slice | Tensor
+    keys: slice | Tensor
     order: Tensor | None = None
     inverse: Tensor | None = None
 
-    def read(self, x: Tensor, tokens: slice) -> Tensor:
+    def read(self, x: Tensor, tokens: slice | Tensor) -> Tensor:
         """`[samples * heads * windows, tokens of one, head_dim]` of `[B, N, H, D]`."""
+        if isinstance(tokens, Tensor):
+            return x[0].index_select(0, tokens.flatten()).unflatten(0, tokens.shape).permute(2, 0, 1, 3).flatten(0, 1)
         x = x[self.samples, tokens].transpose(1, 2)
         if self.order is None:
             return x.flatten(0, 1)
         return x.index_select(2, self.order.flatten()).unflatten(2, self.order.shape).flatten(0, 2)
 
-    def write(self, x: Tensor, tokens: slice, values: Tensor) -> None:
+    def write(self, x: Tensor, tokens: slice | Tensor, values: Tensor) -> None:
         """The inverse."""
+        if isinstance(tokens, Tensor):
+            values = values.unflatten(0, (-1, len(tokens))).permute(1, 2, 0, 3).flatten(0, 1)
+            x[0].index_copy_(0, tokens.flatten(), values.to(x.dtype))
+            return
         part = x[self.samples, tokens].transpose(1, 2)
         values = values.view(part.shape)
         if self.inverse is None or values.dtype != part.dtype:
@@ -100,18 +108,31 @@ class Group:
 
 def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
     """All sequences, as many at a time as a block of logits holds."""
-    everything = slice(None)
+    everything, (batch, queries, heads, _) = slice(None), q.shape
     if call.cu_seqlens_q is not None and call.cu_seqlens_k is not None:
-        of_q = spans(call.cu_seqlens_q, q.shape[1], call.max_q)
+        of_q = spans(call.cu_seqlens_q, queries, call.max_q)
+        alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for (a, b), (c, d) in zip(of_q, spans(call.cu_seqlens_k, k.shape[1], call.max_k), strict=True):
             if b > a:
-                yield Group(everything, slice(a, b), slice(c, d))
+                alike.setdefault((b - a, d - c), []).append((a, c))
+        for lengths, starts in alike.items():
+            step = max(1, TOGETHER // max(1, heads * math.prod(lengths)))
+            for first in range(0, len(starts), step):
+                some = zip(*starts[first : first + step], strict=True)
+                both = [places(each, length, q.device) for each, length in zip(some, lengths, strict=True)]
+                yield Group(everything, both[0], both[1])
         return
-    batch, queries, heads, _ = q.shape
     logits = heads * queries * (k.shape[1] if call.window is None else call.window.tokens)
     step = max(1, TOGETHER // max(1, logits))
     for start in range(0, batch if queries else 0, step):
         yield Group(slice(start, start + step), everything, everything, call.order, call.inverse)
+
+
+def places(starts: Sequence[int], length: int, device: torch.device) -> slice | Tensor:
+    """The tokens of sequences of one length: of one, which needs no copy, a slice, else `[sequences, length]`."""
+    if len(starts) == 1:
+        return slice(starts[0], starts[0] + length)
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
 
 
 def spans(offsets: Tensor, tokens: int, longest: int) -> list[tuple[int, int]]:
