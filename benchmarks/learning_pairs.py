@@ -64,7 +64,7 @@ from mmssl.report.run import write_report
 from mmssl.training import TrainSettings
 from mmssl.training.journal import read_metrics
 
-SIZE, PATCH, LENGTH, DEPTH, TRIED, SEED, CPU = 64, 16, 24, 4, 8, 0, torch.device("cpu")
+SIZE, PATCH, LENGTH, TRIED, SEED, CPU = 64, 16, 24, 8, 0, torch.device("cpu")
 FLAGS = "flags"
 TRAINED, OTHER = ("google", "twitter"), "fluent"
 NEW_NAMES, NEW_VENDOR = "names held out", "a vendor held out"
@@ -131,6 +131,25 @@ class Asked:
             {"flags": "without", **found(seen.features[others], told[others], vectors[kept], labels[others])},
         ]
 
+    def guesses(self) -> list[dict[str, Any]]:
+        """What any order finds, and the largest category."""
+        assert self.files.labels is not None and self.files.classes is not None
+        labels = torch.tensor(self.files.labels)
+        return [
+            {"flags": "with", **guessed(labels)},
+            {"flags": "without", **guessed(labels[labels != self.files.classes.index(FLAGS)])},
+        ]
+
+
+def guessed(labels: Int64[Tensor, " pairs"]) -> dict[str, float]:
+    """As `found`."""
+    count = len(labels)
+    sides = ("drawing by name", "name by drawing")
+    shares = {f"{side}, R@{k}": k / count for side in sides for k in (1, 5, 10)}
+    shares["category"] = (labels == labels.mode().values).double().mean().item()
+    places = {f"{side}, median": (count + 1) // 2 for side in sides}
+    return {"drawings": count, **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
+
 
 def found(
     seen: Float[Tensor, "pairs dim"],
@@ -147,20 +166,20 @@ def found(
     return {"drawings": len(seen), **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
 
 
-def shallow(config: CLIPConfig, vocabulary: Vocabulary) -> CLIPConfig:
-    """The method's smallest encoders with `DEPTH` blocks each."""
+def small(tower: EncoderConfig) -> EncoderConfig:
+    return replace(tower, transformer=replace(tower.transformer, dim=128, depth=4, heads=2))
 
-    def shortened(tower: EncoderConfig) -> EncoderConfig:
-        return replace(tower, transformer=replace(tower.transformer, depth=DEPTH))
 
-    encoder, text = shortened(config.encoder), shortened(config.text_encoder)
-    return replace(config, encoder=encoder, text_encoder=text, end=vocabulary.sep)
+def pairs(config: CLIPConfig, vocabulary: Vocabulary) -> CLIPConfig:
+    """The method's settings with small encoders."""
+    encoder, text = small(config.encoder), small(config.text_encoder)
+    dim = None if config.dim is None else encoder.transformer.dim
+    return replace(config, encoder=encoder, text_encoder=text, dim=dim, end=vocabulary.sep)
 
 
 def mae() -> MAE:
     config = mae_config("tiny", size=SIZE, patch=PATCH, norm_pix=True, seed=SEED)
-    encoder = replace(config.encoder, transformer=replace(config.encoder.transformer, depth=DEPTH))
-    return MAE(replace(config, encoder=encoder))
+    return MAE(replace(config, encoder=small(config.encoder)))
 
 
 def settings(steps: int, options: argparse.Namespace, **further: Any) -> TrainSettings:
@@ -223,7 +242,7 @@ def learners(data: Path, out: Path, words: Path, vocabulary: Vocabulary) -> dict
     drawings, others = (open_source(data / f"{part}.tar") for part in ("train", "vendor"))
     sizes: dict[str, Any] = {"size": SIZE, "patch": PATCH, "length": LENGTH, "vocab": vocabulary.size}
     clip, siglip, flip = (
-        shallow(config, vocabulary)
+        pairs(config, vocabulary)
         for config in (
             clip_config("tiny", **sizes),
             siglip_config("tiny", **sizes, attend_padding=False, pad=vocabulary.pad),
@@ -286,7 +305,7 @@ def main() -> None:
     parser.add_argument("--glosses", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/learning-pairs"))
     parser.add_argument("--minutes", type=float, default=6.0, help="of each training")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
     parser.add_argument(
         "--text-steps", type=int, default=3000, help="of the MLM, as benchmarks.learning_text's --steps"
@@ -306,6 +325,8 @@ def main() -> None:
             torch.manual_seed(SEED)
             untrained = {"model": "random initialisation", "steps": 0, "training, minutes": 0}
             rows += [{**untrained, **row} for row in asked(learner.make(), tests)]
+            guess = {**untrained, "model": "none: any order, and the largest category"}
+            rows += [{**guess, "held out": what, **row} for what, test in tests.items() for row in test.guesses()]
         model = learner.train(run, options)
         if folder != "mae":
             took = {
