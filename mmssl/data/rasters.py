@@ -166,23 +166,23 @@ def _raster(table: Mapping[str, Any], where: str) -> Raster:
         raise UserError(f"{whose} is {kind} and has {unused[0]!r}, which means nothing there; leave it out.")
     base = known if known is not None and known.kind == _KINDS[kind] else replace(_UNKNOWN[kind], name=name)
     channels = table.get("channels", base.channels)
+    if kind == "labels" and known is not SEMSEG and "channels" not in table:
+        raise UserError(f"{whose} has labels and no channels, the number of its classes; give it.")
     if kind == "labels" and channels > NO_CLASS:
         raise UserError(f"{whose} has {channels} classes; at most {NO_CLASS} are possible, as {NO_CLASS} is none.")
     stride = table.get("stride", _STRIDE) if kind == "labels" else 1
     patch = table.get("patch", max(1, _PATCH // stride))
     same = channels == base.channels
-    statistics = {
-        field: _each(table.get(field, getattr(base, field) if same else usual), channels)
-        for field, usual in (("mean", 0.0), ("std", 1.0))
-        if kind == "continuous"
-    }
-    embedding = table.get("embedding", base.embedding)
+    changes: dict[str, Any] = {"channels": channels, "patch": (patch, patch)}
+    changes["embedding"] = table.get("embedding", base.embedding)
     try:
-        modality = replace(base, channels=channels, patch=(patch, patch), embedding=embedding, **statistics)
-    except ValueError as error:
+        for field, usual in (("mean", 0.0), ("std", 1.0)) if kind == "continuous" else ():
+            changes[field] = _each(table.get(field, getattr(base, field) if same else usual), channels)
+        modality = replace(base, **changes)
+    except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}.") from error
     return Raster(modality, table.get("folder", name), stride)
 
 
-def _each(value: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    return tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * channels
+def _each(value: Any, channels: int) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),) * channels
