@@ -1,5 +1,5 @@
-"""Data sets that mmssl fetches or makes: Fashion-MNIST, real videos, objects that move over them, spoken syllables, tiles
-of the Earth."""
+"""Data sets that mmssl fetches or makes: Fashion-MNIST, real videos, objects that move over them, spoken syllables,
+tiles of the Earth."""
 
 from mmssl.datasets.earth import write_earth_tiles
 from mmssl.datasets.fashion_mnist import digits_source, fetch_fashion_mnist

@@ -27,8 +27,8 @@ def write_earth_tiles(destination: str | Path, given: str | Path) -> dict[str, i
     given: a folder with `rgb.jpg`, `elevation_plus_12000m.png` (uint16, metres + 12 000) and `landmask.png` (0 ocean, 1
     land, 2 lake), of one size, equirectangular, north up, from longitude -180 to 180.
     `destination/{train,val,test}/{rgb,elevation,land}/` hold PNG, .npy of float32 in metres (which is no depth, and
-    negative under water), and palette PNG, by names that say where each lies: `n470_e0120`, tenths of a degree of its
-    north-west corner. `destination/modalities.toml` declares them, with the training part's mean and deviation of elevation.
+    negative under water), and palette PNG, named after the tile's north-west corner in tenths of a degree,
+    `n470_e0120`. `destination/modalities.toml` declares them, with the training part's mean and deviation of elevation.
 
     The globe is parted into twelve blocks of longitude, eight to train, two each for val and test. Each is cut from its
     western side into whole tiles, so that none overlaps another; what is left over (40 pixels, 3.3 degrees, of rasters
@@ -86,7 +86,8 @@ def _opened(path: Path) -> np.ndarray:
             return np.array(image.convert("RGB") if path.name == COLOURS else image)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); the folder must hold {COLOURS}, {ELEVATION} and {LAND}."
+            f"{path} cannot be read ({error.strerror or error}); "
+            f"a folder with {COLOURS}, {ELEVATION} and {LAND} is meant."
         ) from error
 
 
