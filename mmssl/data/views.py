@@ -408,8 +408,8 @@ def _resized(box: Shaped[Tensor, "n c height width"], size: tuple[int, int]) -> 
 def _nearest(
     medium: UInt8[Tensor, "c height width"], size: tuple[int, int], cut: Cut, stride: int
 ) -> UInt8[Tensor, "1 c down across"]:
-    """The pixels in the middles of the window's cells of `stride` pixels: what Pillow's NEAREST takes of a box that
-    becomes one pixel a cell."""
+    """The pixels in the middles of the window's cells of `stride` pixels, of a middle between two the latter: what
+    Pillow's NEAREST takes of a box that becomes one pixel a cell, but that its middles are summed up in floats."""
     top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
     middles = ((torch.arange(side // stride) * 2 + 1) * stride for side in size)  # twice, to stay whole numbers
     rows, columns = (
