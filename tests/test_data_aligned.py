@@ -251,6 +251,7 @@ def test_a_toml_file_beside_the_data_declares_any_set(tmp_path):
         ("[1, 2, 3, 4, 5, 6, 7]", "[1, 2]", "has 7 channels, but 7 means and 2 standard deviations"),
         ('name = "bands"', 'name = "infrared"', "declares the modality 'infrared' twice"),
         ('name = "bands"', "", "a modality without a name"),
+        ('name = "bands"', 'name = "bands.1"', "'bands.1' cannot be called so in a batch"),
         ("[[modality]]", "[modality]", "cannot be read as TOML"),
         (SET, "[[modalities]]\nname = 'depth'", "unknown table 'modalities'"),
     ],

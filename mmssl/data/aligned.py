@@ -31,8 +31,6 @@ from mmssl.data.source import FileSource, told_of_part
 from mmssl.data.views import Crop, EvalView, Keys, render, sides
 from mmssl.errors import UserError, as_text, nearest
 
-Places = list[Place | str | None]
-
 
 class AlignedSource(FileSource):
     """Samples of several aligned rasters (see `Raster`), which lie in one of these:
@@ -53,6 +51,7 @@ class AlignedSource(FileSource):
 
     kind = "sample"
     extensions = (*ENDINGS, ".npy")
+    places: dict[str, list[Place | str | None]]
 
     def __init__(self, root: str | Path, rasters: Sequence[Raster]) -> None:
         self.rasters = tuple(rasters)
@@ -114,7 +113,10 @@ class AlignedSource(FileSource):
                     f"The manifest {path} has no column {raster.folder!r} but {', '.join(columns)}: "
                     + nearest(raster.folder, columns)
                 )
-        self.places = {raster.name: [row.get(raster.folder) or None for row in rows] for raster in self.rasters}
+        self.places = {
+            raster.name: [str(place) if (place := row.get(raster.folder)) else None for row in rows]
+            for raster in self.rasters
+        }
         names = [
             next((str(place) for place in places if place is not None), f"row {number}")
             for number, places in enumerate(zip(*self.places.values()), 1)

@@ -21,6 +21,8 @@ NO_CLASS = 255
 DECLARATION = "modalities.toml"
 _KNOWN = {modality.name: modality for modality in (IMAGE, DEPTH, SEMSEG)}
 _KINDS: dict[str, Literal["continuous", "categorical"]] = {"continuous": "continuous", "labels": "categorical"}
+# What else batches hold.
+_TAKEN = ("sample_id", "epoch", "draw", "step", "label")
 # MultiMAE reads labels at a quarter of the pictures' resolution.
 _STRIDE, _PATCH = 4, 16
 _UNKNOWN = {"continuous": DEPTH, "labels": replace(SEMSEG, channels=1)}
@@ -158,6 +160,8 @@ def _raster(table: Mapping[str, Any], where: str) -> Raster:
             raise UserError(f"{whose} has {field} = {value}, which must be at least 1.")
     if not name:
         raise UserError(f"{whose} cannot be told from others: give it one.")
+    if not name.isidentifier() or name in _TAKEN:
+        raise UserError(f"{whose} cannot be called so in a batch; choose one word, none of {', '.join(_TAKEN)}.")
     known = _KNOWN.get(name)
     kind = table.get("kind", "labels" if known is SEMSEG else "continuous")
     if kind not in _KINDS:
