@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -64,16 +64,17 @@ from mmssl.report.run import write_report
 from mmssl.training import TrainSettings
 from mmssl.training.journal import read_metrics
 
-SIZE, PATCH, LENGTH, DEPTH, TRIED, SEED, CPU = 64, 16, 24, 4, 8, 0, torch.device("cpu")
+SIZE, PATCH, LENGTH, TRIED, SEED, CPU = 64, 16, 24, 8, 0, torch.device("cpu")
 FLAGS = "flags"
 TRAINED, OTHER = ("google", "twitter"), "fluent"
-NEW_NAMES, NEW_VENDOR = "names held out", "a vendor held out"
-Part = Literal["train", "names", "vendor"]
+QUESTIONS = {"names": "names held out", "vendor": "a vendor held out"}
 
 
 def written(emoji: Path, folder: Path) -> Path:
-    """The three parts as shards, in `folder`."""
-    parts: dict[Part, list[tuple[str, bytes, dict[str, Any]]]] = {"train": [], "names": [], "vendor": []}
+    """The three parts as shards, in `folder`, once: runs that go on know their files by their times."""
+    if (folder / "vendor.tar").is_file():
+        return folder
+    parts: dict[str, list[tuple[str, bytes, dict[str, Any]]]] = {"train": [], **{part: [] for part in QUESTIONS}}
     for vendor in (*TRAINED, OTHER):
         with tarfile.open(emoji / f"{vendor}.tar") as tar:
             content = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
@@ -103,8 +104,9 @@ def written(emoji: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Asked:
-    """Drawings that were not trained on."""
+    """Drawings that were not trained on; what: of which kind they are."""
 
+    what: str
     path: Path
     vocabulary: Vocabulary
 
@@ -127,9 +129,30 @@ class Asked:
         others, kept = seen.labels != flags, torch.arange(len(classes)) != flags
         labels = seen.labels - (seen.labels > flags).long()
         return [
-            {"flags": "with", **found(seen.features, told, vectors, seen.labels)},
-            {"flags": "without", **found(seen.features[others], told[others], vectors[kept], labels[others])},
+            {"asked": f"{self.what}, with flags", **found(seen.features, told, vectors, seen.labels)},
+            {
+                "asked": f"{self.what}, without flags",
+                **found(seen.features[others], told[others], vectors[kept], labels[others]),
+            },
         ]
+
+    def guesses(self) -> list[dict[str, Any]]:
+        """What any order finds, and the largest category."""
+        assert self.files.labels is not None and self.files.classes is not None
+        labels = torch.tensor(self.files.labels)
+        return [
+            {"asked": f"{self.what}, with flags", **guessed(labels)},
+            {"asked": f"{self.what}, without flags", **guessed(labels[labels != self.files.classes.index(FLAGS)])},
+        ]
+
+
+def guessed(labels: Int64[Tensor, " pairs"]) -> dict[str, float]:
+    """As `found`."""
+    count = len(labels)
+    shares = {f"{side} R@{k}": k / count for side in ("drawing", "name") for k in (1, 5, 10)}
+    shares["category"] = (labels == labels.mode().values).double().mean().item()
+    places = {f"{side} median": (count + 1) // 2 for side in ("drawing", "name")}
+    return {"drawings": count, **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
 
 
 def found(
@@ -138,29 +161,28 @@ def found(
     vectors: Float[Tensor, "classes dim"],
     labels: Int64[Tensor, " pairs"],
 ) -> dict[str, float]:
-    """In per cent, but for the median place."""
-    by_name, by_picture = retrieval(seen, told, torch.arange(len(told)))
-    shares = {f"drawing by name, R@{k}": share for k, share in by_name.recalls.items()}
-    shares |= {f"name by drawing, R@{k}": share for k, share in by_picture.recalls.items()}
+    """In per cent, but for the median place: of the drawing among all by its name, and of the name by its drawing."""
+    both = dict(zip(("drawing", "name"), retrieval(seen, told, torch.arange(len(told))), strict=True))
+    shares = {f"{side} R@{k}": share for side, found in both.items() for k, share in found.recalls.items()}
     shares["category"] = zero_shot(seen, vectors, labels).accuracy
-    places = {"drawing by name, median": by_name.median, "name by drawing, median": by_picture.median}
+    places = {f"{side} median": found.median for side, found in both.items()}
     return {"drawings": len(seen), **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
 
 
-def shallow(config: CLIPConfig, vocabulary: Vocabulary) -> CLIPConfig:
-    """The method's smallest encoders with `DEPTH` blocks each."""
+def small(tower: EncoderConfig) -> EncoderConfig:
+    return replace(tower, transformer=replace(tower.transformer, dim=128, depth=4, heads=2))
 
-    def shortened(tower: EncoderConfig) -> EncoderConfig:
-        return replace(tower, transformer=replace(tower.transformer, depth=DEPTH))
 
-    encoder, text = shortened(config.encoder), shortened(config.text_encoder)
-    return replace(config, encoder=encoder, text_encoder=text, end=vocabulary.sep)
+def pairs(config: CLIPConfig, vocabulary: Vocabulary) -> CLIPConfig:
+    """The method's settings with small encoders."""
+    encoder, text = small(config.encoder), small(config.text_encoder)
+    dim = None if config.dim is None else encoder.transformer.dim
+    return replace(config, encoder=encoder, text_encoder=text, dim=dim, end=vocabulary.sep)
 
 
 def mae() -> MAE:
     config = mae_config("tiny", size=SIZE, patch=PATCH, norm_pix=True, seed=SEED)
-    encoder = replace(config.encoder, transformer=replace(config.encoder.transformer, depth=DEPTH))
-    return MAE(replace(config, encoder=encoder))
+    return MAE(replace(config, encoder=small(config.encoder)))
 
 
 def settings(steps: int, options: argparse.Namespace, **further: Any) -> TrainSettings:
@@ -223,7 +245,7 @@ def learners(data: Path, out: Path, words: Path, vocabulary: Vocabulary) -> dict
     drawings, others = (open_source(data / f"{part}.tar") for part in ("train", "vendor"))
     sizes: dict[str, Any] = {"size": SIZE, "patch": PATCH, "length": LENGTH, "vocab": vocabulary.size}
     clip, siglip, flip = (
-        shallow(config, vocabulary)
+        pairs(config, vocabulary)
         for config in (
             clip_config("tiny", **sizes),
             siglip_config("tiny", **sizes, attend_padding=False, pad=vocabulary.pad),
@@ -267,17 +289,15 @@ def learners(data: Path, out: Path, words: Path, vocabulary: Vocabulary) -> dict
     }
 
 
-def asked(model: Objective, tests: dict[str, Asked]) -> list[dict[str, Any]]:
+def asked(model: Objective, tests: list[Asked]) -> list[dict[str, Any]]:
     assert isinstance(model, CLIP)
-    return [{"held out": what, **row} for what, test in tests.items() for row in test.answers(model)]
+    return [row for test in tests for row in test.answers(model)]
 
 
 def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of one question together."""
-    return sorted(
-        [{column: row.get(column, "") for column in rows[-1]} for row in rows],
-        key=lambda row: (row["held out"], row["flags"]),
-    )
+    columns = dict.fromkeys(["asked", *rows[0]])
+    return sorted([{column: row[column] for column in columns} for row in rows], key=lambda row: row["asked"])
 
 
 def main() -> None:
@@ -286,7 +306,7 @@ def main() -> None:
     parser.add_argument("--glosses", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/learning-pairs"))
     parser.add_argument("--minutes", type=float, default=6.0, help="of each training")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
     parser.add_argument(
         "--text-steps", type=int, default=3000, help="of the MLM, as benchmarks.learning_text's --steps"
@@ -298,7 +318,7 @@ def main() -> None:
     usual = argparse.Namespace(steps=options.text_steps, batch_size=64, rate=2e-3, workers=0)
     learning_text.pretrained(learning_text.objective(glosses.vocabulary), glosses, others, texts / "bert", usual)
     vocabulary = glosses.vocabulary
-    tests = {NEW_NAMES: Asked(data / "names.tar", vocabulary), NEW_VENDOR: Asked(data / "vendor.tar", vocabulary)}
+    tests = [Asked(what, data / f"{part}.tar", vocabulary) for part, what in QUESTIONS.items()]
     rows: list[dict[str, Any]] = []
     for folder, learner in learners(data, options.out, texts / "bert", vocabulary).items():
         run = options.out / folder
@@ -306,6 +326,8 @@ def main() -> None:
             torch.manual_seed(SEED)
             untrained = {"model": "random initialisation", "steps": 0, "training, minutes": 0}
             rows += [{**untrained, **row} for row in asked(learner.make(), tests)]
+            guess = {**untrained, "model": "none: any order, and the largest category"}
+            rows += [{**guess, **row} for test in tests for row in test.guesses()]
         model = learner.train(run, options)
         if folder != "mae":
             took = {
