@@ -131,7 +131,7 @@ class AlignedSource(FileSource):
         every = tuple(ending for each in members.values() for ending in each)
         self.shards = Shards(folder, tars, "raster", every, beside=members)
         self.notes = self.shards.notes
-        self.places = {name: list(places) for name, places in self.shards.beside.items()}
+        self.places = {name: [*places] for name, places in self.shards.beside.items()}
         return self.shards.paths, self.shards.labels
 
     def _check(self) -> None:
