@@ -116,6 +116,8 @@ def decode_raster(
     """`decode` of what was measured: pixels that are not there are NaN, and signed integers stand for themselves, as
     float32 (metres in a TIFF or .npy of int16). Raises BrokenSample, also where every pixel is NaN."""
     values = _decoded(file, channels, WHITE, measured=True)[0]
+    if not values.is_floating_point():
+        return values
     if values.isinf().any():
         raise BrokenSample("holds values that are infinite; mark pixels that are not there by NaN")
     if values.isnan().all():
