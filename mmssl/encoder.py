@@ -38,7 +38,8 @@ Pool = Literal["mean", "class", "last"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """tokenizers: one a modality. prefix: class and register tokens before the others.
+    """tokenizers: one a modality. prefix: class and register tokens before the others. prefix_position: they have
+    positions, as MAE's table has a row of zeros for the class token; MultiMAE's global token has none.
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it.
@@ -50,6 +51,7 @@ class EncoderConfig:
     pool_norm: bool = False
     pool_norm_eps: float | None = None
     classes: int = 0
+    prefix_position: bool = True
 
 
 def vit_config(
@@ -137,7 +139,8 @@ class Encoder(nn.Module):
         self.prefix_tokens = nn.Parameter(torch.empty(config.prefix, self.dim).normal_(std=0.02), requires_grad=some)
         # MAE's table has a row of zeros for the class token; models with learned positions learn this one too.
         learned = some and any(self.tokenizer(name).position.trainable for name in self.tokenizers)
-        self.prefix_position = nn.Parameter(torch.zeros(config.prefix, self.dim), requires_grad=learned)
+        position = torch.zeros(config.prefix, self.dim)
+        self.prefix_position = nn.Parameter(position, requires_grad=learned) if config.prefix_position else None
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
@@ -213,7 +216,8 @@ class Encoder(nn.Module):
         elif lengths is not None:
             tokens = keep.padded(tokens)
         if prefix:
-            first = (self.prefix_tokens + self.prefix_position).to(tokens.dtype)
+            first = self.prefix_tokens if self.prefix_position is None else self.prefix_tokens + self.prefix_position
+            first = first.to(tokens.dtype)
             tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
         return tokens, keep, None if lengths is None else lengths + prefix
 

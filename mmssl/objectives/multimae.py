@@ -1,0 +1,190 @@
+"""MultiMAE (Bachmann et al. 2022, arXiv 2204.01678): see a sixth of all modalities' patches, predict the rest of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from mmssl_kernels import TargetNorm
+from torch import Tensor, nn
+
+from mmssl.decoder import JointDecoder
+from mmssl.encoder import SIZES, Encoder, EncoderConfig
+from mmssl.errors import UserError, nearest
+from mmssl.masking import Mask, batch_bits, dirichlet_shares, drawn_modalities, joint_mask
+from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
+from mmssl.objectives.figures import Figure
+from mmssl.objectives.objective import Objective, Output
+from mmssl.target import Distance, SampleTarget
+from mmssl.tokenizer import Batch, TokenizerConfig, measured
+from mmssl.transformer import TransformerConfig, apart_init
+
+MODALITIES = (IMAGE, dataclasses.replace(DEPTH, gaps=True, per_sample=True), SEMSEG)
+"""The paper's: pictures, depth standardised by sample, COCO's 133 classes at a quarter of the pictures' size."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One thing to predict: name: of its part of the loss. modality: whose hidden patches. distance, norm: how they are
+    compared (see `SampleTarget`)."""
+
+    name: str
+    modality: str
+    distance: Distance = "mse"
+    norm: TargetNorm = "none"
+
+
+def multimae_heads(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple[Head, ...]:
+    """A head a modality: cross-entropy of labels, L1 of what has gaps or is standardised by sample, as the paper's
+    depth, squared error of others. norm_rgb: pictures, whose head is named "rgb", are predicted standardised as well.
+    """
+    heads = []
+    for each in modalities:
+        distance: Distance = "l1" if each.gaps or each.per_sample else "mse"
+        name = "rgb" if each.name == "image" else each.name
+        heads.append(Head(name, each.name, "cross_entropy" if each.kind == "categorical" else distance))
+    pictures = norm_rgb and any(each.name == "image" for each in modalities)
+    return (*heads, Head("norm_rgb", "image", norm="patch")) if pictures else tuple(heads)
+
+
+def multimae_encoder_config(transformer: TransformerConfig, tokenizers: tuple[TokenizerConfig, ...]) -> EncoderConfig:
+    """No norm behind the last block, and one global token without a position."""
+    blocks = dataclasses.replace(transformer, final_norm=False)
+    return EncoderConfig(tokenizers, blocks, prefix=1, prefix_position=False)
+
+
+def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> TransformerConfig:
+    """The blocks behind the cross-attention; the default is the paper's for every encoder."""
+    return TransformerConfig(dim, depth, heads, final_norm=False)
+
+
+@dataclass(frozen=True)
+class MultiMAEConfig:
+    """encoder: with a tokenizer a modality. heads: what is predicted. decoder: of each head. visible: tokens of all
+    modalities together that stay visible. alpha: of the Dirichlet distribution of their shares. subsets: draw a
+    non-empty subset of the modalities first, which shares them. seed: of the masks.
+    """
+
+    encoder: EncoderConfig
+    heads: tuple[Head, ...]
+    decoder: TransformerConfig = multimae_decoder_config()
+    visible: int = 98
+    alpha: float = 1.0
+    subsets: bool = False
+    seed: int = 0
+
+
+def multimae_config(
+    model: str = "base",
+    *,
+    modalities: tuple[Modality, ...] = MODALITIES,
+    grid: tuple[int, int] = (14, 14),
+    drop_path: float = 0.0,
+    norm_rgb: bool = True,
+    visible: int | None = None,
+    alpha: float = 1.0,
+    subsets: bool = False,
+    seed: int = 0,
+    decoder_dim: int = 256,
+    decoder_depth: int = 2,
+) -> MultiMAEConfig:
+    """MultiMAE on aligned rasters. model: tiny, small, base, large or huge. modalities: any, continuous or labels.
+
+    grid: rows and columns of patches, of which each modality has as many, in the patch it declares: 14 x 14 are
+    pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None.
+    """
+    if model not in SIZES:
+        raise UserError(f"unknown model size {model!r}: {nearest(model, list(SIZES))}")
+    sizes = [tuple(side * by for side, by in zip(grid, each.patch, strict=True)) for each in modalities]
+    tokenizers = tuple(map(TokenizerConfig, modalities, sizes, ["sincos_row_first"] * len(sizes)))
+    encoder = multimae_encoder_config(TransformerConfig(*SIZES[model], drop_path=drop_path), tokenizers)
+    visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
+    decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
+    return MultiMAEConfig(encoder, multimae_heads(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
+
+
+class MultiMAE(Objective):
+    """Hide most patches of all modalities, encode the visible ones together, decode each modality from all of them.
+
+    The batch holds raw values under the modalities' names; `NAME.present` `[B]` where not every sample has one, and a
+    batch may lack one altogether. Each part is a mean within samples, then over those that have hidden patches.
+    """
+
+    config_class = MultiMAEConfig
+    undecayed: ClassVar[tuple[str, ...]] = ("encoder.prefix_tokens",)
+
+    named = staticmethod(multimae_config)
+
+    def __init__(self, config: MultiMAEConfig | str = "base", **settings: Any):
+        super().__init__()
+        self.config = made = self.configured(config, settings)
+        self.encoder = Encoder(made.encoder)
+        apart_init(self.encoder)
+        modalities = {name: self.encoder.tokenizer(name).modality for name in self.encoder.tokenizers}
+        grids = {name: self.encoder.tokenizer(name).size_grid for name in modalities}
+        if unread := [head for head in made.heads if head.modality not in modalities]:
+            raise UserError(f"head {unread[0].name}: {nearest(unread[0].modality, list(modalities))}")
+        self.heads = {head.name: head for head in made.heads}
+        self.targets = nn.ModuleDict(
+            {name: SampleTarget(modalities[h.modality], h.distance, h.norm) for name, h in self.heads.items()}
+        )
+        self.decoders = nn.ModuleDict(
+            {
+                name: JointDecoder(
+                    made.decoder, self.encoder.dim, grids, head.modality, made.encoder.prefix, self.targets[name].values
+                )
+                for name, head in self.heads.items()
+            }
+        )
+
+    def hide(self, batch: Batch) -> Mask:
+        """One budget of visible tokens, shared out by a Dirichlet draw among the modalities that a sample has."""
+        sizes, valid, config = self.encoder.sizes(batch), self.encoder.valid(batch), self.config
+        present = [batch.get(f"{name}.present", torch.ones(len(batch[name]), device=batch[name].device)) for name in sizes]
+        among = torch.stack(present, dim=1).bool()
+
+        def noise(count: int, purpose: str) -> Tensor:
+            return batch_bits(batch, count, seed=config.seed, stream=f"{purpose}/multimae")
+
+        if config.subsets:
+            among = drawn_modalities(noise(1, "modalities"), among)
+        shares = dirichlet_shares(noise(len(sizes), "shares"), config.alpha, among)
+        return joint_mask(noise(sum(sizes.values()), "mask"), shares, config.visible, sizes, valid)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Samples that have something hidden for each head."""
+        mask = self.hide(batch)
+        return {
+            f"{name}.samples": self.targets[name].samples(batch, mask.hide.within(*mask.span(head.modality))[0])
+            for name, head in self.heads.items()
+            if head.modality in mask.sizes
+        }
+
+    def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
+        mask = self.hide(batch) if mask is None else mask
+        batch = measured(batch, [target.modality for target in self.targets.values()])
+        tokens = self.encoder(batch, mask)
+        grids = {name: self.encoder.tokenizer(name).grid(batch) for name in mask.sizes}
+        parts, predictions = {}, {}
+        for name, head in self.heads.items():
+            if head.modality in grids:
+                predictions[name], hide = self.decoders[name](tokens, mask, grids)
+                mean, samples = self.targets[name].loss_of_samples(predictions[name], batch, hide)
+                parts[name] = self.part_of_mean(mean, batch, f"{name}.samples", samples)
+        loss = torch.stack(list(parts.values())).sum()
+        return Output(loss, {name: part.detach() for name, part in parts.items()}, None, mask, predictions)
+
+    @torch.no_grad()
+    def figures(self, batch: Batch) -> list[Figure]:
+        """Of every head what was seen, what it predicts of the rest, and what was there."""
+        out, figures = self(batch), []
+        for name, prediction in out.predictions.items():
+            modality = self.heads[name].modality
+            hide, _ = out.mask.hide.within(*out.mask.span(modality))
+            columns = self.targets[name].pictures(prediction, batch, hide)
+            caption = f"{modality}, as {name} predicts it: hidden (grey), what the model predicts there, the original."
+            figures.append(Figure(f"reconstructions-{name}", "What it predicts", caption, columns))
+        return figures
