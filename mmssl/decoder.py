@@ -237,9 +237,9 @@ class JointDecoder(nn.Module):
         x, table = self.embed(tokens.x), self.table(grids)
         own = torch.arange(start, stop, device=x.device).expand(len(x), -1)
         at = torch.cat([table.new_zeros(self.prefix, table.shape[1]), table])
-        queries = restore_tokens(
-            x, keep.index, self.mask_token, at, prefix=self.prefix, rows=keep.rows, restore=own
-        )[:, self.prefix :]
+        queries = restore_tokens(x, keep.index, self.mask_token, at, prefix=self.prefix, rows=keep.rows, restore=own)[
+            :, self.prefix :
+        ]
         seen = table[keep.index] if keep.lengths is None else keep.padded(table[keep.index])
         context = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + seen], dim=1)
         padding = padding_of(tokens.lengths, context)

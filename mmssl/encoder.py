@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mmssl import interop, version
-from mmssl.errors import UserError
+from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality, image
 from mmssl.position import mark_trained
@@ -363,20 +363,42 @@ class Encoder(nn.Module):
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:
-        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads. Raises UserError for an
-        encoder that timm's ViT cannot express."""
-        return self._save_for("timm", folder)
+        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads, of pictures where it reads
+        several modalities. Raises UserError for an encoder that timm's ViT cannot express."""
+        return self._plain()._save_for("timm", folder)
 
     def _save_for(self, library: interop.Library, folder: str | Path) -> Path:
         what = f"an encoder of {', '.join(self.tokenizers)}"
         return self.save_as(interop.form_of(self.forms, library, what, self._settings), folder)
 
     def to_timm(self) -> nn.Module:
-        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises
-        UserError for an encoder that it cannot express."""
-        model, rules = interop.vit.timm_model(self._settings), interop.vit.write_timm(self._settings).rules
-        model.load_state_dict(interop.to_theirs(self.state_dict(), rules, self.config.tokenizers[0].modality.patch))
+        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head; of an
+        encoder of several modalities that of pictures. Raises UserError for an encoder that it cannot express."""
+        plain = self._plain()
+        model, rules = interop.vit.timm_model(plain._settings), interop.vit.write_timm(plain._settings).rules
+        model.load_state_dict(interop.to_theirs(plain.state_dict(), rules, plain.config.tokenizers[0].modality.patch))
         return model
+
+    def only(self, modality: str) -> Encoder:
+        """A copy that reads one of the modalities: a plain ViT, whose prefix tokens have a position, zeros where they had
+        none. Raises UserError for a modality that it does not read."""
+        kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
+        if not kept:
+            raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
+        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, prefix_position=True)).to(
+            self.prefix_tokens.device, self.prefix_tokens.dtype
+        )
+        state = {key: value for key, value in self.state_dict().items() if key in encoder.state_dict()}
+        encoder.load_state_dict({"prefix_position": encoder.prefix_position.detach(), **state})
+        if self.tokenizer(modality).position.trained:
+            mark_trained(encoder)
+        return encoder.train(self.training)
+
+    def _plain(self) -> Encoder:
+        """What other libraries' encoders of one modality can express."""
+        if len(self.tokenizers) == 1 and self.config.prefix_position:
+            return self
+        return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))
 
 
 def single_modality(encoder: Encoder) -> Modality:

@@ -124,7 +124,8 @@ IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, 
 VIDEO = Modality("video", ("time", "height", "width"), 3, (2, 16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 # Audio-MAE divides by twice the standard deviation of AudioSet's log-mel values.
 AUDIO = Modality("audio", ("time", "mel"), 1, (16, 16), mean=(-4.2677393,), std=(2 * 4.5689974,))
-DEPTH = Modality("depth", ("height", "width"), 1, (16, 16), mean=(0.0,), std=(1.0,))
+# MultiMAE's: where it is known, each picture's by itself.
+DEPTH = Modality("depth", ("height", "width"), 1, (16, 16), mean=(0.0,), std=(1.0,), gaps=True, per_sample=True)
 SEMSEG = Modality("semseg", ("height", "width"), 133, (4, 4), kind="categorical", embedding=64, ignore=255)
 TEXT = Modality("text", ("position",), 30522, kind="categorical")
 

@@ -103,6 +103,14 @@ class PatchTarget(nn.Module):
         return unpatchify(hidden[..., None].expand(-1, -1, math.prod(patch)), patch, grid)
 
 
+def usual_distance(modality: Modality) -> Distance:
+    """Cross-entropy of labels; L1 of what has gaps or is standardised by sample, as MultiMAE's depth; squared error of
+    others."""
+    if modality.kind == "categorical":
+        return "cross_entropy"
+    return "l1" if modality.gaps or modality.per_sample else "mse"
+
+
 class SampleTarget(PatchTarget):
     """Patches of any modality, compared within each sample and then over samples, which may have few or many of them.
 

@@ -147,9 +147,11 @@ class PatchTokenizer(nn.Module):
     def _filled(self, batch: Batch) -> Shaped[Tensor, "batch channels *axes"]:
         """Raw media, of a modality that asks for it standardised by sample, the mean where there is nothing."""
         pixels = standardised(batch, self.modality)
-        return torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels) if (
-            self.modality.gaps
-        ) else pixels
+        return (
+            torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels)
+            if (self.modality.gaps)
+            else pixels
+        )
 
 
 def sample_statistics(

@@ -7,7 +7,7 @@ from mmssl.objectives.flip import FLIP, FLIPConfig, flip_config
 from mmssl.objectives.lit import LiT
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
-from mmssl.objectives.multimae import Head, MultiMAE, MultiMAEConfig, multimae_config
+from mmssl.objectives.multimae import MultiMAE, MultiMAEConfig, Task, multimae_config
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.objectives.registry import METHODS, imported, load
@@ -26,7 +26,6 @@ __all__ = [
     "CLIPConfig",
     "FLIPConfig",
     "Figure",
-    "Head",
     "LiT",
     "MAEConfig",
     "MLMConfig",
@@ -40,6 +39,7 @@ __all__ = [
     "SigLIP",
     "SigLIPConfig",
     "Table",
+    "Task",
     "Token",
     "VideoMAE",
     "VideoMAEConfig",

@@ -1,4 +1,4 @@
-"""MultiMAE (Bachmann et al. 2022, arXiv 2204.01678): see a sixth of all modalities' patches, predict the rest of each."""
+"""MultiMAE (Bachmann et al. 2022, arXiv 2204.01678): see a sixth of the patches of all modalities, predict the rest."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmssl.masking import Mask, batch_bits, dirichlet_shares, drawn_modalities, 
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
-from mmssl.target import Distance, SampleTarget
+from mmssl.target import Distance, SampleTarget, usual_distance
 from mmssl.tokenizer import Batch, TokenizerConfig, measured
 from mmssl.transformer import TransformerConfig, apart_init
 
-MODALITIES = (IMAGE, dataclasses.replace(DEPTH, gaps=True, per_sample=True), SEMSEG)
+MODALITIES = (IMAGE, DEPTH, SEMSEG)
 """The paper's: pictures, depth standardised by sample, COCO's 133 classes at a quarter of the pictures' size."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """One thing to predict: name: of its part of the loss. modality: whose hidden patches. distance, norm: how they are
+class Task:
+    """One thing to predict. name: of its part of the loss. modality: whose hidden patches. distance, norm: how they are
     compared (see `SampleTarget`)."""
 
     name: str
@@ -37,17 +37,12 @@ class Head:
     norm: TargetNorm = "none"
 
 
-def multimae_heads(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple[Head, ...]:
-    """A head a modality: cross-entropy of labels, L1 of what has gaps or is standardised by sample, as the paper's
-    depth, squared error of others. norm_rgb: pictures, whose head is named "rgb", are predicted standardised as well.
-    """
-    heads = []
-    for each in modalities:
-        distance: Distance = "l1" if each.gaps or each.per_sample else "mse"
-        name = "rgb" if each.name == "image" else each.name
-        heads.append(Head(name, each.name, "cross_entropy" if each.kind == "categorical" else distance))
+def multimae_tasks(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple[Task, ...]:
+    """A task a modality, by its usual distance. norm_rgb: pictures, whose task is named "rgb", are predicted
+    standardised by patch as well."""
+    tasks = [Task("rgb" if m.name == "image" else m.name, m.name, usual_distance(m)) for m in modalities]
     pictures = norm_rgb and any(each.name == "image" for each in modalities)
-    return (*heads, Head("norm_rgb", "image", norm="patch")) if pictures else tuple(heads)
+    return (*tasks, Task("norm_rgb", "image", norm="patch")) if pictures else tuple(tasks)
 
 
 def multimae_encoder_config(transformer: TransformerConfig, tokenizers: tuple[TokenizerConfig, ...]) -> EncoderConfig:
@@ -63,13 +58,13 @@ def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> T
 
 @dataclass(frozen=True)
 class MultiMAEConfig:
-    """encoder: with a tokenizer a modality. heads: what is predicted. decoder: of each head. visible: tokens of all
+    """encoder: with a tokenizer a modality. tasks: what is predicted. decoder: of each task. visible: tokens of all
     modalities together that stay visible. alpha: of the Dirichlet distribution of their shares. subsets: draw a
     non-empty subset of the modalities first, which shares them. seed: of the masks.
     """
 
     encoder: EncoderConfig
-    heads: tuple[Head, ...]
+    tasks: tuple[Task, ...]
     decoder: TransformerConfig = multimae_decoder_config()
     visible: int = 98
     alpha: float = 1.0
@@ -103,7 +98,7 @@ def multimae_config(
     encoder = multimae_encoder_config(TransformerConfig(*SIZES[model], drop_path=drop_path), tokenizers)
     visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
     decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
-    return MultiMAEConfig(encoder, multimae_heads(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
+    return MultiMAEConfig(encoder, multimae_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
 
 
 class MultiMAE(Objective):
@@ -125,26 +120,29 @@ class MultiMAE(Objective):
         apart_init(self.encoder)
         modalities = {name: self.encoder.tokenizer(name).modality for name in self.encoder.tokenizers}
         grids = {name: self.encoder.tokenizer(name).size_grid for name in modalities}
-        if unread := [head for head in made.heads if head.modality not in modalities]:
-            raise UserError(f"head {unread[0].name}: {nearest(unread[0].modality, list(modalities))}")
-        self.heads = {head.name: head for head in made.heads}
+        if unread := [task for task in made.tasks if task.modality not in modalities]:
+            raise UserError(
+                f"task {unread[0].name} predicts {unread[0].modality!r}, which is not read: "
+                f"{nearest(unread[0].modality, list(modalities))}"
+            )
+        self.tasks = {task.name: task for task in made.tasks}
         self.targets = nn.ModuleDict(
-            {name: SampleTarget(modalities[h.modality], h.distance, h.norm) for name, h in self.heads.items()}
+            {name: SampleTarget(modalities[t.modality], t.distance, t.norm) for name, t in self.tasks.items()}
         )
         self.decoders = nn.ModuleDict(
             {
                 name: JointDecoder(
-                    made.decoder, self.encoder.dim, grids, head.modality, made.encoder.prefix, self.targets[name].values
+                    made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, self.targets[name].values
                 )
-                for name, head in self.heads.items()
+                for name, task in self.tasks.items()
             }
         )
 
     def hide(self, batch: Batch) -> Mask:
         """One budget of visible tokens, shared out by a Dirichlet draw among the modalities that a sample has."""
         sizes, valid, config = self.encoder.sizes(batch), self.encoder.valid(batch), self.config
-        present = [batch.get(f"{name}.present", torch.ones(len(batch[name]), device=batch[name].device)) for name in sizes]
-        among = torch.stack(present, dim=1).bool()
+        every = {name: torch.ones(len(batch[name]), dtype=torch.bool, device=batch[name].device) for name in sizes}
+        among = torch.stack([batch.get(f"{name}.present", every[name]).bool() for name in sizes], dim=1)
 
         def noise(count: int, purpose: str) -> Tensor:
             return batch_bits(batch, count, seed=config.seed, stream=f"{purpose}/multimae")
@@ -154,23 +152,34 @@ class MultiMAE(Objective):
         shares = dirichlet_shares(noise(len(sizes), "shares"), config.alpha, among)
         return joint_mask(noise(sum(sizes.values()), "mask"), shares, config.visible, sizes, valid)
 
+    def grids(self, batch: Batch, mask: Mask) -> dict[str, tuple[int, ...]]:
+        """Patches along each axis of each modality. Raises UserError where modalities that were made to lie on one grid
+        do not."""
+        tokenizers = {name: self.encoder.tokenizer(name) for name in mask.sizes}
+        grids = {name: tokenizer.grid(batch) for name, tokenizer in tokenizers.items()}
+        made = {tokenizer.size_grid for tokenizer in tokenizers.values()}
+        if len(made) == 1 and len(set(grids.values())) > 1:
+            shapes = ", ".join(f"{name} {tuple(batch[name].shape)} has {grid}" for name, grid in grids.items())
+            raise UserError(f"aligned rasters have as many patches each, but {shapes}: resample or crop them alike")
+        return grids
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Samples that have something hidden for each head."""
+        """Samples that have something hidden for each task."""
         mask = self.hide(batch)
         return {
-            f"{name}.samples": self.targets[name].samples(batch, mask.hide.within(*mask.span(head.modality))[0])
-            for name, head in self.heads.items()
-            if head.modality in mask.sizes
+            f"{name}.samples": self.targets[name].samples(batch, mask.hide.within(*mask.span(task.modality))[0])
+            for name, task in self.tasks.items()
+            if task.modality in mask.sizes
         }
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
         batch = measured(batch, [target.modality for target in self.targets.values()])
         tokens = self.encoder(batch, mask)
-        grids = {name: self.encoder.tokenizer(name).grid(batch) for name in mask.sizes}
+        grids = self.grids(batch, mask)
         parts, predictions = {}, {}
-        for name, head in self.heads.items():
-            if head.modality in grids:
+        for name, task in self.tasks.items():
+            if task.modality in grids:
                 predictions[name], hide = self.decoders[name](tokens, mask, grids)
                 mean, samples = self.targets[name].loss_of_samples(predictions[name], batch, hide)
                 parts[name] = self.part_of_mean(mean, batch, f"{name}.samples", samples)
@@ -179,10 +188,10 @@ class MultiMAE(Objective):
 
     @torch.no_grad()
     def figures(self, batch: Batch) -> list[Figure]:
-        """Of every head what was seen, what it predicts of the rest, and what was there."""
+        """Of every task what was seen, what it predicts of the rest, and what was there."""
         out, figures = self(batch), []
         for name, prediction in out.predictions.items():
-            modality = self.heads[name].modality
+            modality = self.tasks[name].modality
             hide, _ = out.mask.hide.within(*out.mask.span(modality))
             columns = self.targets[name].pictures(prediction, batch, hide)
             caption = f"{modality}, as {name} predicts it: hidden (grey), what the model predicts there, the original."

@@ -27,7 +27,7 @@ from mmssl.objectives import (
     VideoMAEConfig,
 )
 from mmssl.objectives.audiomae import local_decoder_config
-from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config, multimae_heads
+from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config, multimae_tasks
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.towers import text_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
@@ -100,11 +100,9 @@ def multimae() -> MultiMAE:
     *rasters, labels = MODALITIES
     modalities = [dataclasses.replace(each, patch=(4, 4)) for each in rasters]
     modalities.append(dataclasses.replace(labels, channels=LABELS, patch=(2, 2), embedding=8))
-    tokenizers = tuple(
-        TokenizerConfig(each, (4 * each.patch[0],) * 2, "sincos_row_first") for each in modalities
-    )
+    tokenizers = tuple(TokenizerConfig(each, (4 * each.patch[0],) * 2, "sincos_row_first") for each in modalities)
     encoder = multimae_encoder_config(TransformerConfig(32, 1, 2), tokenizers)
-    return MultiMAE(MultiMAEConfig(encoder, multimae_heads(modalities), multimae_decoder_config(16, 1, 2), visible=10))
+    return MultiMAE(MultiMAEConfig(encoder, multimae_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=10))
 
 
 def mlm() -> MLM:
