@@ -380,8 +380,8 @@ class Encoder(nn.Module):
         return model
 
     def only(self, modality: str) -> Encoder:
-        """A copy that reads one of the modalities: a plain ViT, whose prefix tokens have a position, zeros where they had
-        none. Raises UserError for a modality that it does not read."""
+        """A copy that reads one of the modalities: a plain ViT, whose prefix tokens have a position, zeros where they
+        had none. Raises UserError for a modality that it does not read."""
         kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
         if not kept:
             raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
