@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int64, Integer
 from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor
 
@@ -79,7 +79,7 @@ class Modality:
         """The same without statistics: values stay as they are, 0-1."""
         return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
 
-    def labelled(self, ids: Int[Tensor, "*places"]) -> tuple[Int64[Tensor, "*places"], Bool[Tensor, "*places"]]:
+    def labelled(self, ids: Integer[Tensor, "*places"]) -> tuple[Int64[Tensor, "*places"], Bool[Tensor, "*places"]]:
         """The classes of a categorical modality's ids, 0 where there is none, and where there is one.
 
         Raises UserError for ids that are no class (on a GPU only with MMSSL_DEBUG=1).

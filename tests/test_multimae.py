@@ -152,7 +152,8 @@ def authors_loss(task, predicted, media, hidden):
             mean, var = cut.mean((1, 4, 5), keepdim=True), cut.var((1, 4, 5), keepdim=True)
             wanted = ((cut - mean) / (var + 1e-6).sqrt()).permute(0, 1, 2, 4, 3, 5).reshape(wanted.shape)
         loss = (predicted - wanted).square().mean(1)
-    return ((loss * where).flatten(1).sum(1) / where.flatten(1).sum(1)).nanmean()
+    some = where.flatten(1).any(1)  # their nanmean is as much, but for gradients that are not numbers
+    return ((loss * where)[some].flatten(1).sum(1) / where[some].flatten(1).sum(1)).mean()
 
 
 def rasters(batch=3):
@@ -348,8 +349,8 @@ def test_a_subset_of_the_modalities_is_drawn_first_where_asked():
 def test_input_that_no_model_can_read_is_named():
     with pytest.raises(UserError, match="a budget of 48 visible tokens hides nothing"):
         tiny(visible=48)(rasters())
-    with pytest.raises(UserError, match="semseg: labels from 0 to 9, but its 5 classes are 0 to 4 and 255 for none"):
-        tiny()({**rasters(), "semseg": torch.full((3, 8, 8), 9).index_fill(1, torch.tensor([0]), 0)})
+    with pytest.raises(UserError, match=r"semseg: labels from \d to 9, but its 5 classes are 0 to 4 and 255 for none"):
+        tiny()({**rasters(), "semseg": torch.full((3, 8, 8), 9)})
 
 
 def test_any_other_rasters_and_labels_train_by_configuration_alone():
