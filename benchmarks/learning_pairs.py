@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -67,13 +67,14 @@ from mmssl.training.journal import read_metrics
 SIZE, PATCH, LENGTH, TRIED, SEED, CPU = 64, 16, 24, 8, 0, torch.device("cpu")
 FLAGS = "flags"
 TRAINED, OTHER = ("google", "twitter"), "fluent"
-NEW_NAMES, NEW_VENDOR = "names held out", "a vendor held out"
-Part = Literal["train", "names", "vendor"]
+QUESTIONS = {"names": "names held out", "vendor": "a vendor held out"}
 
 
 def written(emoji: Path, folder: Path) -> Path:
-    """The three parts as shards, in `folder`."""
-    parts: dict[Part, list[tuple[str, bytes, dict[str, Any]]]] = {"train": [], "names": [], "vendor": []}
+    """The three parts as shards, in `folder`, once: runs that go on know their files by their times."""
+    if (folder / "vendor.tar").is_file():
+        return folder
+    parts: dict[str, list[tuple[str, bytes, dict[str, Any]]]] = {"train": [], **{part: [] for part in QUESTIONS}}
     for vendor in (*TRAINED, OTHER):
         with tarfile.open(emoji / f"{vendor}.tar") as tar:
             content = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
@@ -103,8 +104,9 @@ def written(emoji: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Asked:
-    """Drawings that were not trained on."""
+    """Drawings that were not trained on; what: of which kind they are."""
 
+    what: str
     path: Path
     vocabulary: Vocabulary
 
@@ -127,8 +129,11 @@ class Asked:
         others, kept = seen.labels != flags, torch.arange(len(classes)) != flags
         labels = seen.labels - (seen.labels > flags).long()
         return [
-            {"flags": "with", **found(seen.features, told, vectors, seen.labels)},
-            {"flags": "without", **found(seen.features[others], told[others], vectors[kept], labels[others])},
+            {"asked": f"{self.what}, with flags", **found(seen.features, told, vectors, seen.labels)},
+            {
+                "asked": f"{self.what}, without flags",
+                **found(seen.features[others], told[others], vectors[kept], labels[others]),
+            },
         ]
 
     def guesses(self) -> list[dict[str, Any]]:
@@ -136,18 +141,17 @@ class Asked:
         assert self.files.labels is not None and self.files.classes is not None
         labels = torch.tensor(self.files.labels)
         return [
-            {"flags": "with", **guessed(labels)},
-            {"flags": "without", **guessed(labels[labels != self.files.classes.index(FLAGS)])},
+            {"asked": f"{self.what}, with flags", **guessed(labels)},
+            {"asked": f"{self.what}, without flags", **guessed(labels[labels != self.files.classes.index(FLAGS)])},
         ]
 
 
 def guessed(labels: Int64[Tensor, " pairs"]) -> dict[str, float]:
     """As `found`."""
     count = len(labels)
-    sides = ("drawing by name", "name by drawing")
-    shares = {f"{side}, R@{k}": k / count for side in sides for k in (1, 5, 10)}
+    shares = {f"{side} R@{k}": k / count for side in ("drawing", "name") for k in (1, 5, 10)}
     shares["category"] = (labels == labels.mode().values).double().mean().item()
-    places = {f"{side}, median": (count + 1) // 2 for side in sides}
+    places = {f"{side} median": (count + 1) // 2 for side in ("drawing", "name")}
     return {"drawings": count, **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
 
 
@@ -157,12 +161,11 @@ def found(
     vectors: Float[Tensor, "classes dim"],
     labels: Int64[Tensor, " pairs"],
 ) -> dict[str, float]:
-    """In per cent, but for the median place."""
-    by_name, by_picture = retrieval(seen, told, torch.arange(len(told)))
-    shares = {f"drawing by name, R@{k}": share for k, share in by_name.recalls.items()}
-    shares |= {f"name by drawing, R@{k}": share for k, share in by_picture.recalls.items()}
+    """In per cent, but for the median place: of the drawing among all by its name, and of the name by its drawing."""
+    both = dict(zip(("drawing", "name"), retrieval(seen, told, torch.arange(len(told))), strict=True))
+    shares = {f"{side} R@{k}": share for side, found in both.items() for k, share in found.recalls.items()}
     shares["category"] = zero_shot(seen, vectors, labels).accuracy
-    places = {"drawing by name, median": by_name.median, "name by drawing, median": by_picture.median}
+    places = {f"{side} median": found.median for side, found in both.items()}
     return {"drawings": len(seen), **{what: round(100 * share, 1) for what, share in shares.items()}, **places}
 
 
@@ -286,17 +289,15 @@ def learners(data: Path, out: Path, words: Path, vocabulary: Vocabulary) -> dict
     }
 
 
-def asked(model: Objective, tests: dict[str, Asked]) -> list[dict[str, Any]]:
+def asked(model: Objective, tests: list[Asked]) -> list[dict[str, Any]]:
     assert isinstance(model, CLIP)
-    return [{"held out": what, **row} for what, test in tests.items() for row in test.answers(model)]
+    return [row for test in tests for row in test.answers(model)]
 
 
 def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of one question together."""
-    return sorted(
-        [{column: row.get(column, "") for column in rows[-1]} for row in rows],
-        key=lambda row: (row["held out"], row["flags"]),
-    )
+    columns = dict.fromkeys(["asked", *rows[0]])
+    return sorted([{column: row[column] for column in columns} for row in rows], key=lambda row: row["asked"])
 
 
 def main() -> None:
@@ -317,7 +318,7 @@ def main() -> None:
     usual = argparse.Namespace(steps=options.text_steps, batch_size=64, rate=2e-3, workers=0)
     learning_text.pretrained(learning_text.objective(glosses.vocabulary), glosses, others, texts / "bert", usual)
     vocabulary = glosses.vocabulary
-    tests = {NEW_NAMES: Asked(data / "names.tar", vocabulary), NEW_VENDOR: Asked(data / "vendor.tar", vocabulary)}
+    tests = [Asked(what, data / f"{part}.tar", vocabulary) for part, what in QUESTIONS.items()]
     rows: list[dict[str, Any]] = []
     for folder, learner in learners(data, options.out, texts / "bert", vocabulary).items():
         run = options.out / folder
@@ -326,7 +327,7 @@ def main() -> None:
             untrained = {"model": "random initialisation", "steps": 0, "training, minutes": 0}
             rows += [{**untrained, **row} for row in asked(learner.make(), tests)]
             guess = {**untrained, "model": "none: any order, and the largest category"}
-            rows += [{**guess, "held out": what, **row} for what, test in tests.items() for row in test.guesses()]
+            rows += [{**guess, **row} for test in tests for row in test.guesses()]
         model = learner.train(run, options)
         if folder != "mae":
             took = {
