@@ -323,7 +323,8 @@ class Encoder(nn.Module):
         eps: float = 1e-6,
         size: int | tuple[int, ...] | None = None,
     ) -> Encoder:
-        """From the files of MAE's, CropMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's ViT names.
+        """From the files of MAE's, CropMAE's, MultiMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's
+        ViT names.
 
         Sizes are read off the shapes. heads: the paper's number for the width where None. A decoder is left aside.
 
@@ -385,11 +386,10 @@ class Encoder(nn.Module):
         kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
         if not kept:
             raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
-        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, prefix_position=True)).to(
-            self.prefix_tokens.device, self.prefix_tokens.dtype
-        )
-        state = {key: value for key, value in self.state_dict().items() if key in encoder.state_dict()}
-        encoder.load_state_dict({"prefix_position": encoder.prefix_position.detach(), **state})
+        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, prefix_position=True))
+        fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
+        state = {key: value for key, value in self.state_dict().items() if key in fresh}
+        encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
         if self.tokenizer(modality).position.trained:
             mark_trained(encoder)
         return encoder.train(self.training)

@@ -147,11 +147,9 @@ class PatchTokenizer(nn.Module):
     def _filled(self, batch: Batch) -> Shaped[Tensor, "batch channels *axes"]:
         """Raw media, of a modality that asks for it standardised by sample, the mean where there is nothing."""
         pixels = standardised(batch, self.modality)
-        return (
-            torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels)
-            if (self.modality.gaps)
-            else pixels
-        )
+        if not self.modality.gaps or not pixels.is_floating_point():
+            return pixels
+        return torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels)
 
 
 def sample_statistics(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmssl.errors import UserError
 from mmssl.interop.forms import Form, Found
-from mmssl.interop.parts import default_heads, depth, layer, projection, timm_blocks
+from mmssl.interop.parts import Size, default_heads, depth, layer, projection, timm_blocks
 from mmssl.interop.rules import KeyMap, Rule, State
 from mmssl.modality import DEPTH, SEMSEG, Modality, image
 from mmssl.target import usual_distance
@@ -100,10 +100,13 @@ def _grid(state: State) -> tuple[int, ...]:
 
 
 def read_official_encoder(
-    _: Mapping[str, Any], state: State, source: str, *, heads: int | None = None, eps: float = 1e-6, size: None = None
+    _: Mapping[str, Any], state: State, source: str, *, heads: int | None = None, eps: float = 1e-6, size: Size = None
 ) -> Found:
-    """The encoder of all its modalities; decoders are left aside."""
+    """The encoder of all its modalities; decoders are left aside. UserError for another size than their tables have."""
     settings, modalities = _encoder(state, source, heads, eps)
+    made = settings["tokenizers"][0]["size"]
+    if size is not None and made != ((size, size) if isinstance(size, int) else tuple(size)):
+        raise UserError(f"{source}: size={size}, but its tables are those of {made}: leave size out, they tell it")
     rules = encoder_rules("", modalities, _grid(state), settings["prefix"])
     return Found(settings, rules, {k: v for k, v in state.items() if not k.startswith("output_adapters.")})
 
