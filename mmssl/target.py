@@ -146,10 +146,13 @@ class SampleTarget(PatchTarget):
     def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
         """How many samples have something hidden to be compared with."""
         assert hide.lengths is not None
-        if self.modality.gaps or self.modality.ignore is not None:
-            there = self._wanted(batch, hide)[1].sum(dim=1, keepdim=True).float()
-            return hide.padded(there).sum(dim=(1, 2)).count_nonzero()
-        return hide.lengths.count_nonzero()
+        modality, media = self.modality, batch[self.modality.name]
+        if not modality.gaps and modality.ignore is None:
+            return hide.lengths.count_nonzero()
+        labels = modality.kind == "categorical"
+        raw = gather_patches(media[:, None] if labels else media, hide.index, modality.patch, hide.rows)
+        there = (raw != modality.ignore if labels else ~raw.isnan()).sum(dim=1, keepdim=True).float()
+        return hide.padded(there).sum(dim=(1, 2)).count_nonzero()
 
     def _wanted(self, batch: Batch, hide: Positions) -> tuple[Tensor, Bool[Tensor, "hidden places"]]:
         """What is hidden, normalised values or classes `[S, values]`, 0 where nothing is, and where something is."""

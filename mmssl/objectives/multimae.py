@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from mmssl_kernels import TargetNorm
@@ -19,7 +19,7 @@ from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
 from mmssl.target import Distance, SampleTarget, usual_distance
-from mmssl.tokenizer import Batch, TokenizerConfig, measured
+from mmssl.tokenizer import Batch, PatchTokenizer, TokenizerConfig, measured
 from mmssl.transformer import TransformerConfig, apart_init
 
 MODALITIES = (IMAGE, DEPTH, SEMSEG)
@@ -93,8 +93,10 @@ def multimae_config(
     """
     if model not in SIZES:
         raise UserError(f"unknown model size {model!r}: {nearest(model, list(SIZES))}")
-    sizes = [tuple(side * by for side, by in zip(grid, each.patch, strict=True)) for each in modalities]
-    tokenizers = tuple(map(TokenizerConfig, modalities, sizes, ["sincos_row_first"] * len(sizes)))
+    tokenizers = tuple(
+        TokenizerConfig(each, tuple(side * by for side, by in zip(grid, each.patch, strict=True)), "sincos_row_first")
+        for each in modalities
+    )
     encoder = multimae_encoder_config(TransformerConfig(*SIZES[model], drop_path=drop_path), tokenizers)
     visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
     decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
@@ -118,8 +120,8 @@ class MultiMAE(Objective):
         self.config = made = self.configured(config, settings)
         self.encoder = Encoder(made.encoder)
         apart_init(self.encoder)
-        modalities = {name: self.encoder.tokenizer(name).modality for name in self.encoder.tokenizers}
-        grids = {name: self.encoder.tokenizer(name).size_grid for name in modalities}
+        modalities = {name: self.tokenizer(name).modality for name in self.encoder.tokenizers}
+        grids = {name: self.tokenizer(name).size_grid for name in modalities}
         if unread := [task for task in made.tasks if task.modality not in modalities]:
             raise UserError(
                 f"task {unread[0].name} predicts {unread[0].modality!r}, which is not read: "
@@ -132,11 +134,19 @@ class MultiMAE(Objective):
         self.decoders = nn.ModuleDict(
             {
                 name: JointDecoder(
-                    made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, self.targets[name].values
+                    made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, self.target(name).values
                 )
                 for name, task in self.tasks.items()
             }
         )
+
+    def tokenizer(self, modality: str) -> PatchTokenizer:
+        """The encoder's tokenizer of a modality."""
+        return cast(PatchTokenizer, self.encoder.tokenizer(modality))
+
+    def target(self, task: str) -> SampleTarget:
+        """What a task's prediction is compared with."""
+        return cast(SampleTarget, self.targets[task])
 
     def hide(self, batch: Batch) -> Mask:
         """One budget of visible tokens, shared out by a Dirichlet draw among the modalities that a sample has."""
@@ -155,7 +165,7 @@ class MultiMAE(Objective):
     def grids(self, batch: Batch, mask: Mask) -> dict[str, tuple[int, ...]]:
         """Patches along each axis of each modality. Raises UserError where modalities that were made to lie on one grid
         do not."""
-        tokenizers = {name: self.encoder.tokenizer(name) for name in mask.sizes}
+        tokenizers = {name: self.tokenizer(name) for name in mask.sizes}
         grids = {name: tokenizer.grid(batch) for name, tokenizer in tokenizers.items()}
         made = {tokenizer.size_grid for tokenizer in tokenizers.values()}
         if len(made) == 1 and len(set(grids.values())) > 1:
@@ -167,21 +177,21 @@ class MultiMAE(Objective):
         """Samples that have something hidden for each task."""
         mask = self.hide(batch)
         return {
-            f"{name}.samples": self.targets[name].samples(batch, mask.hide.within(*mask.span(task.modality))[0])
+            f"{name}.samples": self.target(name).samples(batch, mask.hide.within(*mask.span(task.modality))[0])
             for name, task in self.tasks.items()
             if task.modality in mask.sizes
         }
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
-        batch = measured(batch, [target.modality for target in self.targets.values()])
+        batch = measured(batch, [self.target(name).modality for name in self.tasks])
         tokens = self.encoder(batch, mask)
         grids = self.grids(batch, mask)
         parts, predictions = {}, {}
         for name, task in self.tasks.items():
             if task.modality in grids:
                 predictions[name], hide = self.decoders[name](tokens, mask, grids)
-                mean, samples = self.targets[name].loss_of_samples(predictions[name], batch, hide)
+                mean, samples = self.target(name).loss_of_samples(predictions[name], batch, hide)
                 parts[name] = self.part_of_mean(mean, batch, f"{name}.samples", samples)
         loss = torch.stack(list(parts.values())).sum()
         return Output(loss, {name: part.detach() for name, part in parts.items()}, None, mask, predictions)
@@ -193,7 +203,7 @@ class MultiMAE(Objective):
         for name, prediction in out.predictions.items():
             modality = self.tasks[name].modality
             hide, _ = out.mask.hide.within(*out.mask.span(modality))
-            columns = self.targets[name].pictures(prediction, batch, hide)
+            columns = self.target(name).pictures(prediction, batch, hide)
             caption = f"{modality}, as {name} predicts it: hidden (grey), what the model predicts there, the original."
             figures.append(Figure(f"reconstructions-{name}", "What it predicts", caption, columns))
         return figures
