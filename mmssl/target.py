@@ -149,10 +149,10 @@ class SampleTarget(PatchTarget):
         modality, media = self.modality, batch[self.modality.name]
         if not modality.gaps and modality.ignore is None:
             return hide.lengths.count_nonzero()
-        labels = modality.kind == "categorical"
-        raw = gather_patches(media[:, None] if labels else media, hide.index, modality.patch, hide.rows)
-        there = (raw != modality.ignore if labels else ~raw.isnan()).sum(dim=1, keepdim=True).float()
-        return hide.padded(there).sum(dim=(1, 2)).count_nonzero()
+        media = media[:, None] if modality.kind == "categorical" else media
+        raw = gather_patches(media, hide.index, modality.patch, hide.rows)
+        there = ~raw.isnan() if modality.ignore is None else raw.ne(modality.ignore)
+        return hide.padded(there.float()).sum(dim=(1, 2)).count_nonzero()
 
     def _wanted(self, batch: Batch, hide: Positions) -> tuple[Tensor, Bool[Tensor, "hidden places"]]:
         """What is hidden, normalised values or classes `[S, values]`, 0 where nothing is, and where something is."""
