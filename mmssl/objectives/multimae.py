@@ -45,10 +45,21 @@ def multimae_tasks(modalities: Sequence[Modality], norm_rgb: bool = True) -> tup
     return (*tasks, Task("norm_rgb", "image", norm="patch")) if pictures else tuple(tasks)
 
 
-def multimae_encoder_config(transformer: TransformerConfig, tokenizers: tuple[TokenizerConfig, ...]) -> EncoderConfig:
-    """No norm behind the last block, and one global token without a position."""
-    blocks = dataclasses.replace(transformer, final_norm=False)
-    return EncoderConfig(tokenizers, blocks, prefix=1, prefix_position=False)
+def multimae_encoder_config(
+    model: str = "base",
+    modalities: Sequence[Modality] = MODALITIES,
+    grid: tuple[int, int] = (14, 14),
+    drop_path: float = 0.0,
+) -> EncoderConfig:
+    """A ViT of the family's sizes without a norm behind the last block, and one global token without a position."""
+    if model not in SIZES:
+        raise UserError(f"unknown model size {model!r}: {nearest(model, list(SIZES))}")
+    tokenizers = tuple(
+        TokenizerConfig(each, tuple(side * by for side, by in zip(grid, each.patch, strict=True)), "sincos_row_first")
+        for each in modalities
+    )
+    blocks = TransformerConfig(*SIZES[model], drop_path=drop_path, final_norm=False)
+    return EncoderConfig(tokenizers, blocks, prefix_position=False)
 
 
 def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> TransformerConfig:
@@ -58,13 +69,13 @@ def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> T
 
 @dataclass(frozen=True)
 class MultiMAEConfig:
-    """encoder: with a tokenizer a modality. tasks: what is predicted. decoder: of each task. visible: tokens of all
+    """The defaults are the paper's ViT-B/16. encoder: with a tokenizer a modality. tasks: what is predicted. decoder: of each task. visible: tokens of all
     modalities together that stay visible. alpha: of the Dirichlet distribution of their shares. subsets: draw a
     non-empty subset of the modalities first, which shares them. seed: of the masks.
     """
 
-    encoder: EncoderConfig
-    tasks: tuple[Task, ...]
+    encoder: EncoderConfig = multimae_encoder_config()
+    tasks: tuple[Task, ...] = multimae_tasks(MODALITIES)
     decoder: TransformerConfig = multimae_decoder_config()
     visible: int = 98
     alpha: float = 1.0
@@ -91,13 +102,7 @@ def multimae_config(
     grid: rows and columns of patches, of which each modality has as many, in the patch it declares: 14 x 14 are
     pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None.
     """
-    if model not in SIZES:
-        raise UserError(f"unknown model size {model!r}: {nearest(model, list(SIZES))}")
-    tokenizers = tuple(
-        TokenizerConfig(each, tuple(side * by for side, by in zip(grid, each.patch, strict=True)), "sincos_row_first")
-        for each in modalities
-    )
-    encoder = multimae_encoder_config(TransformerConfig(*SIZES[model], drop_path=drop_path), tokenizers)
+    encoder = multimae_encoder_config(model, modalities, grid, drop_path)
     visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
     decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
     return MultiMAEConfig(encoder, multimae_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)

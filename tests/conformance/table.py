@@ -100,8 +100,9 @@ def multimae() -> MultiMAE:
     *rasters, labels = MODALITIES
     modalities = [dataclasses.replace(each, patch=(4, 4)) for each in rasters]
     modalities.append(dataclasses.replace(labels, channels=LABELS, patch=(2, 2), embedding=8))
-    tokenizers = tuple(TokenizerConfig(each, (4 * each.patch[0],) * 2, "sincos_row_first") for each in modalities)
-    encoder = multimae_encoder_config(TransformerConfig(32, 1, 2), tokenizers)
+    encoder = multimae_encoder_config("tiny", modalities, (4, 4))
+    blocks = dataclasses.replace(encoder.transformer, dim=32, depth=1, heads=2)
+    encoder = dataclasses.replace(encoder, transformer=blocks)
     return MultiMAE(MultiMAEConfig(encoder, multimae_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=10))
 
 

@@ -45,7 +45,7 @@ def test_other_libraries_take_the_encoder_or_it_says_why_not(entry: Entry, libra
     tokens = encoder({name: values for name, values in batch.items() if name.partition(".")[0] == first}).x
     if library == "timm":
         media = zero_to_one(batch[first])
-        found = encoder.to_timm().eval().forward_features(normalised(encoder, media))
+        found = encoder.to_timm().eval().forward_features(normalised(encoder.only(first), media))
     else:
         found = Encoder.from_pretrained(encoder.to_transformers(tmp_path)).eval()(batch).x
     assert relative(found, tokens) < 1e-5
