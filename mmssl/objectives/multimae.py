@@ -12,7 +12,7 @@ from mmssl_kernels import TargetNorm
 from torch import Tensor, nn
 
 from mmssl.decoder import JointDecoder
-from mmssl.encoder import SIZES, Encoder, EncoderConfig
+from mmssl.encoder import Encoder, EncoderConfig, vit_config
 from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask, batch_bits, dirichlet_shares, drawn_modalities, joint_mask
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
@@ -52,13 +52,11 @@ def multimae_encoder_config(
     drop_path: float = 0.0,
 ) -> EncoderConfig:
     """A ViT of the family's sizes without a norm behind the last block, and one global token without a position."""
-    if model not in SIZES:
-        raise UserError(f"unknown model size {model!r}: {nearest(model, list(SIZES))}")
     tokenizers = tuple(
         TokenizerConfig(each, tuple(side * by for side, by in zip(grid, each.patch, strict=True)), "sincos_row_first")
         for each in modalities
     )
-    blocks = TransformerConfig(*SIZES[model], drop_path=drop_path, final_norm=False)
+    blocks = dataclasses.replace(vit_config(model, drop_path=drop_path).transformer, final_norm=False)
     return EncoderConfig(tokenizers, blocks, prefix_position=False)
 
 
@@ -69,7 +67,9 @@ def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> T
 
 @dataclass(frozen=True)
 class MultiMAEConfig:
-    """The defaults are the paper's ViT-B/16. encoder: with a tokenizer a modality. tasks: what is predicted. decoder: of each task. visible: tokens of all
+    """The defaults are the paper's ViT-B/16.
+
+    encoder: with a tokenizer a modality. tasks: what is predicted. decoder: of each task. visible: tokens of all
     modalities together that stay visible. alpha: of the Dirichlet distribution of their shares. subsets: draw a
     non-empty subset of the modalities first, which shares them. seed: of the masks.
     """
@@ -128,10 +128,8 @@ class MultiMAE(Objective):
         modalities = {name: self.tokenizer(name).modality for name in self.encoder.tokenizers}
         grids = {name: self.tokenizer(name).size_grid for name in modalities}
         if unread := [task for task in made.tasks if task.modality not in modalities]:
-            raise UserError(
-                f"task {unread[0].name} predicts {unread[0].modality!r}, which is not read: "
-                f"{nearest(unread[0].modality, list(modalities))}"
-            )
+            wanted = unread[0].modality
+            raise UserError(f"task {unread[0].name} predicts {wanted!r}: {nearest(wanted, list(modalities))}")
         self.tasks = {task.name: task for task in made.tasks}
         self.targets = nn.ModuleDict(
             {name: SampleTarget(modalities[t.modality], t.distance, t.norm) for name, t in self.tasks.items()}
