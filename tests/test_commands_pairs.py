@@ -73,6 +73,9 @@ def test_zero_shot_takes_the_classes_of_a_label(root, tmp_path, monkeypatch, cap
 def test_retrieval_takes_every_caption_and_leaves_out_what_has_none(root, tmp_path, monkeypatch, capsys):
     given = ("--model", root / "clip", "--task", "retrieval", "--out", tmp_path, "--data")
     out = told(monkeypatch, capsys, 0, *given, root / "pairs.tar", "--caption-key", "many")
+    assert "pairs.tar has no test part: all of it is asked, and where the model was trained on it that is no" in out
+    given_apart = (*given, root / "pairs.tar", "--test", root / "pairs.tar", "--caption-key", "many")
+    assert "no test part" not in told(monkeypatch, capsys, 0, *given_apart)
     assert "skipped pairs.tar/0003.png: has no 'many' in its JSON" in out
     assert "text to picture: R@1" in out and "45 asked for among 15" in out and "15 asked for among 45" in out
     found = json.loads((tmp_path / "retrieval.json").read_text())
@@ -87,6 +90,14 @@ def test_retrieval_takes_every_caption_and_leaves_out_what_has_none(root, tmp_pa
     texts = texts_of(model, root / "clip", [WORDS[(number + more) % 10] for number in range(6) for more in (0, 3)])
     nearest = (pictures_of(model, source, range(6)) @ texts.T).argmax(dim=1)
     assert found["picture to text"]["recalls"]["1"] == (nearest // 2 == torch.arange(6)).double().mean().item()
+
+
+def test_zero_shot_reads_manifests_of_pairs(root, tmp_path, monkeypatch, capsys):
+    unpacked(tmp_path, {name: data for name, data in members(4).items() if name.endswith("png")})
+    rows = [f"{number:04}.png\t{WORDS[number]}\t{'ab'[number % 2]}" for number in range(4)]
+    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\tkind\n" + "\n".join(rows))
+    given = ("--model", root / "clip", "--data", tmp_path / "pairs.tsv", "--label", "kind", "--task", "zero-shot")
+    assert "of 4 pictures, 2 classes by name" in told(monkeypatch, capsys, 0, *given)
 
 
 def test_the_encoder_of_pictures_is_probed_as_any_other(root, monkeypatch, capsys):

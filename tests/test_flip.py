@@ -80,3 +80,11 @@ def test_files_of_clip_are_trained_on_with_a_part_of_their_patches():
     clip, flip = (method.from_official(state, **HEADS) for method in (CLIP, FLIP))
     assert torch.equal(flip.eval()(batch).loss, clip.eval()(batch).loss)
     assert flip.train()(batch).mask.keep.index.shape == (5, 2)
+
+
+def test_a_share_that_is_none_is_refused_and_one_of_all_patches_hides_none():
+    for keep in (0.0, 1.5):
+        with pytest.raises(UserError, match="above 0 and at most 1"):
+            FLIP("tiny", size=16, patch=8, vocab=50, length=8, keep=keep)
+    method = FLIP("tiny", size=16, patch=8, vocab=50, length=8, keep=0.9).train()
+    assert method.hide({"image": torch.rand(2, 3, 16, 16)}) is None

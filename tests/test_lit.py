@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl import MAE, LiT, UserError
+from mmssl import FLIP, MAE, LiT, SigLIP, UserError
+from mmssl.pretraining.towers import image_tower, text_tower
 from mmssl.training import TrainSettings
 from mmssl.training.optim import optimizer_for, set_learning_rate
 from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs
+from tests.parity import assert_states_equal
 
 
 def tiny(**settings):
@@ -58,3 +60,13 @@ def test_an_mae_of_ours_is_locked(tmp_path):
     again = LiT.from_pretrained(method.save_pretrained(tmp_path))
     torch.testing.assert_close(again.image_vector(batch), mae.encoder.features({"image": batch["image"]}))
     assert not any(value.requires_grad for value in again.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", [SigLIP, FLIP, LiT])
+def test_encoders_are_taken_from_runs_of_every_method_of_pairs(kind, tmp_path):
+    method = kind("tiny", size=SIZE, patch=PATCH, vocab=WORDS, length=LENGTH)
+    method.save_pretrained(tmp_path)
+    (image, image_pool), (text, text_pool) = image_tower(str(tmp_path)), text_tower(str(tmp_path))
+    assert (image_pool, text_pool) == (method.config.image_pool, method.config.text_pool)
+    assert_states_equal(image.state_dict(), method.encoder.state_dict())
+    assert_states_equal(text.state_dict(), method.text_encoder.state_dict())

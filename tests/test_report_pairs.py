@@ -2,10 +2,12 @@
 
 import torch
 
+from mmssl.data.vocabulary import Vocabulary, save_tokenizer, train_tokenizer
 from mmssl.objectives.nearest import pair_figures
 from mmssl.report import Report, curves
 from mmssl.report.pairs import retrieval_told, zero_shot_told
-from mmssl.report.run import draw
+from mmssl.report.run import draw, draw_figures
+from mmssl.report.words import spelling
 from tests.conformance.table import captioned, clip
 
 
@@ -30,10 +32,21 @@ def test_pictures_and_captions_stand_beside_those_nearest_to_them():
 def test_a_page_shows_the_pictures_in_the_rows_and_escapes_the_words():
     report, batch = Report("pairs"), captioned(0)
     batch = {name: batch[name] for name in ("image", "text", "text.length")}
-    draw(report, clip(), batch, lambda ids: "<b>" + " ".join(map(str, ids)))
+    draw(report, clip(), batch, lambda ids, special: "<b>" + " ".join(map(str, ids)))
     page = report.html()
     assert page.count("<table") == 2 and page.count('<td class="picture">') == 2 * len(batch["image"])
     assert "&lt;b&gt;" in page and "<b>" not in page and "from top to bottom" in page
+
+
+def test_captions_are_shown_without_the_tokens_that_frame_them(tmp_path):
+    save_tokenizer(train_tokenizer(["a red cat sleeps"] * 20, "wordpiece", 40), tmp_path)
+    words = Vocabulary.read(tmp_path)
+    ids = [*words.encoder(12)("a red cat"), words.pad]
+    (row,) = pair_figures(torch.zeros(1, 3, 2, 2), [ids], torch.eye(1), torch.eye(1))[0].table.rows
+    report = Report("pairs")
+    draw_figures(report, pair_figures(torch.zeros(1, 3, 2, 2), [ids], torch.eye(1), torch.eye(1)), spelling(tmp_path))
+    page = report.html()
+    assert len(row[0]) == len(ids) and page.count("a red cat") == 3 and "[" not in page.partition("<table")[2]
 
 
 def test_the_scale_has_a_curve_where_a_method_tells_it():

@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def test_words_are_spelt_by_the_tokenizer_of_the_run_and_are_numbers_without_one(folder, tmp_path_factory):
-    assert spelling(folder / "step-00000001")([4, 6, 7]) == "<b>cat runsfast"
+    assert spelling(folder / "step-00000001")([4, 6, 7], True) == "<b>cat runsfast"
     assert spelling(tmp_path_factory.mktemp("other")) is numbers
 
 

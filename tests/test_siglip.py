@@ -1,17 +1,30 @@
 """SigLIP: parity with transformers' SiglipModel, its folders, padding that is read or is not, and its numbers."""
 
 import dataclasses
+import json
 import math
+from functools import partial
 
+import open_clip
 import pytest
+import timm
 import torch
 import transformers
+from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
-from mmssl import CLIP, SigLIP, UserError
+from mmssl import CLIP, Encoder, SigLIP, UserError
 from mmssl.objectives import load
 from tests.pairs import LENGTH, PATCH, SIZE, WORDS, pairs, theirs_open_clip, theirs_transformers
-from tests.parity import assert_gradients_equal, assert_states_equal, gradients_as_weights, normalised, relative
+from tests.parity import (
+    assert_gradients_equal,
+    assert_states_equal,
+    gradients_as_weights,
+    normalised,
+    randomize,
+    relative,
+)
 
 PAD = 1
 
@@ -54,13 +67,51 @@ def test_transformers_folders_are_written_exactly(tmp_path):
     assert load(folder).config == ours.config
     with pytest.raises(UserError, match=r"holds .*SiglipModel.*; CLIP reads"):
         CLIP.from_pretrained(folder)
-    wide = {"text_projection": torch.zeros(16, 32), "visual.proj": torch.zeros(32, 32)}
-    other = theirs_open_clip().state_dict() | wide
-    with pytest.raises(UserError, match=r"SigLIP needs what it lacks: \['logit_bias', "):
-        SigLIP.from_official(other, heads=4, text_heads=2)
+    with pytest.raises(UserError, match="holds tensors of another model; SigLIP reads open_clip's files"):
+        SigLIP.from_official(theirs_open_clip().state_dict())
+    theirs_transformers().save_pretrained(tmp_path / "clip")
+    with pytest.raises(UserError, match=r"SigLIP reads transformers' SiglipModel.*; CLIP\.from_pretrained reads it"):
+        SigLIP.from_pretrained(tmp_path / "clip")
     masked = SigLIP(dataclasses.replace(ours.config, attend_padding=False))
     with pytest.raises(UserError, match="has nothing that SigLIP could be written as"):
         masked.to_transformers(tmp_path / "masked")
+
+
+def test_the_image_encoder_of_transformers_folders_is_read_alone(tmp_path):
+    theirs().save_pretrained(tmp_path / "both")
+    alone = transformers.SiglipVisionModel.from_pretrained(tmp_path / "both").eval()
+    alone.save_pretrained(tmp_path / "alone")
+    (batch, _), ours = pairs(), Encoder.from_pretrained(tmp_path / "both")
+    expected = alone(normalised(ours, batch["image"])).last_hidden_state
+    assert relative(ours({"image": batch["image"]}).x, expected) < 1e-5
+    assert_states_equal(Encoder.from_pretrained(tmp_path / "alone").state_dict(), ours.state_dict())
+    assert not ours.forms
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+def test_open_clips_files_are_read(tanh, tmp_path):
+    act = partial(nn.GELU, approximate="tanh" if tanh else "none")
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 4, "act_layer": act}
+    vision = {"class_token": False, "global_pool": "map", "num_classes": 0}
+    text = {"context_length": LENGTH, "vocab_size": WORDS, "width": 32, "heads": 2, "layers": 2, "output_dim": 32}
+    blocks = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "act_layer": act, "norm_layer": norm}
+    image_tower = randomize(timm.models.VisionTransformer(**sizes, **vision)).eval()
+    text_tower = randomize(open_clip.transformer.TextTransformer(**text, **blocks)).eval()
+    state = {f"visual.trunk.{name}": value for name, value in image_tower.state_dict().items()}
+    state |= {f"text.{name}": value for name, value in text_tower.state_dict().items()}
+    state |= {"logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor(-9.0)}
+    ours, (batch, _) = SigLIP.from_official(state, heads=4, text_heads=2, gelu_tanh=tanh).eval(), pairs(padding=PAD)
+    seen = image_tower(normalised(ours.encoder, batch["image"]))
+    assert relative(ours.image_vector({"image": batch["image"]}), seen) < 1e-5
+    assert relative(ours.encode_text(batch), F.normalize(text_tower(batch["text"]), dim=1)) < 1e-5
+    assert (ours.logit_scale.item(), ours.logit_bias.item()) == (2, -9)
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    told = {"model_cfg": {"vision_cfg": {"timm_pool": "map"}, "text_cfg": {}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
+    assert isinstance(load(tmp_path), SigLIP)
+    with pytest.raises(UserError, match=r"SigLIP\.from_pretrained reads it"):
+        CLIP.from_pretrained(tmp_path)
 
 
 def test_texts_are_filled_to_the_whole_length_and_read_whole():

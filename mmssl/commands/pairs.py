@@ -18,6 +18,7 @@ from mmssl.commands.reading import Reading
 from mmssl.data import (
     BrokenSample,
     EvalView,
+    NoTestPart,
     PairFiles,
     Source,
     notes,
@@ -26,7 +27,7 @@ from mmssl.data import (
     subset,
     text_batch,
 )
-from mmssl.errors import as_text
+from mmssl.errors import UserError, as_text
 from mmssl.evaluation import FeatureSet, PictureTower, class_vectors, retrieval, text_features, zero_shot
 from mmssl.evaluation.templates import IMAGENET, PHOTO
 from mmssl.evaluation.towers import ReadTexts
@@ -67,9 +68,25 @@ def evaluate_pairs(
     paired = task == "retrieval" or any(keys.values())
 
     def opened(path: Path, split: str | None) -> Source:
-        return open_pair_files(path, split, **keys, **settings) if paired else open_source(path, split, 3, **settings)
+        pairs = partial(open_pair_files, path, split, **keys, **settings)
+        if paired:
+            return pairs()
+        try:
+            return open_source(path, split, 3, **settings)
+        except UserError as error:  # there are manifests of pairs that are none of pictures
+            try:
+                return pairs()
+            except UserError:
+                raise error from None
 
-    source = test_part(opened, data if test is None else test)
+    try:
+        source = opened(data, "test") if test is None else test_part(opened, test)
+    except NoTestPart:
+        source = opened(data, None)
+        print(
+            f"{as_text(str(data))} has no test part: all of it is asked, and where the model was trained on it that is "
+            "no test; give other data by --test"
+        )
     say(notes(source))
     found: Mapping[str, Any]
     if task == "retrieval":

@@ -61,7 +61,7 @@ _TEXT = {
 # Key maps
 
 
-def _open_clip_tower(ours: str, theirs: str, first: KeyMap, last: str) -> KeyMap:
+def open_clip_tower(ours: str, theirs: str, first: KeyMap, last: str) -> KeyMap:
     """The blocks of one of open_clip's encoders, behind its `first` tensors and before its `last` norm."""
     blocks = f"{ours}.transformer.blocks", f"{theirs}transformer.resblocks"
     pairs = (
@@ -113,7 +113,7 @@ def vision_rules(ours: str = "", theirs: str = "", *, kind: Kind = "clip") -> Ke
     )
 
 
-def _words(theirs: str, position: str) -> KeyMap:
+def word_rules(theirs: str, position: str) -> KeyMap:
     tokenizer = "text_encoder.tokenizers.text"
     return (
         Rule((f"{tokenizer}.words.weight",), (f"{theirs}token_embedding.weight",)),
@@ -122,14 +122,14 @@ def _words(theirs: str, position: str) -> KeyMap:
 
 
 TEXT_RULES: KeyMap = (
-    *_words("text_model.embeddings.", "position_embedding.weight"),
+    *word_rules("text_model.embeddings.", "position_embedding.weight"),
     *_transformers_blocks("text_encoder.transformer.blocks", "text_model.encoder.layers"),
     *layer("text_encoder.transformer.final_norm", "text_model.final_layer_norm"),
 )
 _SCALE = Rule(("logit_scale",), ("logit_scale",))
 
 OPEN_CLIP: KeyMap = (
-    *_open_clip_tower(
+    *open_clip_tower(
         "encoder",
         "visual.",
         (
@@ -140,7 +140,7 @@ OPEN_CLIP: KeyMap = (
         ),
         "ln_post",
     ),
-    *_open_clip_tower("text_encoder", "", _words("", "positional_embedding"), "ln_final"),
+    *open_clip_tower("text_encoder", "", word_rules("", "positional_embedding"), "ln_final"),
     Rule(("image_projection.weight",), ("visual.proj",), "transpose"),
     Rule(("text_projection.weight",), ("text_projection",), "transpose"),
     _SCALE,
@@ -192,15 +192,8 @@ def read_official(
     vocab, text_dim = tensors["token_embedding.weight"].shape
 
     def blocks(theirs: str, width: int, count: int | None) -> dict[str, Any]:
-        first = f"{theirs}transformer.resblocks."
-        return {
-            "dim": width,
-            "depth": depth(tensors, first),
-            "heads": count or default_heads(width),
-            "hidden": len(tensors[f"{first}0.mlp.c_fc.weight"]),
-            "norm_eps": 1e-5,
-            "activation": "quick_gelu" if quick_gelu else "gelu",
-        }
+        sizes = official_blocks(tensors, f"{theirs}transformer.resblocks.", width, count)
+        return sizes | {"norm_eps": 1e-5, "activation": "quick_gelu" if quick_gelu else "gelu"}
 
     size = table_size(size, patch, len(tensors["visual.positional_embedding"]) - 1, source)
     encoder = _image_tower(channels, (patch[0], patch[1]), size, blocks("visual.", dim, heads))
@@ -208,6 +201,16 @@ def read_official(
     text_encoder = text_settings(vocab, len(tensors["positional_embedding"]), text_blocks)
     settings = {"encoder": encoder, "text_encoder": text_encoder, "dim": tensors["text_projection"].shape[1]}
     return Found(settings | _POOLS, OPEN_CLIP, tensors)
+
+
+def official_blocks(state: State, first: str, width: int, heads: int | None) -> dict[str, Any]:
+    """TransformerConfig's settings of open_clip's blocks whose names begin with `first`."""
+    return {
+        "dim": width,
+        "depth": depth(state, first),
+        "heads": heads or default_heads(width),
+        "hidden": len(state[f"{first}0.mlp.c_fc.weight"]),
+    }
 
 
 def blocks_of(config: Settings) -> dict[str, Any]:
@@ -259,7 +262,7 @@ def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Foun
     pools = vision.get("pool_type", "tok"), text.get("pool_type", "argmax")
     if pools[0] != "tok" or pools[1] not in ("argmax", "eos") or text.get("no_causal_mask"):
         raise UserError(
-            f"{source}: of open_clip's models those with a class token and causal text are read, not {model}"
+            f"{source}: of open_clip's models those with a class token and causal text are read, or SigLIP, not {model}"
         )
     quick_gelu, size = model.get("quick_gelu", False), pair(vision["image_size"])
     heads = vision["width"] // vision.get("head_width", 64)
@@ -270,6 +273,11 @@ def read_open_clip(config: Mapping[str, Any], state: State, source: str) -> Foun
     told = {name: tuple(pictures[name]) for name in ("mean", "std") if name in pictures}
     settings["encoder"]["tokenizers"][0]["modality"] |= told
     return replace(found, settings=settings)
+
+
+def is_timm_siglip(config: Mapping[str, Any]) -> bool:
+    """Whether an open_clip_config.json is of SigLIP, whose image encoder is timm's."""
+    return config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_pool") == "map"
 
 
 # What is written
@@ -300,8 +308,7 @@ def _is_clip(settings: Settings) -> bool:
     projections."""
     text, pools = settings["text_encoder"], {name: settings[name] for name in _POOLS}
     towers = is_vision(settings["encoder"]) and is_tower(text, "text", causal=True, input_norm=False)
-    between = settings["dim"] is not None and "attend_padding" not in settings  # which is SigLIP's
-    return towers and not text["prefix"] and pools == _POOLS and between
+    return towers and not text["prefix"] and pools == _POOLS and settings["dim"] is not None
 
 
 def vision_config(encoder: Settings) -> dict[str, Any]:
@@ -415,7 +422,7 @@ FORMS = (
         "CLIP",
         "open_clip",
         "open_clip's CLIP",
-        lambda config, _: "model_cfg" in config,
+        lambda config, _: "model_cfg" in config and not is_timm_siglip(config),
         read_open_clip,
         "open_clip",
         write=write_open_clip,

@@ -40,9 +40,13 @@ def form_read(
     names = " or ".join(libraries)
     if not known:
         raise UserError(f"{source}: not a folder of mmssl, and of {names} it knows no {methods[0]}")
+    reads = f"{methods[0]} reads {', '.join(dict.fromkeys(form.what for form in known))}"
+    if not config:
+        raise UserError(f"{source}: holds tensors of another model; {reads}")
     holds = config.get("architectures") or f"model type {config.get('model_type')!r}"
-    remedy = "" if "Encoder" in methods else "; where it holds a known encoder, read it as an Encoder"
-    raise UserError(f"{source}: holds {holds}; {methods[0]} reads {', '.join(form.what for form in known)}{remedy}")
+    others = [form.method for form in FORMS if form.library != "official" and form.matches(config, state)]
+    remedy = f"; {others[0]}.from_pretrained reads it" if others else ""
+    raise UserError(f"{source}: holds {holds}; {reads}{remedy}")
 
 
 def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:

@@ -133,7 +133,7 @@ def read_transformers(config: Mapping[str, Any], state: State, source: str) -> F
 def transformers_config(settings: Settings) -> dict[str, Any]:
     """The config.json that ViTModel reads, and that ViTMAE's shares. Raises UserError for what they cannot express."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    if not (_is_plain(settings) and transformer["final_norm"] and not settings["pool_norm"]):
+    if not _is_vit(settings):
         raise UserError(f"transformers' ViT is a plain encoder of pictures; this one is {settings}")
     return {
         "architectures": ["ViTModel"],
@@ -144,6 +144,11 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
         "patch_size": one_or_pair(tokenizer["modality"]["patch"]),
         "num_channels": tokenizer["modality"]["channels"],
     }
+
+
+def _is_vit(settings: Settings) -> bool:
+    """Whether transformers' ViT can express it."""
+    return _is_plain(settings) and settings["transformer"]["final_norm"] and not settings["pool_norm"]
 
 
 def write_transformers(settings: Settings) -> Written:
@@ -189,16 +194,19 @@ def timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": config.get("model_args", {}).get("num_heads"), "size": size}
 
 
+def _is_timm_vit(settings: Settings) -> bool:
+    """Whether timm's ViT can express it."""
+    name = settings["tokenizers"][0]["modality"]["name"]
+    one_norm_at_most = not (settings["transformer"]["final_norm"] and settings["pool_norm"])
+    return one_norm_at_most and name in ("image", "audio") and (is_clip(settings) or _is_plain(settings, name))
+
+
 def write_timm(settings: Settings) -> Written:
     """As the folder by which `timm.create_model("local-dir:...", pretrained=True)` builds a plain ViT of any size, of
     pictures or spectrograms."""
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
     name, clip = tokenizer["modality"]["name"], is_clip(settings)
-    if not (
-        (clip or _is_plain(settings, name))
-        and name in ("image", "audio")
-        and not (transformer["final_norm"] and settings["pool_norm"])
-    ):
+    if not _is_timm_vit(settings):
         raise UserError(f"timm's ViT is a plain encoder of pictures or spectrograms; this one is {settings}")
     modality, size, classes = tokenizer["modality"], list(tokenizer["size"]), settings["classes"]
     quick = {"act_layer": "quick_gelu"} if transformer["activation"] == "quick_gelu" else {}
@@ -262,7 +270,7 @@ FORMS = (
         read_transformers,
         "vit",
         write=write_transformers,
-        fits=lambda settings: not is_clip(settings),
+        fits=_is_vit,
     ),
     Form(
         "Encoder",
@@ -272,5 +280,6 @@ FORMS = (
         read_timm,
         "timm",
         write=write_timm,
+        fits=_is_timm_vit,
     ),
 )

@@ -23,10 +23,12 @@ Cell = tuple[Token | str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of as many cells as `head` has names; a cell is of words, plain texts, or both."""
+    """Rows of as many cells as `head` has names; a cell is of words, plain texts, or both. special: whether tokens that
+    are no words, such as [CLS], are written out, too."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    special: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmssl.encoder import EncoderConfig, Pool
+from mmssl.errors import UserError
 from mmssl.masking import Mask, batch_bits, random_mask
 from mmssl.objectives.clip import CLIP, CLIPConfig
 from mmssl.objectives.objective import Output
@@ -25,6 +26,10 @@ class FLIPConfig(CLIPConfig):
     text_pool: Pool = "class"
     keep: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise UserError(f"keep is the share of the patches that is read, above 0 and at most 1, not {self.keep}")
 
 
 def flip_config(
@@ -61,11 +66,12 @@ class FLIP(CLIP):
     def hide(self, batch: Batch) -> Mask | None:
         """Which patches are left out; None where all are kept."""
         sizes = self.encoder.sizes(batch)
-        if self.config.keep == 1 or not self.training:
-            return None
         count = sum(sizes.values())
+        kept = max(1, round(count * self.config.keep))
+        if kept == count or not self.training:
+            return None
         noise = batch_bits(batch, count, seed=self.config.seed, stream="mask/image")
-        return random_mask(noise, round(count * self.config.keep), sizes)
+        return random_mask(noise, kept, sizes)
 
     def features(self, batch: Batch, mask: Mask | None = None) -> dict[str, Tensor]:
         return super().features(batch, self.hide(batch) if mask is None else mask)

@@ -43,14 +43,14 @@ def pair_figures(
         "Held-out pictures with their own captions, and of all captions here those that are nearest to each, with the "
         "cosine between the two; the right words are marked."
     )
-    by_picture = Table(("its own caption", *places), tuple(rows))
+    by_picture = Table(("its own caption", *places), tuple(rows), special=False)
 
     nearest = similarity.T.topk(len(places), dim=1).indices
     ranks = 1 + (similarity > similarity[own, own]).sum(dim=0)
     asked: list[tuple[Cell, ...]] = [
         (_told(words), (str(rank),)) for words, rank in zip(captions, ranks.tolist(), strict=True)
     ]
-    by_caption = Table(("caption", "place of its own picture"), tuple(asked))
+    by_caption = Table(("caption", "place of its own picture"), tuple(asked), special=False)
     low, high = similarity.min(), similarity.max()
     scaled = (similarity - low) / (high - low).clamp(min=1e-6)
     return [

@@ -61,6 +61,11 @@ class SigLIP(CLIP):
 
     named = staticmethod(siglip_config)
 
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Without CLIP's: its files have neither the head nor the bias."""
+        return [name for name in super()._names() if name != CLIP.__name__]
+
     def initialise(self) -> None:
         """Xavier's, and tables with deviation 1 / sqrt(width) (google-research/big_vision)."""
         self.pool = AttentionPool(self.config.encoder.transformer)

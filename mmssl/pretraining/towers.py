@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,10 +17,11 @@ from mmssl.data.corpus import kept, mapped
 from mmssl.data.source import FileSource, whole_of
 from mmssl.encoder import Encoder, Pool
 from mmssl.errors import UserError
-from mmssl.objectives import CLIP, CLIPConfig
+from mmssl.objectives import CLIP, CLIPConfig, load
 from mmssl.pretraining.initial import found, take
 from mmssl.pretraining.pretrain import fingerprint
 from mmssl.training import distributed
+from mmssl.training.run_folder import model_in
 
 C = TypeVar("C", bound=CLIPConfig)
 
@@ -29,7 +31,7 @@ def image_tower(source: str) -> tuple[Encoder, Pool | None]:
 
     Raises UserError where there is none, or it reads other media.
     """
-    method, encoder = found(CLIP, source)
+    method, encoder = _held(source)
     _check(encoder, "image", source)
     return encoder, method.config.image_pool if method else None
 
@@ -37,11 +39,25 @@ def image_tower(source: str) -> tuple[Encoder, Pool | None]:
 def text_tower(source: str) -> tuple[Encoder, Pool]:
     """The same of texts: an MLM's encoder, or that of a model of pairs; a text's vector is its first token's, of causal
     encoders its last one's."""
-    method, encoder = found(CLIP, source)
-    if isinstance(method, CLIP):
+    method, encoder = _held(source)
+    if method is not None:
         return method.text_encoder, method.config.text_pool
     _check(encoder, "text", source)
     return encoder, "last" if encoder.config.transformer.causal else "class"
+
+
+def _held(source: str) -> tuple[CLIP | None, Encoder]:
+    """What `found` gives, the model of pairs of whichever method."""
+    path = Path(source)
+    with warnings.catch_warnings(action="ignore"):  # `found` says what there is to say
+        try:
+            method = load(model_in(path)) if path.is_dir() else None
+        except UserError:  # an encoder alone, or nothing
+            method = None
+    if isinstance(method, CLIP):
+        return method, method.encoder
+    other, encoder = found(CLIP, source)
+    return (other if isinstance(other, CLIP) else None), encoder
 
 
 def _check(encoder: Encoder, modality: str, source: str) -> None:

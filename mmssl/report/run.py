@@ -100,7 +100,7 @@ def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = nu
         if figure.heading != heading:
             report.heading(heading := figure.heading)
         if figure.table:
-            rows = [[pieces(cell, spelt) for cell in row] for row in figure.table.rows]
+            rows = [[pieces(cell, spelt, figure.table.special) for cell in row] for row in figure.table.rows]
             lines = range(len(rows)) if figure.columns else ()
             pictures = [side_by_side([each[line : line + 1] for each in figure.columns]) for line in lines]
             report.words(figure.table.head, rows, figure.caption, pictures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from mmssl.objectives.figures import Cell
 from mmssl.report.page import Piece
 
 WORDS = "words.json"
-Spelling = Callable[[Sequence[int]], str]
-"""Some ids in a row as a text."""
+Spelling = Callable[[Sequence[int], bool], str]
+"""Some ids in a row as a text, with special tokens or without."""
 
 
 def spelling(model: Path) -> Spelling:
@@ -24,22 +23,23 @@ def spelling(model: Path) -> Spelling:
         tokenizer = None if found is None else Vocabulary.read(found).tokenizer()
     except ImportError:
         tokenizer = None
-    return numbers if tokenizer is None else partial(tokenizer.decode, skip_special_tokens=False)
+    return numbers if tokenizer is None else lambda ids, special: tokenizer.decode(ids, skip_special_tokens=not special)
 
 
-def numbers(ids: Sequence[int]) -> str:
-    """The ids themselves."""
+def numbers(ids: Sequence[int], special: bool = True) -> str:
+    """The ids themselves, of which nothing tells the special ones."""
     return " ".join(map(str, ids))
 
 
-def pieces(cell: Cell, spelt: Spelling) -> list[Piece]:
-    """A cell as texts: words that stand together are spelt together, so that their parts join."""
+def pieces(cell: Cell, spelt: Spelling, special: bool = True) -> list[Piece]:
+    """A cell as texts: words that stand together are spelt together, so that their parts join. special: see `Table`."""
     found: list[Piece] = []
     for marked, run in groupby(cell, lambda each: None if isinstance(each, str) else each.marked):
         if marked is None:
             found += [(each, False) for each in run if isinstance(each, str)]
         else:
-            found.append((spelt([each.id for each in run if not isinstance(each, str)]).strip(), marked))
+            ids = [each.id for each in run if not isinstance(each, str)]
+            found.append((spelt(ids, special).strip(), marked))
     return found
 
 
