@@ -296,6 +296,7 @@ TABLE = (
         partial(toy, test_two_modalities.TwoModalities),
         test_two_modalities.make_batch,
         hides=("image", "depth"),
+        exports=("timm",),
         exceptions=TOY | RAGGED,
     ),
     Entry(
