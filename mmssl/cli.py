@@ -128,10 +128,28 @@ class Syllables:
 
 
 @dataclass(frozen=True)
+class EarthTiles:
+    """Cut the Earth into aligned tiles of colours, elevation in metres and land, water and lakes, parted by blocks of
+    longitude. Elevation is no depth: nothing hides behind it."""
+
+    data: Path
+    """A folder with rgb.jpg, elevation_plus_12000m.png and landmask.png, equirectangular, north up."""
+    out: Path = Path("runs/data/earth-tiles")
+
+    def __call__(self) -> None:
+        from mmssl.datasets.earth import write_earth_tiles
+
+        counts = write_earth_tiles(self.out, self.data)
+        print(f"{self.out} holds {', '.join(f'{count} tiles in {part}' for part, count in counts.items())}")
+
+
+@dataclass(frozen=True)
 class Data:
     """Fetch or make a data set."""
 
-    which: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects | Syllables]]
+    which: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[FashionMnist | Clips | MovingObjects | Syllables | EarthTiles]
+    ]
 
     def __call__(self) -> None:
         self.which()

@@ -6,14 +6,17 @@
 `MultiView((Crop(224, augmentation=SIMCLR_COLOURS),) * 2)`. For sounds the source is
 `open_sounds(path, "train", SoundClips(10.0))` and the view `SoundView(1024)`, for texts
 `open_texts(path, tokenizer, "train", length=512)` and `TextView(512)`, for pictures with captions
-`open_pairs(path, tokenizer, "train", length=77)` and `PairView(WindowView(224), 77)`.
+`open_pairs(path, tokenizer, "train", length=77)` and `PairView(WindowView(224), 77)`, and for aligned rasters
+`source = open_aligned(path, "train")` and `source.view(Crop(224))`.
 """
 
+from mmssl.data.aligned import AlignedSource, AlignedView, open_aligned
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
 from mmssl.data.loader import Ledger, Loader, evaluation_batches
 from mmssl.data.pairs import KnownPictures, PairFiles, PairSource, PairView, open_pair_files, open_pairs, text_batch
+from mmssl.data.rasters import Raster
 from mmssl.data.sequences import DavisFolder, JhmdbFolder, MaskSequence, PointSequence
 from mmssl.data.shards import Shards
 from mmssl.data.sound import MixedSource, SoundClips, SoundSource, SoundView, open_sounds
@@ -41,6 +44,8 @@ __all__ = [
     "BYOL_COLOURS",
     "DINO_COLOURS",
     "SIMCLR_COLOURS",
+    "AlignedSource",
+    "AlignedView",
     "ArraySource",
     "Augmentation",
     "BrokenSample",
@@ -65,6 +70,7 @@ __all__ = [
     "PairView",
     "Pairs",
     "PointSequence",
+    "Raster",
     "Sampling",
     "Shards",
     "SoundClips",
@@ -87,6 +93,7 @@ __all__ = [
     "hold_out",
     "label_sets",
     "notes",
+    "open_aligned",
     "open_pair_files",
     "open_pairs",
     "open_sounds",

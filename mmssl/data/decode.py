@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from mmssl.errors import UserError
@@ -104,23 +104,73 @@ def decode(
 
 def decode_over(file: BufferedReader | BytesIO, channels: int, background: Colour) -> tuple[Tensor, bool]:
     """`decode`, and whether the background shows anywhere."""
+    values, blended = _decoded(file, channels, background, measured=False)
+    if values.is_floating_point() and not values.isfinite().all():
+        raise BrokenSample("holds values that are not finite")
+    return values, blended
+
+
+def decode_raster(
+    file: BufferedReader | BytesIO, channels: int
+) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "c h w"]:
+    """`decode` of what was measured: pixels that are not there are NaN, and signed integers stand for themselves, as
+    float32 (metres in a TIFF or .npy of int16). Raises BrokenSample, also where every pixel is NaN."""
+    values = _decoded(file, channels, WHITE, measured=True)[0]
+    if not values.is_floating_point():
+        return values
+    if values.isinf().any():
+        raise BrokenSample("holds values that are infinite; mark pixels that are not there by NaN")
+    if values.isnan().all():
+        raise BrokenSample("has no pixel that is there, all are NaN; remove the file, and the sample goes without")
+    return values
+
+
+def decode_labels(file: BufferedReader | BytesIO) -> Int64[Tensor, "1 height width"]:
+    """A map of class numbers: a palette picture (its indices, never its colours), a grey one of 1 to 32 bits, or a .npy
+    array of integers, [H, W] or with one channel. Raises BrokenSample for all else."""
     head = first_bytes(file, 26)
+    with _reasons():
+        if head.startswith(_NPY):
+            array = _load(file)
+            array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1) if array.shape[-1] == 1 else array
+        else:
+            image = _open(file)
+            _turn(image)
+            if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+                raise BrokenSample(
+                    f"has colours or fractions (mode {image.mode}) where class numbers are meant; store a palette or "
+                    "grey PNG, or .npy"
+                )
+            array = np.array(image)[None]
+    if array.ndim != 3 or len(array) != 1 or array.dtype.kind not in "bui":
+        raise BrokenSample(f"has shape {array.shape} of {array.dtype}, where class numbers are meant: integers [H, W]")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _decoded(file: BufferedReader | BytesIO, channels: int, background: Colour, measured: bool) -> tuple[Tensor, bool]:
+    head = first_bytes(file, 26)
+    with _reasons():
+        if head.startswith(_NPY):
+            return _read_array(file, channels, measured), False
+        return _read_picture(file, head, channels, background, measured)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever readers raise becomes BrokenSample, and no warning of theirs gets out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if head.startswith(_NPY):
-                return _read_array(file, channels), False
-            return _read_picture(file, head, channels, background)
+            yield
         except (BrokenSample, MemoryError):
             raise
         except Exception as error:  # on damaged files Pillow and its plugins raise nearly every type there is
             raise BrokenSample(f"cannot be decoded ({str(error) or type(error).__name__})") from error
 
 
-def _read_picture(
-    file: BufferedReader | BytesIO, head: bytes, channels: int, background: Colour
-) -> tuple[Tensor, bool]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _open(file: BufferedReader | BytesIO) -> Image.Image:
+    """A picture, its pixels not yet read."""
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()
     try:
@@ -134,17 +184,34 @@ def _read_picture(
             f"has {image.width} x {image.height} pixels, which may be a decompression bomb "
             f"(PIL.Image.MAX_IMAGE_PIXELS is {Image.MAX_IMAGE_PIXELS})"
         )
+    return image
+
+
+def _turn(image: Image.Image) -> None:
+    """Turns a picture upright, as its EXIF tells, after all its pixels were read."""
+    from PIL import ImageOps
+
+    image.load()
+    with contextlib.suppress(Exception):  # damaged metadata raise what they like; the pixels were read whole above
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _read_picture(
+    file: BufferedReader | BytesIO, head: bytes, channels: int, background: Colour, measured: bool
+) -> tuple[Tensor, bool]:
+    image = _open(file)
     if channels not in MODES:
         raise BrokenSample(f"is a picture, but {channels} channels were declared, which only .npy files can hold")
     kind, tags = image.format, getattr(image, "tag_v2", {})
     image.load()
     if head.startswith(_PNG) and head[24] == 16:  # after Pillow has read it whole: a damaged one crashes torchvision's
         return _read_png16(file, image, channels, background)
-    with contextlib.suppress(Exception):  # damaged metadata raise what they like; the pixels were read whole above
-        ImageOps.exif_transpose(image, in_place=True)
+    _turn(image)
     if image.mode.startswith("I;16") or image.mode == "F" or (image.mode, kind) == ("I", "PPM"):
         return _from_grey(_black_to_white(np.array(image), tags), channels), False
     if image.mode == "I":
+        if measured:
+            return _from_grey(np.array(image).astype(np.float32), channels), False
         raise BrokenSample("has 32-bit integer pixels, whose range is not known; store it as uint8, uint16 or float")
     image, blended = (image, False) if channels == 4 else _over(image, background)
     mode = MODES[channels]
@@ -210,7 +277,8 @@ def _from_grey(values: np.ndarray, channels: int) -> Tensor:
     return _to_tensor(values[None]).expand(channels, -1, -1)
 
 
-def _read_array(file: BufferedReader | BytesIO, channels: int) -> Tensor:
+def _load(file: BufferedReader | BytesIO) -> np.ndarray:
+    """The plain numbers of a .npy file."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
@@ -222,6 +290,13 @@ def _read_array(file: BufferedReader | BytesIO, channels: int) -> Tensor:
     array = np.frombuffer(data[:needed], dtype).reshape(shape, order="F" if fortran else "C")
     if array.size == 0:
         raise BrokenSample(f"has shape {shape}, without a single pixel")
+    return array
+
+
+def _read_array(file: BufferedReader | BytesIO, channels: int, measured: bool) -> Tensor:
+    array = _load(file)
+    array = array.astype(np.float32) if measured and array.dtype.kind == "i" else array
+    shape = array.shape
     if array.ndim == 2 and channels == 1:
         return _to_tensor(array[None])
     if array.ndim == 3 and channels in (shape[0], shape[2]):
@@ -236,7 +311,4 @@ def _to_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.float32) / np.float32(65535))
     if array.dtype.kind != "f":
         raise BrokenSample(f"has values of type {array.dtype}; uint8, uint16 and floating point can be read")
-    values = torch.from_numpy(array.astype(np.float32))
-    if not values.isfinite().all():
-        raise BrokenSample("holds values that are not finite")
-    return values
+    return torch.from_numpy(array.astype(np.float32))

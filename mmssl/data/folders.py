@@ -164,20 +164,33 @@ def read_manifest(path: Path, kind: str, label: str | None = None) -> tuple[list
 
     Raises UserError when it is not such, or some rows have labels and others none.
     """
+    rows = rows_of(path)
+    if any("path" not in row for row in rows):
+        raise UserError(f'The manifest {path} has rows without "path"; name each {kind}\'s file there.')
+    paths = [str(row["path"]) for row in rows]
+    return paths, labels_of(path, kind, paths, rows, label)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .csv file with a header, or the objects of a .jsonl file; UserError when it is not such."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".csv":
-                rows: list[dict[str, Any]] = list(csv.DictReader(file))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-        paths = [str(row["path"]) for row in rows]
-        return paths, labels_of(path, kind, paths, rows, label)
-    except KeyError:
-        raise UserError(f'The manifest {path} has rows without "path"; name each {kind}\'s file there.') from None
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+                return list(csv.DictReader(file))
+            return [dict(json.loads(line)) for line in file if line.strip()]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"The manifest {path} cannot be read ({error}); mend it.") from error
+
+
+def class_folders(paths: Sequence[str]) -> list[Label | None]:
+    """The first-level folder of each path as its class; None where it lies in none, or in one that cannot be."""
+    tops = [top_folder(path) for path in paths]
+    return [None if top is None or no_class(top) else top for top in tops]
+
+
+def top_folder(path: str) -> str | None:
+    """The first-level folder that a path lies in."""
+    return path.split("/", 1)[0] if "/" in path else None
 
 
 def label_keys(label: str | None) -> tuple[str, ...]:

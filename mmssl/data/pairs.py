@@ -125,17 +125,9 @@ class PairFiles(FolderSource):
         more = [as_text(f"{self.given}: {len(what)} {note}") for note, what in told.items() if what]
         self.notes = [*self.notes, *more]
 
-    def _content(self, place: Place | str) -> bytes:
-        """A text's bytes; raises BrokenSample where they cannot be read."""
-        if isinstance(place, Place):
-            assert self.shards is not None
-            return self.shards.content(place)
-        with opened(self.root / place) as file:
-            return file.read()
-
     def _described(self, place: Place | str | None) -> bytes | None:
         try:
-            return None if place is None else self._content(place)
+            return None if place is None else self.content(place)
         except BrokenSample:
             return None
 
@@ -155,11 +147,11 @@ class PairFiles(FolderSource):
             raise BrokenSample("has no picture")
         text, described = (self._texts[ending][index] for ending in (_TXT, _JSON))
         if text is not None and self.caption_key is None:
-            return _decoded(self._content(text)).splitlines()
+            return _decoded(self.content(text)).splitlines()
         if described is None or self._key is None:
             raise BrokenSample("has no caption")
         try:
-            content = json.loads(_decoded(self._content(described)))
+            content = json.loads(_decoded(self.content(described)))
         except (ValueError, RecursionError) as error:
             raise BrokenSample(f"has JSON beside it that cannot be read ({error})") from error
         if not isinstance(content, dict) or self._key not in content:

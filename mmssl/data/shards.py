@@ -13,10 +13,11 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,13 +52,13 @@ class Shards:
 
     extensions: what members of the kind end in, in any case; of several with one key the first counts.
     label: the key of the class in each sample's JSON; None takes the text of its member `.cls`, where there are such.
-    beside: endings of members that belong to the samples, `.txt`.
+    beside: endings of members that belong to the samples, by what they are called here: {".txt": (".txt",)}.
 
     `paths` are the samples' members, `shard.tar/member`, and `places` where these lie; `labels` their classes by name,
     several each where the JSON has lists, None where no sample has any; `beside` where each sample's member of these
-    endings lies, and `alone` a member of each key that has such alone; `notes` say what was left out, and which tar is
-    cut short. The tars' indices are kept, by path, size and time, in the folder `mmssl/shards` of $XDG_CACHE_HOME or
-    ~/.cache, where that can be written.
+    endings lies, the last of several, and `alone` a member of each key that has such alone; `notes` say what was left
+    out, and which tar is cut short. The tars' indices are kept, by path, size and time, in the folder `mmssl/shards` of
+    $XDG_CACHE_HOME or ~/.cache, where that can be written.
 
     Raises UserError for a file that is no plain tar, tars without such members, and a label that no sample has, or that
     is neither a value nor a list of them.
@@ -70,23 +71,25 @@ class Shards:
         kind: str,
         extensions: Sequence[str],
         label: str | None = None,
-        beside: Sequence[str] = (),
+        beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.folder, description = folder, ".cls" if label is None else ".json"
+        called = {ending: name for name, endings in beside.items() for ending in endings}
+        fields = {**called, description: called.get(description, description)}
         indices = [members_of(folder / tar) for tar in tars]
         self.paths: list[str] = []
         self.alone: list[str] = []
-        self.beside: dict[str, list[Place | None]] = {ending: [] for ending in beside}
+        self.beside: dict[str, list[Place | None]] = {name: [] for name in beside}
         self.places: list[Place] = []
         self.notes: list[str] = []
         given: list[Place | None] = []
         others: list[str] = []
         for tar, index in zip(tars, indices):
             places = [Place(tar, *place) for place in zip(index.offsets.tolist(), index.sizes.tolist())]
-            described: dict[str, dict[str, Place]] = {ending: {} for ending in (*beside, description)}
+            described: dict[str, dict[str, Place]] = {field: {} for field in fields.values()}
             for name, place in zip(index.names, places):
-                if (ending := _ending(name)) in described:
-                    described[ending][_key(name)] = place
+                if (field := fields.get(_ending(name))) is not None:
+                    described[field][_key(name)] = place
             taken = set()
             for name, place in zip(index.names, places):
                 if not name.lower().endswith(tuple(extensions)) or (key := _key(name)) in taken:
@@ -95,11 +98,11 @@ class Shards:
                 taken.add(key)
                 self.paths.append(f"{tar}/{name}")
                 self.places.append(place)
-                given.append(described[description].get(key))
-                for ending, found in self.beside.items():
-                    found.append(described[ending].get(key))
+                given.append(described[fields[description]].get(key))
+                for field, found in self.beside.items():
+                    found.append(described[field].get(key))
             for name in index.names:
-                if _ending(name) in beside and (key := _key(name)) not in taken:
+                if _ending(name) in called and (key := _key(name)) not in taken:
                     taken.add(key)
                     self.alone.append(f"{tar}/{name}")
         if not self.paths:
@@ -107,7 +110,7 @@ class Shards:
             raise UserError(
                 f"No shard in {folder} holds a {kind}, of {len(tars)}; {kind}s end in {', '.join(extensions[:8])}{has}."
             )
-        if unused := [name for name in others if not name.endswith((".json", ".cls", *beside))]:
+        if unused := [name for name in others if not name.endswith((".json", ".cls", *called))]:
             self.notes.append(as_text(f"{folder}: left out {len(unused)} members: {endings(unused)}"))
         if cut := [tar for tar in tars if not _ends(folder / tar)]:
             self.notes.append(as_text(f"{folder}: cut short, what came last may be missing: {listed(cut)}"))

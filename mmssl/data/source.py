@@ -21,19 +21,20 @@ from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
 from mmssl.data.folders import (
     Label,
     checked,
+    class_folders,
     endings,
     is_manifest,
     listed,
-    no_class,
     part_meant,
     part_of,
     part_told,
     parts,
     read_manifest,
+    top_folder,
     walk,
 )
 from mmssl.data.labels import multi_hot, rarest
-from mmssl.data.shards import SHARD, Shards
+from mmssl.data.shards import SHARD, Place, Shards
 from mmssl.data.views import Keys
 from mmssl.errors import UserError, as_text
 from mmssl.masking.noise import permutation, uniform
@@ -139,6 +140,15 @@ class FileSource:
         """Sample `index`'s file, open for reading; whatever the operating system refuses then raises BrokenSample."""
         return self.shards.opened(index) if self.shards else opened(self.root / self.paths[index])
 
+    def content(self, place: Place | str) -> bytes:
+        """The bytes of a member of the shards, or of a file by its path below the root; raises BrokenSample where they
+        cannot be read."""
+        if isinstance(place, Place):
+            assert self.shards is not None
+            return self.shards.content(place)
+        with opened(self.root / place) as file:
+            return file.read()
+
     def read(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError
 
@@ -168,7 +178,9 @@ class FileSource:
     def _sharded(
         self, folder: Path, tars: list[str], label: str | None
     ) -> tuple[list[str], Sequence[Label | None] | None]:
-        self.shards = Shards(folder, tars, self.kind, self.extensions, label, self.beside)
+        self.shards = Shards(
+            folder, tars, self.kind, self.extensions, label, {ending: (ending,) for ending in self.beside}
+        )
         self.notes = self.shards.notes
         return self.shards.paths, self.shards.labels
 
@@ -186,7 +198,7 @@ class FileSource:
         files, refused = walk(root)
         found = parts(root)
         apart = [] if found.train else [name for name in found.folders if part_meant(name)]
-        inside = [path for path in files if _top(path) not in apart]
+        inside = [path for path in files if top_folder(path) not in apart]
         paths = [path for path in inside if path.lower().endswith(self.extensions)]
         tars = [path for path in inside if path.lower().endswith(SHARD)]
         if not paths and tars and self.in_shards:
@@ -195,12 +207,11 @@ class FileSource:
             self._refuse(root, files, inside, apart)
         if label is not None:
             raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
-        tops = [_top(path) for path in paths]
-        labels = [None if top is None or no_class(top) or not self.class_folders else top for top in tops]
+        labels = class_folders(paths) if self.class_folders else [None] * len(paths)
         labelled = len(set(labels) - {None}) > 1
         self.texts = [path for path in inside if path.lower().endswith(self.beside)]
         others = [path for path in inside if not path.lower().endswith((*self.extensions, *self.beside))]
-        bare = sorted({top for top in map(_top, others) if top is not None} - set(tops))
+        bare = sorted({top for top in map(top_folder, others) if top} - set(map(top_folder, paths)))
         astray = [path for path, label in zip(paths, labels, strict=True) if label is None] if labelled else []
         one = len(astray) == 1
         told = {
@@ -280,10 +291,6 @@ class FolderSource(FileSource):
 
 def _names(label: Label | None) -> tuple[str, ...]:
     return label if isinstance(label, tuple) else () if label is None else (label,)
-
-
-def _top(path: str) -> str | None:
-    return path.split("/", 1)[0] if "/" in path else None
 
 
 class ArraySource:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,11 +63,13 @@ class Shot(NamedTuple):
     """What `render` makes of every sample.
 
     cut: the Cut of some rows' samples of one height and width. change: of some rows' media of one name, after the cut.
+    strides: by name, what is class numbers, and how many pixels of `size` each number stands for along both sides.
     """
 
     size: tuple[int, int]
     cut: Callable[[Sequence[int], int, int], Cut]
     change: Callable[[str, Sequence[int], Tensor], Tensor] = lambda name, rows, medium: medium
+    strides: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,11 @@ class EvalView:
             raise UserError(f"size must be at least 1 and resize at least size, not {self.size} and {self.resize}.")
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys | None = None) -> dict[str, Tensor]:
-        return render(samples, [Shot(sides(self.size), self.cut)])[0]
+        return render(samples, [self.shot()])[0]
+
+    def shot(self, keys: Keys | None = None, view: int = 0) -> Shot:
+        """The same for all keys and views."""
+        return Shot(sides(self.size), self.cut)
 
     def _covered(self) -> tuple[int, int]:
         """The height and width that the resized picture covers, one of them exactly."""
@@ -304,6 +311,10 @@ def random_boxes(
 def render(samples: Iterable[dict[str, Tensor]], shots: Sequence[Shot]) -> list[dict[str, Tensor]]:
     """The samples' media [C, ..., H, W] as batches [B, C, ..., *size] by name, once for each of `shots`.
 
+    Class numbers, uint8, have their own size (see `Shot.strides`): each is that of the nearest pixel. In floating
+    point, NaN are pixels that are not there: what is known is averaged without them, and NaN where that is less than
+    half of a new pixel.
+
     How something is resampled depends on its own size and the shot's, so nothing else in the batch changes a pixel.
     Raises UserError when a sample's media differ in height or width, or the samples in what they hold.
     """
@@ -315,28 +326,30 @@ def render(samples: Iterable[dict[str, Tensor]], shots: Sequence[Shot]) -> list[
         names, count = names or list(sample), row + 1
         height, width = _extent(sample, names)
         for name, medium in sample.items():
-            if any(_is_small(medium, shot) for shot in shots):
+            if any(_is_small(name, medium, shot) for shot in shots):
                 small[name, medium.shape].append((row, medium))
         for made, shot in zip(pieces, shots, strict=True):
-            large = [(name, medium) for name, medium in sample.items() if not _is_small(medium, shot)]
+            large = [(name, medium) for name, medium in sample.items() if not _is_small(name, medium, shot)]
             if not large:
                 continue
             where = shot.cut([row], height, width)
             for name, medium in large:
-                made[name].append((slice(row, count), shot.change(name, [row], _resample(medium, shot.size, where))))
+                stride = shot.strides.get(name)
+                cut = _nearest(medium, shot.size, where, stride) if stride else _resample(medium, shot.size, where)
+                made[name].append((slice(row, count), shot.change(name, [row], cut)))
     for (name, shape), members in small.items():
         rows = [row for row, _ in members]
         stack = torch.stack([medium for _, medium in members])
         for made, shot in zip(pieces, shots, strict=True):
-            if _is_small(stack, shot):
+            if _is_small(name, stack, shot):
                 cut = _resample_stack(stack, shot.size, shot.cut(rows, *shape[-2:]))
                 made[name].append((rows, shot.change(name, rows, cut)))
     return [{name: _assemble(made[name], count) for name in names} for made in pieces]
 
 
-def _is_small(medium: Tensor, shot: Shot) -> bool:
+def _is_small(name: str, medium: Tensor, shot: Shot) -> bool:
     """Whether many such are resampled together to the shot's size."""
-    return medium.dtype == torch.uint8 and max(*medium.shape[-2:], *shot.size) <= SMALL
+    return name not in shot.strides and medium.dtype == torch.uint8 and max(*medium.shape[-2:], *shot.size) <= SMALL
 
 
 def _recolour(
@@ -379,9 +392,32 @@ def _resample(
     frames = medium[None].movedim(1, -3)  # [1, *extra, C, H, W]: decoders give the channel fastest, torch's fast path
     box = frames.flatten(0, -4)[..., top : top + height, left : left + width]
     if (height, width) != (new_height, new_width):
-        box = interpolate(box, (new_height, new_width), mode="bicubic", antialias=True)
+        box = _resized(box, (new_height, new_width))
     window = box[..., y : y + size[0], x : x + size[1]].unflatten(0, frames.shape[:-3]).movedim(-3, 1)
     return (window.flip(-1) if flip else window).contiguous()
+
+
+def _resized(box: Shaped[Tensor, "n c height width"], size: tuple[int, int]) -> Shaped[Tensor, "n c down across"]:
+    resize = partial(interpolate, size=size, mode="bicubic", antialias=True)
+    if not box.is_floating_point() or not (gaps := box.isnan()).any():
+        return resize(box)
+    known = resize((~gaps).to(box.dtype))
+    return (resize(box.masked_fill(gaps, 0)) / known).masked_fill(known < 0.5, math.nan)
+
+
+def _nearest(
+    medium: UInt8[Tensor, "c height width"], size: tuple[int, int], cut: Cut, stride: int
+) -> UInt8[Tensor, "1 c down across"]:
+    """The pixels in the middles of the window's cells of `stride` pixels, of a middle between two the latter: what
+    Pillow's NEAREST takes of a box that becomes one pixel a cell, but that its middles are summed up in floats."""
+    top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
+    middles = ((torch.arange(side // stride) * 2 + 1) * stride for side in size)  # twice, to stay whole numbers
+    rows, columns = (
+        (middle + 2 * first) * box // (2 * new)
+        for middle, first, box, new in zip(middles, (y, x), (height, width), (new_height, new_width))
+    )
+    window = medium[:, (top + rows)[:, None], left + columns]
+    return (window.flip(-1) if flip else window)[None]
 
 
 def _resample_stack(
