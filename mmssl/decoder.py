@@ -13,9 +13,19 @@ from torch import Tensor, nn
 
 from mmssl.encoder import Tokens
 from mmssl.errors import UserError
-from mmssl.masking import Positions
+from mmssl.masking import Mask, Positions
 from mmssl.position import Layout, Position
-from mmssl.transformer import Transformer, TransformerConfig, told, xavier_init
+from mmssl.transformer import (
+    MLP,
+    Branch,
+    CrossAttention,
+    Transformer,
+    TransformerConfig,
+    apart_init,
+    padding_of,
+    told,
+    xavier_init,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class DecoderConfig:
 
     "grid": every position in its place, visible or mask token (MAE); a context is another view's tokens (SiamMAE);
     "visible_hidden": the visible tokens, then mask tokens for the hidden positions (VideoMAE);
-    "hidden": mask tokens for the hidden positions, whose context are the visible tokens (MultiMAE).
+    "hidden": mask tokens for the hidden positions, whose context are the visible tokens.
 
     With attention in windows the "grid" is decoded without class tokens (Audio-MAE).
 
@@ -170,3 +180,70 @@ class Decoder(nn.Module):
         decoded = self.transformer(hide.padded(queries), hide.lengths, x, tokens.lengths)
         valid = torch.arange(decoded.shape[1], device=decoded.device) < hide.lengths[:, None]
         return self.pred(decoded[valid])
+
+
+class JointDecoder(nn.Module):
+    """Predict the hidden patches of one modality from the visible tokens of all of them (MultiMAE, arXiv 2204.01678,
+    section 3.3).
+
+    The modality's whole grid, visible or mask token at each place, attends once to all visible tokens: what comes out
+    replaces what went in (no residual). An MLP and the blocks of `config` follow.
+    grids: of every modality, in the encoder's order. modality: the one that is predicted. values: numbers in a patch.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        encoder_dim: int,
+        grids: Mapping[str, tuple[int, ...]],
+        modality: str,
+        prefix: int,
+        values: int,
+        position: Layout = "sincos_row_first",
+    ):
+        super().__init__()
+        dim = config.dim
+        self.config, self.modality, self.prefix, self.names = config, modality, prefix, list(grids)
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.modalities = nn.Parameter(nn.init.trunc_normal_(torch.empty(len(grids), dim), std=0.02))
+        # Grids that are alike share a table, as all do in the paper.
+        self.bases = list(dict.fromkeys(grids.values()))
+        self.table_of = {name: self.bases.index(grid) for name, grid in grids.items()}
+        self.positions = nn.ModuleList(Position(grid, dim, position, resize="bilinear") for grid in self.bases)
+        self.query_norm, self.context_norm = (nn.LayerNorm(dim, eps=config.norm_eps) for _ in range(2))
+        self.cross, self.mlp = CrossAttention(config), Branch(MLP(config), config, 0.0)
+        self.transformer = Transformer(config)
+        self.pred = nn.Linear(dim, values)
+        apart_init(self)
+
+    def __repr__(self) -> str:
+        return f"JointDecoder({told(self.config, self)})"
+
+    def table(self, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "positions dim"]:
+        """Position and modality of each place in the concatenated grid."""
+        found = [self.positions[self.table_of[name]](grid) for name, grid in grids.items()]
+        kinds = [self.modalities[self.names.index(name)] for name in grids]
+        return torch.cat([table + kind for table, kind in zip(found, kinds, strict=True)])
+
+    def forward(
+        self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Float[Tensor, "hidden values"], Positions]:
+        """Predictions `[S, values]` of the modality's hidden patches, and which these are, within its own grid.
+
+        grids: of the modalities in the batch.
+        """
+        keep, (start, stop) = mask.keep, mask.span(self.modality)
+        x, table = self.embed(tokens.x), self.table(grids)
+        own = torch.arange(start, stop, device=x.device).expand(len(x), -1)
+        at = torch.cat([table.new_zeros(self.prefix, table.shape[1]), table])
+        queries = restore_tokens(x, keep.index, self.mask_token, at, prefix=self.prefix, rows=keep.rows, restore=own)[
+            :, self.prefix :
+        ]
+        seen = table[keep.index] if keep.lengths is None else keep.padded(table[keep.index])
+        context = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + seen], dim=1)
+        padding = padding_of(tokens.lengths, context)
+        decoded = self.cross(self.query_norm(queries), self.context_norm(context), padding)
+        decoded = self.transformer(self.mlp(decoded))
+        hide, _ = mask.hide.within(start, stop)
+        return self.pred(decoded[hide.rows, hide.index]), hide

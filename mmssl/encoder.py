@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mmssl import interop, version
-from mmssl.errors import UserError
+from mmssl.errors import UserError, nearest
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality, image
 from mmssl.position import mark_trained
@@ -38,7 +38,8 @@ Pool = Literal["mean", "class", "last"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """tokenizers: one a modality. prefix: class and register tokens before the others.
+    """tokenizers: one a modality. prefix: class and register tokens before the others. prefix_position: they have
+    positions, as MAE's table has a row of zeros for the class token; MultiMAE's global token has none.
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it.
@@ -50,6 +51,7 @@ class EncoderConfig:
     pool_norm: bool = False
     pool_norm_eps: float | None = None
     classes: int = 0
+    prefix_position: bool = True
 
 
 def vit_config(
@@ -137,7 +139,8 @@ class Encoder(nn.Module):
         self.prefix_tokens = nn.Parameter(torch.empty(config.prefix, self.dim).normal_(std=0.02), requires_grad=some)
         # MAE's table has a row of zeros for the class token; models with learned positions learn this one too.
         learned = some and any(self.tokenizer(name).position.trainable for name in self.tokenizers)
-        self.prefix_position = nn.Parameter(torch.zeros(config.prefix, self.dim), requires_grad=learned)
+        position = torch.zeros(config.prefix, self.dim)
+        self.prefix_position = nn.Parameter(position, requires_grad=learned) if config.prefix_position else None
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
@@ -213,7 +216,8 @@ class Encoder(nn.Module):
         elif lengths is not None:
             tokens = keep.padded(tokens)
         if prefix:
-            first = (self.prefix_tokens + self.prefix_position).to(tokens.dtype)
+            first = self.prefix_tokens if self.prefix_position is None else self.prefix_tokens + self.prefix_position
+            first = first.to(tokens.dtype)
             tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
         return tokens, keep, None if lengths is None else lengths + prefix
 
@@ -319,7 +323,8 @@ class Encoder(nn.Module):
         eps: float = 1e-6,
         size: int | tuple[int, ...] | None = None,
     ) -> Encoder:
-        """From the files of MAE's, CropMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's ViT names.
+        """From the files of MAE's, CropMAE's, MultiMAE's or VideoMAE's authors (pretrained or fine-tuned) or timm's
+        ViT names.
 
         Sizes are read off the shapes. heads: the paper's number for the width where None. A decoder is left aside.
 
@@ -359,20 +364,41 @@ class Encoder(nn.Module):
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:
-        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads. Raises UserError for an
-        encoder that timm's ViT cannot express."""
-        return self._save_for("timm", folder)
+        """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads, of pictures where it reads
+        several modalities. Raises UserError for an encoder that timm's ViT cannot express."""
+        return self._plain()._save_for("timm", folder)
 
     def _save_for(self, library: interop.Library, folder: str | Path) -> Path:
         what = f"an encoder of {', '.join(self.tokenizers)}"
         return self.save_as(interop.form_of(self.forms, library, what, self._settings), folder)
 
     def to_timm(self) -> nn.Module:
-        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head. Raises
-        UserError for an encoder that it cannot express."""
-        model, rules = interop.vit.timm_model(self._settings), interop.vit.write_timm(self._settings).rules
-        model.load_state_dict(interop.to_theirs(self.state_dict(), rules, self.config.tokenizers[0].modality.patch))
+        """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head; of an
+        encoder of several modalities that of pictures. Raises UserError for an encoder that it cannot express."""
+        plain = self._plain()
+        model, rules = interop.vit.timm_model(plain._settings), interop.vit.write_timm(plain._settings).rules
+        model.load_state_dict(interop.to_theirs(plain.state_dict(), rules, plain.config.tokenizers[0].modality.patch))
         return model
+
+    def only(self, modality: str) -> Encoder:
+        """A copy that reads one of the modalities: a plain ViT, whose prefix tokens have a position, zeros where they
+        had none. Raises UserError for a modality that it does not read."""
+        kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
+        if not kept:
+            raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
+        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, prefix_position=True))
+        fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
+        state = {key: value for key, value in self.state_dict().items() if key in fresh}
+        encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
+        if self.tokenizer(modality).position.trained:
+            mark_trained(encoder)
+        return encoder.train(self.training)
+
+    def _plain(self) -> Encoder:
+        """What other libraries' encoders of one modality can express."""
+        if len(self.tokenizers) == 1 and self.config.prefix_position:
+            return self
+        return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))
 
 
 def single_modality(encoder: Encoder) -> Modality:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Int64, Integer
+from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor
 
 from mmssl.audio import BANDS, HOP, RATE, band_edges
@@ -44,6 +46,9 @@ class Modality:
     patch: places along each axis that make one token; () for text, where each id is one.
     mean, std: statistics of each channel of 0-1 values (uint8 is divided by 255 first); the tokenizer applies them.
     embedding: width of the class embedding of a categorical modality with patches (MultiMAE: 64).
+    ignore: the id of places without a class (label maps: 255). gaps: values that are not a number are not there. What
+    is not there is read as nothing, and is in no loss and no statistics.
+    per_sample: each sample is standardised by its own values first (see `mmssl.tokenizer.sample_statistics`).
     """
 
     name: str
@@ -54,6 +59,9 @@ class Modality:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     embedding: int = 0
+    ignore: int | None = None
+    gaps: bool = False
+    per_sample: bool = False
 
     def __post_init__(self) -> None:
         if self.patch and len(self.patch) != len(self.axes):
@@ -63,15 +71,36 @@ class Modality:
                 f"modality {self.name!r} has {self.channels} channels, but {len(self.mean)} means and "
                 f"{len(self.std)} standard deviations: give one of each a channel"
             )
+        if self.kind == "categorical" and self.patch and self.embedding < 1:
+            raise ValueError(f"modality {self.name!r} has labels in patches: give its class embedding a width")
 
     @property
     def plain(self) -> Modality:
         """The same without statistics: values stay as they are, 0-1."""
         return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
 
+    def labelled(self, ids: Integer[Tensor, "*places"]) -> tuple[Int64[Tensor, "*places"], Bool[Tensor, "*places"]]:
+        """The classes of a categorical modality's ids, 0 where there is none, and where there is one.
+
+        Raises UserError for ids that are no class (on a GPU only with MMSSL_DEBUG=1).
+        """
+        there = torch.ones_like(ids, dtype=torch.bool) if self.ignore is None else ids != self.ignore
+        classes = ids.long().masked_fill(~there, 0)
+        if classes.numel() and not torch.compiler.is_compiling() and values_are_checked(classes):
+            low, high = (int(value) for value in classes.aminmax())
+            if low < 0 or high >= self.channels:
+                besides = "" if self.ignore is None else f" and {self.ignore} for none"
+                raise UserError(
+                    f"{self.name}: labels from {low} to {high}, but its {self.channels} classes are 0 to "
+                    f"{self.channels - 1}{besides}: map the labels, or declare as many classes as there are"
+                )
+        return classes, there
+
     def brightness(self, media: Tensor) -> Tensor:
         """Raw media `[B, C, ...]` as values in 0-1 to look at: pictures and clips as they are, others, such as log-mel,
-        from a `std` below their `mean` to one above it."""
+        from a `std` below their `mean` to one above it; label maps `[B, ...]` by the number of the class."""
+        if self.kind == "categorical":
+            return media[:, None].float() / max(1, self.channels - 1)
         if self.name in ZERO_TO_ONE:
             return zero_to_one(media)
         mean, std = (torch.tensor(each).view(-1, *(1,) * (media.ndim - 2)).to(media) for each in (self.mean, self.std))
@@ -95,8 +124,9 @@ IMAGE = Modality("image", ("height", "width"), 3, (16, 16), mean=IMAGENET_MEAN, 
 VIDEO = Modality("video", ("time", "height", "width"), 3, (2, 16, 16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 # Audio-MAE divides by twice the standard deviation of AudioSet's log-mel values.
 AUDIO = Modality("audio", ("time", "mel"), 1, (16, 16), mean=(-4.2677393,), std=(2 * 4.5689974,))
-DEPTH = Modality("depth", ("height", "width"), 1, (16, 16), mean=(0.0,), std=(1.0,))
-SEMSEG = Modality("semseg", ("height", "width"), 133, (4, 4), kind="categorical", embedding=64)
+# MultiMAE's: where it is known, each picture's by itself.
+DEPTH = Modality("depth", ("height", "width"), 1, (16, 16), mean=(0.0,), std=(1.0,), gaps=True, per_sample=True)
+SEMSEG = Modality("semseg", ("height", "width"), 133, (4, 4), kind="categorical", embedding=64, ignore=255)
 TEXT = Modality("text", ("position",), 30522, kind="categorical")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Layout = Literal["sincos", "sincos_row_first", "sincos_swapped", "sincos_interleaved", "learned"]
+Resize = Literal["bicubic", "bilinear"]
 
 
 def _sincos_axis(positions: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n {dim}"]:
@@ -49,7 +50,8 @@ class Position(nn.Module):
     """A table of positions for a base grid, given for any other grid on request.
 
     A table that learns, or that weights were trained against (`trained`), is interpolated: bicubic over the last two
-    axes (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), linear over time before them. There
+    axes (MAE's `interpolate_pos_embed`, transformers' `interpolate_pos_encoding`), or as `resize` says, as MultiMAE's
+    authors do theirs of label maps and decoders; linear over time before them. There
     a shorter grid takes the first rows instead, as shorter texts do: another resolution shows the same scene, but fewer
     frames a part of it. A fixed sin-cos table that nothing was trained against yet is computed anew for another grid.
     recompute decides it whatever was trained: True for models that see many grids in training, or whose grid nobody
@@ -65,9 +67,10 @@ class Position(nn.Module):
         layout: Layout = "sincos",
         trainable: bool | None = None,
         recompute: bool | None = None,
+        resize: Resize = "bicubic",
     ):
         super().__init__()
-        self.grid, self.dim, self.layout = grid, dim, layout
+        self.grid, self.dim, self.layout, self.resize = grid, dim, layout, resize
         self.trainable = layout == "learned" if trainable is None else trainable
         if recompute and (self.trainable or layout == "learned"):
             raise ValueError(f"a table that learns cannot be computed anew: layout {layout!r}, recompute=True")
@@ -96,7 +99,7 @@ class Position(nn.Module):
             base, grid = base[::-1], grid[::-1]
         table = self.table.T.unflatten(1, base)
         if len(grid) > 1:
-            planes = F.interpolate(table.flatten(0, -3)[None], grid[-2:], mode="bicubic", align_corners=False)[0]
+            planes = F.interpolate(table.flatten(0, -3)[None], grid[-2:], mode=self.resize, align_corners=False)[0]
             table = planes.unflatten(0, table.shape[:-2])
         for axis, count in enumerate(grid[:-2] if len(grid) > 1 else grid, start=1):
             lines = table.movedim(axis, -1)[..., :count]

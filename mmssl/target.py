@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped
-from mmssl_kernels import TargetNorm, grid_of, masked_patch_mse, normalized_patches, unpatchify
+from jaxtyping import Bool, Float, Int64, Shaped
+from mmssl_kernels import (
+    TargetNorm,
+    gather_patches,
+    grid_of,
+    masked_patch_mse,
+    normalized_patches,
+    patchify,
+    unpatchify,
+)
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmssl.masking import Positions
-from mmssl.modality import Modality
+from mmssl.modality import Modality, zero_to_one
+from mmssl.tokenizer import Batch, standardised
+
+Distance = Literal["mse", "l1", "cross_entropy"]
 
 
 class PatchTarget(nn.Module):
@@ -43,8 +56,9 @@ class PatchTarget(nn.Module):
         prediction: Float[Tensor, "*hidden values"],
         media: Shaped[Tensor, "batch channels *axes"],
         hide: Positions,
+        weights: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean squared error between the prediction and the hidden patches of raw `media`."""
+        """Mean squared error between the prediction and the hidden patches of raw `media`; weights: of each sample."""
         return masked_patch_mse(
             prediction,
             media,
@@ -54,6 +68,7 @@ class PatchTarget(nn.Module):
             std=self.std,
             target_norm=self.norm,
             rows=hide.rows,
+            weights=weights,
         )
 
     @torch.no_grad()
@@ -86,3 +101,100 @@ class PatchTarget(nn.Module):
         grid, patch = self.grid(media), self.modality.patch
         hidden = hide.boolean(math.prod(grid))
         return unpatchify(hidden[..., None].expand(-1, -1, math.prod(patch)), patch, grid)
+
+
+def usual_distance(modality: Modality) -> Distance:
+    """Cross-entropy of labels; L1 of what has gaps or is standardised by sample, as MultiMAE's depth; squared error of
+    others."""
+    if modality.kind == "categorical":
+        return "cross_entropy"
+    return "l1" if modality.gaps or modality.per_sample else "mse"
+
+
+class SampleTarget(PatchTarget):
+    """Patches of any modality, compared within each sample and then over samples, which may have few or many of them.
+
+    distance: between what is predicted and what is there: "mse", "l1", or "cross_entropy" of a categorical modality,
+    whose prediction holds scores of all classes for each place (class fastest). What is not there (see `Modality`) is
+    compared with nothing. Raises ValueError for a distance or a norm that the modality has no values for.
+    """
+
+    def __init__(self, modality: Modality, distance: Distance = "mse", norm: TargetNorm = "none"):
+        super().__init__(modality, norm)
+        self.distance = distance
+        if (modality.kind == "categorical") != (distance == "cross_entropy"):
+            raise ValueError(f"{modality.name} is {modality.kind}: {distance} does not compare such values")
+        if norm != "none" and (distance != "mse" or modality.gaps):
+            raise ValueError(f"{modality.name}: patches are standardised (norm {norm!r}) for mse, and where whole")
+
+    def loss_of_samples(
+        self, prediction: Float[Tensor, "hidden values"], batch: Batch, hide: Positions
+    ) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
+        """The mean over the samples that have something hidden, of the mean distance within each, and how many of them
+        there are (EPFL-VILAB/MultiMAE, `criterion.py`: masked means, then a `nanmean`). 0 where there is none."""
+        if self.distance == "mse" and not self.modality.gaps:  # in one kernel, which weighs samples
+            assert hide.lengths is not None
+            weights = hide.lengths.clamp(min=1).float().reciprocal()
+            mean = self.loss(prediction, standardised(batch, self.modality), hide, weights)
+            return mean, hide.lengths.count_nonzero()
+        distances, there = self._distances(prediction.float(), batch, hide)
+        patches = torch.stack([(distances * there).sum(dim=1), there.sum(dim=1).float()], dim=1)
+        total, number = hide.padded(patches).sum(dim=1).unbind(1)
+        samples = number.count_nonzero()
+        return (total / number.clamp(min=1)).sum() / samples.clamp(min=1), samples
+
+    def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
+        """How many samples have something hidden to be compared with."""
+        assert hide.lengths is not None
+        modality, media = self.modality, batch[self.modality.name]
+        if not modality.gaps and modality.ignore is None:
+            return hide.lengths.count_nonzero()
+        media = media[:, None] if modality.kind == "categorical" else media
+        raw = gather_patches(media, hide.index, modality.patch, hide.rows)
+        there = ~raw.isnan() if modality.ignore is None else raw.ne(modality.ignore)
+        return hide.padded(there.float()).sum(dim=(1, 2)).count_nonzero()
+
+    def _wanted(self, batch: Batch, hide: Positions) -> tuple[Tensor, Bool[Tensor, "hidden places"]]:
+        """What is hidden, normalised values or classes `[S, values]`, 0 where nothing is, and where something is."""
+        modality, rows = self.modality, hide.rows
+        if modality.kind == "categorical":
+            return modality.labelled(gather_patches(batch[modality.name][:, None], hide.index, modality.patch, rows))
+        values = zero_to_one(gather_patches(standardised(batch, modality), hide.index, modality.patch, rows))
+        values = ((values.unflatten(-1, (-1, modality.channels)) - self.mean) / self.std).flatten(-2)
+        there = ~values.isnan() if modality.gaps else torch.ones_like(values, dtype=torch.bool)
+        return torch.where(there, values, 0.0), there
+
+    def _distances(
+        self, prediction: Float[Tensor, "hidden values"], batch: Batch, hide: Positions
+    ) -> tuple[Float[Tensor, "hidden places"], Bool[Tensor, "hidden places"]]:
+        """At each place of each hidden patch, and whether something is there."""
+        wanted, there = self._wanted(batch, hide)
+        if self.distance == "cross_entropy":
+            scores = prediction.unflatten(-1, (-1, self.modality.channels)).flatten(0, 1)
+            return F.cross_entropy(scores, wanted.flatten(), reduction="none").view_as(wanted), there
+        difference = prediction - wanted
+        return difference.square() if self.distance == "mse" else difference.abs(), there
+
+    @torch.no_grad()
+    def pictures(
+        self, prediction: Float[Tensor, "hidden values"], batch: Batch, hide: Positions
+    ) -> tuple[Float[Tensor, "batch channels *axes"], ...]:
+        """What was seen (NaN elsewhere), the same with the prediction where it was hidden, and all there was, in 0-1 to
+        look at. Of standardised patches mean and deviation are the original's."""
+        modality, rows = self.modality, hide.rows
+        media = standardised(batch, modality)
+        if modality.kind == "categorical":
+            media = media[:, None].float()
+            values = prediction.unflatten(-1, (-1, modality.channels)).argmax(dim=-1).float()
+        else:
+            media = zero_to_one(media).float()
+            values = prediction.float().unflatten(-1, (-1, modality.channels))
+            if self.norm == "patch":
+                original = normalized_patches(media, hide.index, modality.patch, self.mean, self.std, rows=rows)
+                variance, mean = torch.var_mean(original, dim=-1, keepdim=True)
+                values = values * (variance + 1e-6).sqrt()[..., None] + mean[..., None]
+            values = (values * self.std + self.mean).flatten(-2)
+        grid, patches = self.grid(media), patchify(media, modality.patch)
+        columns = [patches.index_put((rows, hide.index), each) for each in (torch.full_like(values, torch.nan), values)]
+        made = [unpatchify(each, modality.patch, grid) for each in (*columns, patches)]
+        return tuple(modality.brightness(each[:, 0] if modality.kind == "categorical" else each) for each in made)

@@ -6,11 +6,11 @@ Tokenizers take raw values and apply the modality's statistics themselves; they 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from mmssl_kernels import gather_patches, grid_of, masked_patch_embed
 from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from mmssl.errors import UserError
 from mmssl.masking import Positions
-from mmssl.modality import ZERO_TO_ONE, Modality
-from mmssl.position import Layout, Position
+from mmssl.modality import ZERO_TO_ONE, Modality, zero_to_one
+from mmssl.position import Layout, Position, Resize
 
 Batch = Mapping[str, Tensor]
 # Resampling along both axes takes 0-1 to -0.69 and 1.69 at the very worst (Lanczos; cubic 0.28 or 0.45 beyond);
@@ -70,12 +70,15 @@ class PatchTokenizer(nn.Module):
         self.size_grid = grid_of((1, 1, *config.size), self.patch)
         categorical = modality.kind == "categorical"
         self.classes = nn.Embedding(modality.channels, modality.embedding) if categorical else None
+        if self.classes is not None:
+            nn.init.trunc_normal_(self.classes.weight, std=0.02)
         values = math.prod(self.patch) * (modality.embedding if categorical else modality.channels)
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, values)))
         # The authors' patch embedding is a convolution whose bias keeps PyTorch's default, not zero.
         bound = values**-0.5
         self.bias = None if config.unbiased else nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-        self.position = Position(self.size_grid, dim, config.position, config.trainable, config.recompute)
+        resize: Resize = "bilinear" if categorical else "bicubic"  # as MultiMAE's authors do, and others the latter
+        self.position = Position(self.size_grid, dim, config.position, config.trainable, config.recompute, resize)
         self.register_buffer("mean", torch.tensor(modality.mean), persistent=False)
         self.register_buffer("std", torch.tensor(modality.std), persistent=False)
 
@@ -124,7 +127,7 @@ class PatchTokenizer(nn.Module):
         if self.classes is None:
             self._check_values(pixels, positions)
             return masked_patch_embed(
-                pixels,
+                self._filled(batch),
                 self.weight,
                 self.bias,
                 table,
@@ -134,8 +137,59 @@ class PatchTokenizer(nn.Module):
                 std=self.std,
                 rows=positions.rows,
             )
+        if pixels.is_floating_point():
+            raise UserError(f"{self.modality.name}: got {pixels.dtype}, but labels are whole numbers, one a class")
         ids = gather_patches(pixels[:, None], positions.index, self.patch, positions.rows)
-        return F.linear(self.classes(ids).flatten(-2), self.weight, self.bias) + F.embedding(positions.index, table)
+        classes, there = self.modality.labelled(ids)
+        values = (self.classes(classes) * there[..., None]).flatten(-2)
+        return F.linear(values, self.weight, self.bias) + F.embedding(positions.index, table)
+
+    def _filled(self, batch: Batch) -> Shaped[Tensor, "batch channels *axes"]:
+        """Raw media, of a modality that asks for it standardised by sample, the mean where there is nothing."""
+        pixels = standardised(batch, self.modality)
+        if not self.modality.gaps or not pixels.is_floating_point():
+            return pixels
+        return torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels)
+
+
+def sample_statistics(
+    pixels: Shaped[Tensor, "batch channels *axes"], trim: float = 0.1
+) -> Float[Tensor, "batch 2 channels"]:
+    """Mean and deviation of each sample and channel without the lowest and the highest tenth of what is there:
+    sqrt(variance + 1e-6), unbiased (EPFL-VILAB/MultiMAE, `run_pretraining_multimae.py`, `standardize_depth`).
+
+    Where nothing is there the mean is 0.
+    """
+    values = zero_to_one(pixels).float().flatten(2).sort(dim=-1).values  # what is not a number comes last
+    count = values.isfinite().sum(dim=-1, keepdim=True)
+    low, high = ((count.double() * share).long() for share in (trim, 1 - trim))
+    place = torch.arange(values.shape[-1], device=values.device)
+    middle = (place >= low) & (place < torch.maximum(high, low + 1)) & (place < count)
+    number = middle.sum(dim=-1)
+    mean = torch.where(middle, values, 0.0).sum(dim=-1) / number.clamp(min=1)
+    square = torch.where(middle, values - mean[..., None], 0.0).square().sum(dim=-1)
+    return torch.stack([mean, (square / (number - 1).clamp(min=1) + 1e-6).sqrt()], dim=1)
+
+
+def measured(batch: Batch, modalities: Iterable[Modality]) -> Batch:
+    """The batch with `NAME.statistics` `[B, 2, C]`, mean and deviation, of the modalities that are standardised by
+    sample, so that they are computed once."""
+    found = {
+        f"{each.name}.statistics": sample_statistics(batch[each.name])
+        for each in modalities
+        if each.per_sample and each.name in batch and f"{each.name}.statistics" not in batch
+    }
+    return {**batch, **found}
+
+
+def standardised(batch: Batch, modality: Modality) -> Shaped[Tensor, "batch channels *axes"]:
+    """A modality's raw media, standardised by sample where it asks for it."""
+    pixels = batch[modality.name]
+    if not modality.per_sample:
+        return pixels
+    statistics = measured(batch, [modality])[f"{modality.name}.statistics"]
+    mean, deviation = statistics.view(*statistics.shape, *(1 for _ in modality.axes)).unbind(1)
+    return (zero_to_one(pixels) - mean) / deviation
 
 
 def _values(batch: Batch, name: str) -> Tensor:

@@ -338,6 +338,17 @@ def xavier_init(module: nn.Module) -> None:
     _zero_biases(module)
 
 
+def apart_init(module: nn.Module) -> None:
+    """`xavier_init`, but queries, keys and values each as a layer of their own, though they lie in one (MoCo v3's;
+    EPFL-VILAB/MultiMAE, `_init_weights`)."""
+    xavier_init(module)
+    for layer in module.modules():
+        for name, parts in (("qkv", 3), ("kv", 2)):
+            if isinstance(layer, (Attention, CrossAttention)) and hasattr(layer, name):
+                for weight in getattr(layer, name).weight.detach().chunk(parts):
+                    nn.init.xavier_uniform_(weight)
+
+
 def bert_init(module: nn.Module) -> None:
     """BERT's initialisation: linear layers normal with deviation 0.02, cut at twice that, and zero bias
     (google-research/bert, `create_initializer`)."""

@@ -5,12 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmssl.errors import UserError
 from mmssl.masking import (
     Mask,
     Positions,
     block,
     counted_mask,
     dirichlet_shares,
+    drawn_modalities,
     joint_mask,
     random_bits,
     random_mask,
@@ -89,6 +91,46 @@ def test_dirichlet_shares_have_the_papers_moments():
     shares = dirichlet_shares(bits(200000, 3))
     assert torch.allclose(shares.mean(dim=0), torch.full((3,), 1 / 3, dtype=torch.float64), atol=3e-3)
     assert torch.allclose(shares.var(dim=0), torch.full((3,), 1 / 18, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 5.0])
+def test_alpha_concentrates_the_shares(alpha):
+    shares = dirichlet_shares(bits(20000, 3), alpha)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(20000, dtype=torch.float64))
+    expected = (1 / 3) * (2 / 3) / (3 * alpha + 1)
+    assert shares.var(dim=0).tolist() == pytest.approx([expected] * 3, rel=0.03)
+    with pytest.raises(UserError, match="alpha 0"):
+        dirichlet_shares(bits(2, 3), 0.0)
+
+
+def test_a_tiny_alpha_gives_one_modality_everything():
+    shares = dirichlet_shares(bits(500, 3), 1e-4)
+    assert (shares.max(dim=1).values > 0.99).float().mean() > 0.98
+
+
+def test_absent_modalities_share_nothing():
+    among = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
+    shares = dirichlet_shares(bits(3, 3), 2.0, among)
+    assert torch.equal(shares > 0, among)
+    assert shares.sum(dim=1).tolist() == pytest.approx([1, 1, 0])
+
+
+def test_drawn_modalities_are_any_non_empty_set_of_those_there():
+    among = torch.tensor([[True, True, True], [True, False, True], [False, False, False]]).repeat(7000, 1)
+    drawn = drawn_modalities(bits(21000, 1), among)
+    assert not (drawn & ~among).any() and drawn[0::3].any(dim=1).all() and drawn[1::3].any(dim=1).all()
+    sets, counts = drawn[0::3].unique(dim=0, return_counts=True)
+    assert len(sets) == 7 and counts.tolist() == pytest.approx([1000] * 7, rel=0.12)
+
+
+def test_joint_masks_leave_absent_positions_alone():
+    valid = torch.ones(3, 48, dtype=torch.bool)
+    valid[0, 16:32], valid[1, 4:] = False, False
+    shares = dirichlet_shares(bits(3, 3), 1.0, valid[:, ::16])
+    mask = joint_mask(bits(3, 48), shares, 10, {"a": 16, "b": 16, "c": 16}, valid)
+    assert mask.keep.lengths.tolist() == [10, 4, 10] and mask.hide.lengths.tolist() == [22, 0, 38]
+    both = mask.keep.boolean(48).int() + mask.hide.boolean(48).int()
+    assert torch.equal(both, valid.int())
 
 
 def test_joint_masks_follow_their_shares():

@@ -1,6 +1,6 @@
 """Other libraries' checkpoints: key maps and config maps, as data."""
 
-from mmssl.interop import bert, clip, mae, siammae, videomae, vit
+from mmssl.interop import bert, clip, mae, multimae, siammae, videomae, vit
 from mmssl.interop.folder import (
     config_from_dict,
     load,
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "loading",
     "mae",
+    "multimae",
     "official_state",
     "read_config",
     "read_weights",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop import audiomae, bert, clip, mae, siammae, siglip, videomae, vit
+from mmssl.interop import audiomae, bert, clip, mae, multimae, siammae, siglip, videomae, vit
 from mmssl.interop.folder import save_folder
 from mmssl.interop.forms import Form, Library, Settings
 from mmssl.interop.rules import State, to_theirs
@@ -20,6 +20,7 @@ FORMS: tuple[Form, ...] = (
     *audiomae.FORMS,
     *bert.FORMS,
     *clip.FORMS,
+    *multimae.FORMS,
     *vit.FORMS,
     *mae.FORMS,
     *siammae.FORMS,

@@ -24,12 +24,16 @@ class Rule:
     "same": not at all. "shape": theirs has the one given. "rows": theirs are equal row chunks of ours.
     "conv": our `[D, prod(patch) * C]` (channel fastest) is their convolution `[D, C, *patch]`.
     "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. "split": their rows are those of ours, one
-    tensor after the other. "transpose": their rows are our columns. optional: the file may lack it.
+    tensor after the other. "transpose": their rows are our columns. "plane": their `[1, D, *shape]` is our
+    `[prod(shape), D]`. "stack": their tensors of the shape given are our rows. "channels": their rows have the
+    channels, as many as the shape says, slowest, ours fastest. optional: the file may lack it.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    kind: Literal["same", "shape", "rows", "conv", "position", "split", "transpose"] = "same"
+    kind: Literal["same", "shape", "rows", "conv", "position", "split", "transpose", "plane", "stack", "channels"] = (
+        "same"
+    )
     shape: tuple[int, ...] = ()
     optional: bool = False
 
@@ -38,8 +42,12 @@ class Rule:
             return [torch.cat(values)]
         if self.kind == "conv":
             return [values[0].flatten(2).transpose(1, 2).flatten(1)]
-        if self.kind == "transpose":
-            return [values[0].T]
+        if self.kind in ("transpose", "plane"):
+            return [values[0].T if self.kind == "transpose" else values[0][0].flatten(1).T]
+        if self.kind == "stack":
+            return [torch.cat([value.flatten()[None] for value in values])]
+        if self.kind == "channels":
+            return [values[0].unflatten(0, (*self.shape, -1)).transpose(0, 1).flatten(0, 1)]
         if self.kind in ("position", "split"):
             rows = values[0][0] if self.kind == "position" else values[0]
             return list(rows.tensor_split(list(itertools.accumulate(len(tensor) for tensor in like[:-1]))))
@@ -52,8 +60,12 @@ class Rule:
     def to_theirs(self, values: list[Tensor], patch: tuple[int, ...]) -> list[Tensor]:
         if self.kind == "rows":
             return list(values[0].chunk(len(self.theirs)))
-        if self.kind == "transpose":
-            return [values[0].T]
+        if self.kind in ("transpose", "plane"):
+            return [values[0].T if self.kind == "transpose" else values[0].T.unflatten(1, self.shape)[None]]
+        if self.kind == "stack":
+            return [row.reshape(self.shape) for row in values[0]]
+        if self.kind == "channels":
+            return [values[0].unflatten(0, (-1, *self.shape)).transpose(0, 1).flatten(0, 1)]
         if self.kind == "conv":
             return [values[0].unflatten(1, (math.prod(patch), -1)).transpose(1, 2).unflatten(2, patch)]
         if self.kind in ("position", "split"):

@@ -33,7 +33,7 @@ from mmssl.interop.parts import (
 )
 from mmssl.interop.rules import KeyMap, State
 from mmssl.modality import image
-from mmssl.position import sincos_table
+from mmssl.position import Layout, sincos_table
 
 
 def timm_vit(ours: str = "", modality: str = "image", *, pre_norm: bool = False) -> KeyMap:
@@ -69,12 +69,13 @@ def official_settings(
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
     table, fine_tuned, pre_norm = state["pos_embed"][0, 1:], "fc_norm.weight" in state, "norm_pre.weight" in state
     size = table_size(size, patch, len(table), source)
-    fixed = sincos_table(grid_of_size(size, patch, source), dim)
+    # half precision is off by less; a table that was trained is not
+    grid, near = grid_of_size(size, patch, source), partial(torch.allclose, table.float().cpu(), atol=2e-3)
+    layouts: tuple[Layout, ...] = ("sincos", "sincos_row_first")
     tokenizer = {
         "modality": asdict(image(channels, (patch[0], patch[1]))),
         "size": size,
-        # half precision is off by less; a table that was trained is not
-        "position": "sincos" if torch.allclose(table.float().cpu(), fixed, atol=2e-3) else "learned",
+        "position": next((each for each in layouts if near(sincos_table(grid, dim, each))), "learned"),
         "trainable": fine_tuned or None,
         "unbiased": pre_norm,
     }
@@ -85,7 +86,7 @@ def official_settings(
         "hidden": len(state["blocks.0.mlp.fc1.weight"]),
         "norm_eps": eps,
         "input_norm": pre_norm,
-        "final_norm": not fine_tuned,
+        "final_norm": "norm.weight" in state,  # neither fine-tuned models nor MultiMAE's encoder have one
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
     return {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned, "classes": classes}
@@ -196,8 +197,8 @@ def timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _is_timm_vit(settings: Settings) -> bool:
     """Whether timm's ViT can express it."""
     name = settings["tokenizers"][0]["modality"]["name"]
-    one_norm = settings["transformer"]["final_norm"] != settings["pool_norm"]
-    return one_norm and name in ("image", "audio") and (is_clip(settings) or _is_plain(settings, name))
+    one_norm_at_most = not (settings["transformer"]["final_norm"] and settings["pool_norm"])
+    return one_norm_at_most and name in ("image", "audio") and (is_clip(settings) or _is_plain(settings, name))
 
 
 def write_timm(settings: Settings) -> Written:
@@ -226,6 +227,7 @@ def write_timm(settings: Settings) -> Written:
             "global_pool": "avg",
             "fc_norm": settings["pool_norm"],
             **({"pre_norm": True} if clip else {}),
+            **({} if transformer["final_norm"] or settings["pool_norm"] else {"final_norm": False}),
             **quick,
         },
         "pretrained_cfg": {

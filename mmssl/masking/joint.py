@@ -5,20 +5,62 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.masking.grid import lowest
 from mmssl.masking.mask import Mask, Positions
+from mmssl.masking.sequence import counted
 
 
-def dirichlet_shares(noise: Int64[Tensor, "batch modalities"]) -> Float64[Tensor, "batch modalities"]:
-    """Shares uniform on the simplex, Dirichlet(1, ..., 1), from `noise.random_bits`: normalised exponentials.
+def drawn_modalities(
+    noise: Int64[Tensor, "batch 1"], among: Bool[Tensor, "batch modalities"]
+) -> Bool[Tensor, "batch modalities"]:
+    """One of the non-empty sets of each sample's modalities, all equally likely (EPFL-VILAB/MultiMAE,
+    `sample_tasks_uniformly`); none where it has none. noise: from `noise.random_bits`."""
+    sets = (1 << among.sum(dim=1, keepdim=True)) - 1
+    chosen = 1 + noise % sets.clamp(min=1)
+    return among & ((chosen >> (among.cumsum(dim=1) - 1).clamp(min=0)) & 1).bool()
 
-    On the CPU in float64, so that the counts made of them are the same on every machine.
+
+def dirichlet_shares(
+    noise: Int64[Tensor, "batch modalities"],
+    alpha: float = 1.0,
+    among: Bool[Tensor, "batch modalities"] | None = None,
+) -> Float64[Tensor, "batch modalities"]:
+    """Shares from Dirichlet(alpha, ..., alpha) of the modalities that `among` tells, 0 of the others, by
+    `noise.random_bits`: normalised gamma variates. alpha 1 is uniform on the simplex; small ones favour one modality.
+
+    On the CPU in float64, so that the counts made of them are the same on every machine. A sample without any modality
+    gets zeros. Raises UserError where alpha is not above 0.
     """
-    exponential = -torch.log1p(-noise.cpu().double() / 2**62)
-    return exponential / exponential.sum(dim=1, keepdim=True)
+    if not alpha > 0:
+        raise UserError(f"alpha {alpha}: the concentration of a Dirichlet distribution is above 0")
+    logs = _log_gamma_variates(noise.cpu().double() / 2**62, alpha)
+    if among is not None:
+        logs = logs.masked_fill(~among.cpu(), -torch.inf)
+    return logs.softmax(dim=1).nan_to_num(0.0)
+
+
+def _log_gamma_variates(
+    uniform: Float64[Tensor, "batch modalities"], alpha: float
+) -> Float64[Tensor, "batch modalities"]:
+    """Logarithms of Gamma(alpha) variates: the inverse of its distribution function at numbers in [0, 1).
+
+    P(alpha, x) is below x**alpha / gamma(alpha + 1), and next to it where x is small: that bounds x from below, or is
+    it; elsewhere halving an interval finds it. Variates far too small for a float64 still have a logarithm.
+    """
+    if alpha == 1:
+        return torch.log(-torch.log1p(-uniform))
+    exponent = uniform.new_tensor(alpha)
+    below = (uniform.log() + torch.lgamma(exponent + 1)) / alpha
+    low, high = below.clamp(min=-40.0), torch.full_like(below, alpha + 60 + 12 * alpha**0.5).log()
+    for _ in range(64):
+        middle = (low + high) / 2
+        under = torch.special.gammainc(exponent, middle.exp()) < uniform
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return torch.where(below < -36.0, below, low)
 
 
 def joint_mask(
@@ -26,19 +68,31 @@ def joint_mask(
     shares: Float64[Tensor, "batch modalities"],
     keep: int,
     sizes: Mapping[str, int],
+    valid: Bool[Tensor, "batch positions"] | None = None,
 ) -> Mask:
     """MultiMAE's mask: `keep` visible positions over all modalities, split by `shares` (arXiv 2204.01678, section 3.2).
 
     Each modality marks round(keep * share) positions at random; rounding and overfull grids are settled at random
-    among all positions, so that the total is exact. noise: non-negative, below 2**62 (`noise.random_bits`).
+    among all positions, so that the total is exact. noise: non-negative, below 2**62 (`noise.random_bits`). valid: the
+    positions that exist (None: all); others are neither kept nor hidden, and a sample with fewer than `keep` keeps all.
+    Raises UserError for a budget that hides nothing or everything.
     """
     if not 0 < keep < sum(sizes.values()):
-        raise ValueError(f"keeping {keep} of the {sum(sizes.values())} positions of {dict(sizes)} hides nothing or all")
+        raise UserError(
+            f"a budget of {keep} visible tokens hides {'nothing' if keep > 0 else 'everything'} of "
+            f"{sum(sizes.values())}, {dict(sizes)}: choose one above 0 and below their sum"
+        )
     wanted = (shares * keep).round().long().to(noise.device)
     marked = []
     for column, part in enumerate(noise.split(list(sizes.values()), dim=1)):
         rank = part.argsort(dim=1, stable=True).argsort(dim=1)
         marked.append(rank < wanted[:, column, None])
     # Marked positions come first; within both groups the order is random.
-    kept, hidden = lowest(noise | (~torch.cat(marked, dim=1)).long() << 62, keep)
-    return Mask(Positions(kept), (Positions(hidden),), sizes)
+    noise = noise | (~torch.cat(marked, dim=1)).long() << 62
+    if valid is None:
+        kept, hidden = lowest(noise, keep)
+        return Mask(Positions(kept), (Positions(hidden),), sizes)
+    chosen = counted(noise, valid, torch.full_like(noise[:, 0], keep))
+    seen, full = Positions.from_boolean(chosen), bool((chosen.sum(dim=1) == keep).all())
+    seen = Positions(seen.index.view(-1, keep)) if full else seen
+    return Mask(seen, (Positions.from_boolean(valid & ~chosen),), sizes)

@@ -7,6 +7,7 @@ from mmssl.objectives.flip import FLIP, FLIPConfig, flip_config
 from mmssl.objectives.lit import LiT
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
+from mmssl.objectives.multimae import MultiMAE, MultiMAEConfig, Task, multimae_config
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.pixels import PixelObjective
 from mmssl.objectives.registry import METHODS, imported, load
@@ -28,6 +29,8 @@ __all__ = [
     "LiT",
     "MAEConfig",
     "MLMConfig",
+    "MultiMAE",
+    "MultiMAEConfig",
     "Objective",
     "Output",
     "PixelObjective",
@@ -36,6 +39,7 @@ __all__ = [
     "SigLIP",
     "SigLIPConfig",
     "Table",
+    "Task",
     "Token",
     "VideoMAE",
     "VideoMAEConfig",
@@ -46,6 +50,7 @@ __all__ = [
     "load",
     "mae_config",
     "mlm_config",
+    "multimae_config",
     "siammae_config",
     "siglip_config",
     "videomae_config",

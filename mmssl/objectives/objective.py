@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -27,12 +27,17 @@ O = TypeVar("O", bound="Objective")  # noqa: E741
 
 @dataclass(frozen=True)
 class Output:
-    """loss: scalar. parts: its named terms. prediction: for the hidden positions, in the order of `mask.hide`."""
+    """loss: scalar. parts: its named terms. prediction: for the hidden positions, in the order of `mask.hide`.
+
+    predictions: of a method that predicts several things, each by its name in `parts`: `[hidden, values]` of all
+    samples, one after the other, in the order of `mask.hide` within its modality.
+    """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     prediction: Tensor | None = None
     mask: Mask | None = None
+    predictions: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -139,10 +144,13 @@ class Objective(nn.Module):
         many a chunk has on average."""
         return {}
 
-    def part_of_mean(self, mean: Float[Tensor, ""], batch: Batch, name: str, count: int) -> Float[Tensor, ""]:
+    def part_of_mean(
+        self, mean: Float[Tensor, ""], batch: Batch, name: str, count: int | Int64[Tensor, ""]
+    ) -> Float[Tensor, ""]:
         """The mean over the `count` things of this chunk as a term of the loss: the mean of all chunks' terms is then
-        that over the things of all of them. Where `batch` does not tell `name` it is all there is, and stays."""
-        return mean * (count / batch[name]) if name in batch else mean
+        that over the things of all of them; 0 where there are none anywhere. Where `batch` does not tell `name` it is
+        all there is, and stays."""
+        return mean * (count / batch[name].clamp(min=1e-9)) if name in batch else mean
 
     def before_step(self, progress: float) -> None:
         """Called before the forward pass, for schedules; progress runs from 0 to 1 over the whole training.

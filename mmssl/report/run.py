@@ -54,6 +54,8 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor], spelt: 
     if "waveform" in batch:
         draw_sounds(report, batch)
     encoder = objective.encoder
+    if len(encoder.tokenizers) > 1:  # those of the first modality alone
+        encoder = encoder.only(next(iter(encoder.tokenizers)))
     modality = single_modality(encoder)
     if not modality.patch:
         return

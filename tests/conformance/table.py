@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmssl import CLIP, FLIP, MAE, MLM, AudioMAE, LiT, SiamMAE, SigLIP, VideoMAE
+from mmssl import CLIP, FLIP, MAE, MLM, AudioMAE, LiT, MultiMAE, SiamMAE, SigLIP, VideoMAE
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
 from mmssl.modality import AUDIO, TEXT, VIDEO, image
@@ -20,12 +20,14 @@ from mmssl.objectives import (
     FLIPConfig,
     MAEConfig,
     MLMConfig,
+    MultiMAEConfig,
     Objective,
     SiamMAEConfig,
     SigLIPConfig,
     VideoMAEConfig,
 )
 from mmssl.objectives.audiomae import local_decoder_config
+from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config, multimae_tasks
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.towers import text_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
@@ -90,6 +92,20 @@ def videomae() -> VideoMAE:
     return VideoMAE(VideoMAEConfig(encoder, videomae_decoder_config(16, 1, 2), 0.75))
 
 
+LABELS = 5
+
+
+def multimae() -> MultiMAE:
+    """Pictures, depth, and label maps of half their size, in four by four patches each."""
+    *rasters, labels = MODALITIES
+    modalities = [dataclasses.replace(each, patch=(4, 4)) for each in rasters]
+    modalities.append(dataclasses.replace(labels, channels=LABELS, patch=(2, 2), embedding=8))
+    encoder = multimae_encoder_config("tiny", modalities, (4, 4))
+    blocks = dataclasses.replace(encoder.transformer, dim=32, depth=1, heads=2)
+    encoder = dataclasses.replace(encoder, transformer=blocks)
+    return MultiMAE(MultiMAEConfig(encoder, multimae_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=10))
+
+
 def mlm() -> MLM:
     """No hidden word is shown as it is."""
     words = TokenizerConfig(dataclasses.replace(TEXT, channels=20), (12,), "learned", segments=2)
@@ -147,6 +163,23 @@ def spectrogram(step: int) -> Batch:
     return {"audio": SOUND.mean[0] + SOUND.std[0] * (2 * values - 1), **keys(6, step)}
 
 
+def rasters(step: int) -> Batch:
+    """A third of the samples have no depth; some depth and some labels are not there."""
+    shades = pictures(6, 1, size=16, seed=step).float() / 255
+    depth = 10 + 30 * shades
+    depth[:, :, :3, :3] = torch.nan
+    labels = (shades[:, 0, ::2, ::2] * LABELS).long().clamp(max=LABELS - 1)
+    labels[:, -1] = 255
+    present = torch.tensor([True, True, False] * 2)
+    return {
+        "image": pictures(6, 3, seed=step),
+        "depth": depth.masked_fill(~present[:, None, None, None], torch.nan),
+        "depth.present": present,
+        "semseg": labels,
+        **keys(6, step),
+    }
+
+
 def two_frames(step: int) -> Batch:
     return {"image": pictures(6, 3, seed=step), "image.1": pictures(6, 3, seed=step + 9), **keys(6, step)}
 
@@ -195,6 +228,14 @@ TABLE = (
     Entry("AudioMAE", audiomae, spectrogram, ("audio",), exports=("timm",)),
     Entry("SiamMAE", siammae, two_frames, ("image.1",), exports=("timm", "transformers")),
     Entry("VideoMAE", videomae, frames, ("video",), exports=("transformers",)),
+    Entry(
+        "MultiMAE",
+        multimae,
+        rasters,
+        hides=("image",),  # depth is standardised by all of a sample
+        exports=("timm",),
+        exceptions=RAGGED | WORDS,
+    ),
     Entry(
         "MLM",
         mlm,
@@ -255,6 +296,7 @@ TABLE = (
         partial(toy, test_two_modalities.TwoModalities),
         test_two_modalities.make_batch,
         hides=("image", "depth"),
+        exports=("timm",),
         exceptions=TOY | RAGGED,
     ),
     Entry(

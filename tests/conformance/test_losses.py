@@ -88,7 +88,7 @@ def test_hidden_values_are_unread(entry: Entry) -> None:
         tokens.clear()
         objective.zero_grad()
         out = objective(values, mask)
-        seen = tokens + ([] if out.prediction is None else [out.prediction])
+        seen = tokens + ([] if out.prediction is None else [out.prediction]) + list(out.predictions.values())
         torch.stack([each.square().sum() for each in seen]).sum().backward()
         gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
         read.append([each.detach() for each in seen] + gradients)

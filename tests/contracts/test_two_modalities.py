@@ -21,7 +21,7 @@ KEEP, SIZE = 10, (16, 16)
 class TwoModalities(Objective):
     def __init__(self):
         super().__init__()
-        modalities = (image(3, (4, 4)), dataclasses.replace(DEPTH, patch=(4, 4)))
+        modalities = (image(3, (4, 4)), dataclasses.replace(DEPTH, patch=(4, 4), gaps=False, per_sample=False))
         tokenizers = tuple(TokenizerConfig(modality, SIZE, "sincos_row_first") for modality in modalities)
         self.encoder = Encoder(EncoderConfig(tokenizers, TransformerConfig(32, 2, 4)))
         light = DecoderConfig(TransformerConfig(24, 1, 4, branches=BRANCHES), "sincos_row_first", "hidden")
