@@ -1,6 +1,6 @@
 """What CLIP, SigLIP, FLIP and LiT learn from drawings and their names, in the same minutes, from nothing and from ours.
 
-    python -m benchmarks.learning_pairs --emoji DIR --glosses glosses.jsonl.gz                 # everything; two hours
+    python -m benchmarks.learning_pairs --emoji DIR --glosses glosses.jsonl.gz                 # everything; 90 minutes
     python -m benchmarks.learning_pairs --emoji DIR --glosses glosses.jsonl.gz --minutes 0.1   # does it run at all
 
 DIR holds the emoji of three vendors, google.tar, twitter.tar and fluent.tar: for each a picture and a JSON with its

@@ -38,8 +38,8 @@ Pool = Literal["mean", "class", "last"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """tokenizers: one a modality. prefix: class and register tokens before the others. prefix_position: they have
-    positions, as MAE's table has a row of zeros for the class token; MultiMAE's global token has none.
+    """tokenizers: one a modality. prefix: class and register tokens before the others. bare_prefix: they have no
+    positions, as MultiMAE's global token; MAE's table has a row of zeros for the class token.
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it.
@@ -51,7 +51,7 @@ class EncoderConfig:
     pool_norm: bool = False
     pool_norm_eps: float | None = None
     classes: int = 0
-    prefix_position: bool = True
+    bare_prefix: bool = False
 
 
 def vit_config(
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
         # MAE's table has a row of zeros for the class token; models with learned positions learn this one too.
         learned = some and any(self.tokenizer(name).position.trainable for name in self.tokenizers)
         position = torch.zeros(config.prefix, self.dim)
-        self.prefix_position = nn.Parameter(position, requires_grad=learned) if config.prefix_position else None
+        self.prefix_position = nn.Parameter(position, requires_grad=learned) if not config.bare_prefix else None
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
@@ -386,7 +386,7 @@ class Encoder(nn.Module):
         kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
         if not kept:
             raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
-        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, prefix_position=True))
+        encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, bare_prefix=False))
         fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
         state = {key: value for key, value in self.state_dict().items() if key in fresh}
         encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
@@ -396,7 +396,7 @@ class Encoder(nn.Module):
 
     def _plain(self) -> Encoder:
         """What other libraries' encoders of one modality can express."""
-        if len(self.tokenizers) == 1 and self.config.prefix_position:
+        if len(self.tokenizers) == 1 and not self.config.bare_prefix:
             return self
         return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))
 

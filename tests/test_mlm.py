@@ -129,7 +129,7 @@ def test_encoders_alone_give_their_hidden_states(name, tmp_path):
     out = again.eval()(**their_inputs(batch))
     assert torch.equal(out.last_hidden_state[valid], expected)
     torch.testing.assert_close(out.pooler_output, out.last_hidden_state[:, 0].tanh())
-    with pytest.raises(UserError, match=r"BertForPreTraining or BertForMaskedLM, .*RobertaForMaskedLM; where it holds"):
+    with pytest.raises(UserError, match=r"BertForPreTraining or BertForMaskedLM, .*RobertaForMaskedLM; Encoder"):
         MLM.from_pretrained(folder)
 
 

@@ -90,7 +90,7 @@ def _encoder(state: State, source: str, heads: int | None, eps: float) -> tuple[
         "norm_eps": eps,
         "final_norm": False,
     }
-    settings = {"tokenizers": tokenizers, "transformer": transformer, "prefix": prefix, "prefix_position": False}
+    settings = {"tokenizers": tokenizers, "transformer": transformer, "prefix": prefix, "bare_prefix": True}
     return settings, modalities
 
 

@@ -57,7 +57,7 @@ def multimae_encoder_config(
         for each in modalities
     )
     blocks = dataclasses.replace(vit_config(model, drop_path=drop_path).transformer, final_norm=False)
-    return EncoderConfig(tokenizers, blocks, prefix_position=False)
+    return EncoderConfig(tokenizers, blocks, bare_prefix=True)
 
 
 def multimae_decoder_config(dim: int = 256, depth: int = 2, heads: int = 8) -> TransformerConfig:

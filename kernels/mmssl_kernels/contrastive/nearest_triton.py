@@ -76,8 +76,8 @@ def rank_kernel(
         total = products(x, y, i, j, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
         tile = logits_of(total, i, j, None, None, None, M, exclude)
         other = (j < M)[None, :] & (j[None, :] != own[:, None])
-        first = (tile == limit[:, None]) & (j[None, :] < own[:, None])
-        count += tl.sum(tl.where((tile <= limit[:, None]) & ~first, 0, other.to(tl.int32)), axis=1)
+        behind = tl.where(j[None, :] < own[:, None], tile < limit[:, None], tile <= limit[:, None])
+        count += tl.sum(tl.where(behind, 0, other.to(tl.int32)), axis=1)
     tl.store(counts + part.to(tl.int64) * N + i, count, mask=i < N)
 
 
