@@ -185,7 +185,7 @@ def mae() -> MAE:
     return MAE(replace(config, encoder=small(config.encoder)))
 
 
-def settings(steps: int, options: argparse.Namespace, **further: Any) -> TrainSettings:
+def settings(steps: int, options: argparse.Namespace, log_every: int) -> TrainSettings:
     return TrainSettings(
         steps=steps,
         batch_size=options.batch_size,
@@ -193,7 +193,10 @@ def settings(steps: int, options: argparse.Namespace, **further: Any) -> TrainSe
         save_every=500,
         validate_every=max(1, steps // 4),
         seed=SEED,
-        **{"base_lr": options.rate * 256 / options.batch_size, "weight_decay": 0.1, "betas": (0.9, 0.98), **further},
+        base_lr=options.rate * 256 / options.batch_size,
+        weight_decay=0.1,
+        betas=(0.9, 0.98),
+        log_every=log_every,
     )
 
 

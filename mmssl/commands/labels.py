@@ -25,7 +25,7 @@ def both_parts(
     train, held_out = labelled(opened(data, "train"), classless), ""
     try:
         classless = "the test part has no labels: give it the class folders, or the labels, of the training part"
-        asked = labelled(test_part(opened, test) if test else opened(data, "test"), classless)
+        asked = labelled(test_part(opened, data, test), classless)
     except NoTestPart:
         (train, asked), held_out = hold_out(train, 0.2), " (held out, stratified by class)"
     return train, _same_classes(asked, train), held_out
@@ -37,7 +37,7 @@ def documents(
     """As `both_parts`, of texts that need no labels. Where there is no test part, it is what training holds out."""
     train = opened(data, "train")
     try:
-        return train, test_part(opened, test) if test else opened(data, "test"), ""
+        return train, test_part(opened, data, test), ""
     except NoTestPart:
         return *held_out_documents(train), " (those that training with --seed 0 holds out)"
 
@@ -56,8 +56,11 @@ def counted(source: Subset) -> str:
     return f"{len(source)} samples{several}, {len({name for each in names for name in each})} classes"
 
 
-def test_part(opened: Callable[[Path, str | None], Source], test: Path) -> Source:
-    """The test part of `test`, all of it where there is none."""
+def test_part(opened: Callable[[Path, str | None], Source], data: Path, test: Path | None) -> Source:
+    """The test part of `data`, or where `test` is given that of it, all of it where there is none. Raises NoTestPart
+    where `data` has none."""
+    if test is None:
+        return opened(data, "test")
     try:
         return opened(test, "test")
     except NoTestPart:

@@ -80,7 +80,7 @@ def evaluate_pairs(
                 raise error from None
 
     try:
-        source = opened(data, "test") if test is None else test_part(opened, test)
+        source = test_part(opened, data, test)
     except NoTestPart:
         source = opened(data, None)
         print(

@@ -54,10 +54,8 @@ def _held(source: str) -> tuple[CLIP | None, Encoder]:
             method = load(model_in(path)) if path.is_dir() else None
         except UserError:  # an encoder alone, or nothing
             method = None
-    if isinstance(method, CLIP):
-        return method, method.encoder
-    other, encoder = found(CLIP, source)
-    return (other if isinstance(other, CLIP) else None), encoder
+    held, encoder = found(CLIP, source) if method is None else (method, method.encoder)
+    return (held if isinstance(held, CLIP) else None), encoder
 
 
 def _check(encoder: Encoder, modality: str, source: str) -> None:

@@ -119,7 +119,7 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
             step = max(1, TOGETHER // max(1, heads * math.prod(lengths)))
             for first in range(0, len(starts), step):
                 some = zip(*starts[first : first + step], strict=True)
-                both = [places(each, length, q.device) for each, length in zip(some, lengths, strict=True)]
+                both = [tokens_of(each, length, q.device) for each, length in zip(some, lengths, strict=True)]
                 yield Group(everything, both[0], both[1])
         return
     logits = heads * queries * (k.shape[1] if call.window is None else call.window.tokens)
@@ -128,7 +128,7 @@ def groups(q: Tensor, k: Tensor, call: Call) -> Iterator[Group]:
         yield Group(slice(start, start + step), everything, everything, call.order, call.inverse)
 
 
-def places(starts: Sequence[int], length: int, device: torch.device) -> slice | Tensor:
+def tokens_of(starts: Sequence[int], length: int, device: torch.device) -> slice | Tensor:
     """The tokens of sequences of one length: of one, which needs no copy, a slice, else `[sequences, length]`."""
     if len(starts) == 1:
         return slice(starts[0], starts[0] + length)
