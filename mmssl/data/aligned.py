@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -30,6 +30,9 @@ from mmssl.data.shards import SHARD, Place, Shards
 from mmssl.data.source import FileSource, told_of_part
 from mmssl.data.views import Crop, EvalView, Keys, render, sides
 from mmssl.errors import UserError, as_text, nearest
+
+# Ends of the names under which batches hold what is asked for at every pixel, and the labels that say where.
+TARGET, WHERE = ".target", ".where"
 
 
 class AlignedSource(FileSource):
@@ -217,6 +220,28 @@ class AlignedView:
         batch |= {name: batch[name][:, 0].long() for name in strides}
         there = torch.tensor(present)
         return batch | {f"{name}.present": there[:, column] for column, name in enumerate(self.partial)}
+
+
+@dataclass(frozen=True)
+class AskedView:
+    """Rasters to read, `inputs`, and beside them what is asked for at every pixel, `target`, as `NAME.target`, and the
+    labels that say where, if any, as `NAME.where` at the target's stride: all of them may be the same raster.
+
+    Samples hold all of them. Batches are otherwise AlignedView's.
+    """
+
+    crop: Crop | EvalView
+    inputs: tuple[Raster, ...]
+    target: Raster
+    where: Raster | None = None
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        asked = {self.target.name + TARGET: self.target}
+        if self.where is not None:
+            asked[self.where.name + WHERE] = replace(self.where, stride=self.target.stride)
+        renamed = [replace(raster, modality=replace(raster.modality, name=name)) for name, raster in asked.items()]
+        twice = ({**sample, **{name: sample[raster.name] for name, raster in asked.items()}} for sample in samples)
+        return AlignedView(self.crop, (*self.inputs, *renamed))(twice, keys)
 
 
 def open_aligned(path: str | Path, split: str | None = None, modalities: Sequence[str | Path] = ()) -> AlignedSource:

@@ -21,6 +21,7 @@ from mmssl_kernels import patchify
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmssl.data.aligned import TARGET, WHERE
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
 from mmssl.evaluation.choice import Trial, best, tried
@@ -32,7 +33,6 @@ Batch = Mapping[str, Tensor]
 CellFeatures = Callable[[Batch], Float[Tensor, "batch cells dim"]]
 """What is known of each cell of the grid of patches, row by row."""
 
-TARGET, WHERE = ".target", ".where"
 # Logistic regression sees so many patches of the training part, and no more scores than 256 MiB hold.
 _PATCHES, _SCORES = 20_000, 2**26
 _RIDGE_GRID = tuple(10.0**-power for power in range(-1, 7))
@@ -65,7 +65,7 @@ class Question:
         """
         name = f"{self.modality.name}{TARGET}"
         values = batch[name][:, None] if self.labels else zero_to_one(batch[name])
-        known = values != self.modality.ignore if self.labels else values.isfinite()
+        known: Tensor = self.modality.labelled(values)[1] if self.labels else values.isfinite()
         if self.where is not None:
             of, classes = self.where
             inside = torch.isin(batch[f"{of}{WHERE}"], torch.tensor(classes, device=values.device))
