@@ -25,9 +25,9 @@ from mmssl.data.folders import (
     rows_of,
     walk,
 )
-from mmssl.data.rasters import Raster, declared_in, rasters_of
+from mmssl.data.rasters import Raster, declared
 from mmssl.data.shards import SHARD, Place, Shards
-from mmssl.data.source import FileSource, told_of_part
+from mmssl.data.source import FileSource, Subset, subset, told_of_part
 from mmssl.data.views import Crop, EvalView, Keys, render, sides
 from mmssl.errors import UserError, as_text, nearest
 
@@ -66,6 +66,13 @@ class AlignedSource(FileSource):
     def partial(self) -> tuple[str, ...]:
         """The names of the modalities that some samples lack."""
         return tuple(name for name, places in self.places.items() if None in places)
+
+    def whole(self) -> Subset:
+        """The samples that lack none of the modalities. Raises UserError where each lacks one."""
+        complete = [index for index, places in enumerate(zip(*self.places.values())) if None not in places]
+        if not complete:
+            raise UserError(f"No sample of {self.given} has all of {', '.join(self.places)}; ask for fewer of them.")
+        return subset(self, complete)
 
     def view(self, crop: Crop | EvalView) -> AlignedView:
         """The view of these rasters."""
@@ -250,6 +257,10 @@ def open_aligned(path: str | Path, split: str | None = None, modalities: Sequenc
     modalities: `name=folder` pairs or a .toml file (see `rasters_of`); `modalities.toml` in or beside the data where
     not given.
     """
+    return open_rasters(path, split, declared(Path(path), modalities))
+
+
+def open_rasters(path: str | Path, split: str | None, rasters: Sequence[Raster]) -> AlignedSource:
+    """The same of some declared rasters alone."""
     root = Path(path)
-    rasters = rasters_of(modalities) if modalities else declared_in(root)
     return told_of_part(AlignedSource(part_of(root, split), rasters), root, split)

@@ -114,14 +114,29 @@ def rasters_of(given: Sequence[str | Path]) -> tuple[Raster, ...]:
     return _checked(rasters, "the command line")
 
 
-def declared_in(root: Path) -> tuple[Raster, ...]:
-    """What the file `modalities.toml` in a folder, or beside it or a file, declares; UserError where there is none."""
-    found = next((path for folder in (root, root.parent) if (path := folder / DECLARATION).is_file()), None)
-    if found is None:
+def declaration(root: Path) -> Path | None:
+    """The file `modalities.toml` in a folder, or beside it or a file, where there is one."""
+    return next((path for folder in (root, root.parent) if (path := folder / DECLARATION).is_file()), None)
+
+
+def declared(root: Path, given: Sequence[str | Path] = ()) -> tuple[Raster, ...]:
+    """The rasters that are `given` (see `rasters_of`), else those that `modalities.toml` in a folder, or beside it or a
+    file, declares; UserError where there is none."""
+    if given:
+        return rasters_of(given)
+    if (found := declaration(root)) is None:
         raise UserError(
             f"Which modalities {root} holds is not declared: give name=folder for each, or write a {DECLARATION} there."
         )
     return _in_toml(found)
+
+
+def raster_named(name: str, rasters: Sequence[Raster]) -> Raster:
+    """The one of `rasters` that is called so, by its name or its folder; UserError where there is none."""
+    by_name = {**{each.folder: each for each in rasters}, **{each.name: each for each in rasters}}
+    if name not in by_name:
+        raise UserError(f"the data hold no modality {name!r}: {nearest(name, list(by_name))}")
+    return by_name[name]
 
 
 def _in_toml(path: Path) -> tuple[Raster, ...]:

@@ -19,6 +19,7 @@ from mmssl.evaluation.dense import (
     cell_values,
     fit_dense,
     grid_of_cells,
+    said_and_true,
     score_dense,
 )
 from mmssl.evaluation.features import FeatureSet, PatchEncoder, PooledAndPatches, effective_rank, extract, pixels
@@ -124,6 +125,7 @@ __all__ = [
     "raw_name",
     "region_similarity",
     "retrieval",
+    "said_and_true",
     "score_dense",
     "table",
     "text_features",

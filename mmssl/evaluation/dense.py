@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
-from mmssl_kernels import patchify
+from mmssl_kernels import patchify, unpatchify
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,14 +70,18 @@ class Question:
             of, classes = self.where
             inside = torch.isin(batch[f"{of}{WHERE}"], torch.tensor(classes, device=values.device))
             known = known & inside[:, None]
-        sizes, grid = values.shape[-2:], self.grid(batch)
+        patch = self.patch(batch)
+        return patchify(values.masked_fill(~known, 0), patch), patchify(known, patch)
+
+    def patch(self, batch: Batch) -> tuple[int, int]:
+        """Height and width of a cell in values of the target; the rest is `answers`'."""
+        sizes, grid = batch[f"{self.modality.name}{TARGET}"].shape[-2:], self.grid(batch)
         if any(side % cells for side, cells in zip(sizes, grid, strict=True)):
             raise UserError(
                 f"{self.modality.name} has {sizes[0]} x {sizes[1]} values, which {grid[0]} x {grid[1]} patches do not "
                 "part evenly; choose another size or stride"
             )
-        patch = sizes[0] // grid[0], sizes[1] // grid[1]
-        return patchify(values.masked_fill(~known, 0), patch), patchify(known, patch)
+        return sizes[0] // grid[0], sizes[1] // grid[1]
 
 
 def grid_of_cells(encoder: Encoder, batch: Batch) -> tuple[int, int]:
@@ -446,13 +450,29 @@ def score_dense(
         found, values, known = _read(representations, question, batch, device)
         pixels += int(known.sum())
         for name, features in found.items():
-            said = fitted[name](features)
-            if question.labels:
-                said = said.unflatten(1, (values.shape[1], -1)).argmax(dim=2)
-            scores[name].add(said[known], values[known])
+            scores[name].add(_said(fitted[name], features, question, values)[known], values[known])
     if not pixels:
         raise UserError(f"the test part has no pixel of {question.modality.name} that is asked for")
     return [DenseRow(name, scores[name].told(), each.l2, pixels) for name, each in fitted.items()]
+
+
+@torch.no_grad()
+def said_and_true(
+    fitted: Fitted, features: CellFeatures, question: Question, batch: Batch, device: torch.device | str = "cpu"
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]]:
+    """What a probe says of a batch, and what is true, NaN where nothing is asked: to look at."""
+    found, values, known = _read({"": features}, question, batch, device)
+    said = _said(fitted, found[""], question, values)
+    grid, patch = question.grid(batch), question.patch(batch)
+    maps = (each.double().masked_fill(~known, math.nan).unflatten(0, (-1, math.prod(grid))) for each in (said, values))
+    first, second = (unpatchify(each.float(), patch, grid) for each in maps)
+    return first, second
+
+
+def _said(fitted: Fitted, features: Tensor, question: Question, values: Tensor) -> Tensor:
+    """Numbers or classes `[cells, values]`."""
+    said = fitted(features)
+    return said.unflatten(1, (values.shape[1], -1)).argmax(dim=2) if question.labels else said
 
 
 def _read(
