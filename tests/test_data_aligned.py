@@ -238,7 +238,14 @@ def test_a_toml_file_beside_the_data_declares_any_set(tmp_path):
     infrared, bands, cover = (raster.modality for raster in source.rasters)
     assert (infrared.mean, infrared.std, infrared.patch) == ((0.0,), (1.0,), (16, 16))
     assert (bands.mean, bands.std) == ((100.0,) * 7, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
+    assert not infrared.per_sample and not bands.per_sample
     assert (cover.kind, cover.channels, cover.patch, cover.embedding) == ("categorical", 5, (8, 8), 8)
+
+
+def test_depth_is_standardised_by_sample_unless_its_statistics_are_declared(tmp_path):
+    for more, by_sample in (("", True), ("std = 9", False), ("mean = 3", False)):
+        (tmp_path / "set.toml").write_text(f"[[modality]]\nname = 'depth'\n{more}")
+        assert rasters_of([tmp_path / "set.toml"])[0].modality.per_sample is by_sample
 
 
 @pytest.mark.parametrize(
