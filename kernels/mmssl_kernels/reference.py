@@ -218,7 +218,8 @@ def linear_cross_entropy(
     if weights is None:
         return F.cross_entropy(logits, labels, ignore_index=ignore_index)
     weights = weights.flatten() * (labels != ignore_index)
-    return (F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none") * weights).sum() / weights.sum()
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 def similarity_topk(a: Tensor, b: Tensor, k: int, *, exclude: int | None = None) -> tuple[Tensor, Tensor]:

@@ -121,8 +121,8 @@ def linear_cross_entropy(
     """`F.cross_entropy(F.linear(x, weight, bias), labels)` without the logits: heads of BERT, BEiT and the like.
 
     The mean runs over the labels that are not `ignore_index`, as their `weights` count them (all alike where None);
-    without any it is 0. Ignored rows cost what others do: where the positions are known beforehand (masked ones), hand in
-    only those. Gradients: x, weight (which may be tied to an embedding), bias.
+    without any it is 0. Ignored rows cost what others do: where the positions are known beforehand (masked ones), hand
+    in only those. Gradients: x, weight (which may be tied to an embedding), bias.
 
     Raises ValueError naming both shapes where sizes, labels or devices do not fit, TypeError for other dtypes.
     """
