@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -222,9 +222,8 @@ class JointDecoder(nn.Module):
 
     def table(self, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "positions dim"]:
         """Position and modality of each place in the concatenated grid."""
-        found = [self.positions[self.table_of[name]](grid) for name, grid in grids.items()]
-        kinds = [self.modalities[self.names.index(name)] for name in grids]
-        return torch.cat([table + kind for table, kind in zip(found, kinds, strict=True)])
+        tables = {name: self.positions[self.table_of[name]](grid) for name, grid in grids.items()}
+        return _placed(tables, self.names, self.modalities)
 
     def forward(
         self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]
@@ -247,3 +246,56 @@ class JointDecoder(nn.Module):
         decoded = self.transformer(self.mlp(decoded))
         hide, _ = mask.hide.within(start, stop)
         return self.pred(decoded[hide.rows, hide.index]), hide
+
+
+class SharedDecoder(nn.Module):
+    """Decode all modalities in one sequence (M3AE, arXiv 2205.14204; young-geng/m3ae_public, `forward_decoder`): the
+    prefix, then at every position that exists a visible token or its modality's mask token, with position and modality.
+
+    grids: of every modality, in the encoder's order. prefix: class tokens, which have no positions here.
+    """
+
+    def __init__(self, config: DecoderConfig, encoder_dim: int, grids: Mapping[str, tuple[int, ...]], prefix: int):
+        super().__init__()
+        dim = config.transformer.dim
+        self.config, self.prefix, self.names = config, prefix, list(grids)
+        self.embed = nn.Linear(encoder_dim, dim, bias=config.bias)
+        self.mask_tokens, self.modalities = (
+            nn.Parameter(torch.empty(len(grids), dim).normal_(std=0.02)) for _ in range(2)
+        )
+        self.positions = nn.ModuleDict({name: Position(grid, dim, config.position) for name, grid in grids.items()})
+        self.transformer = Transformer(config.transformer)
+        xavier_init(self)
+
+    def __repr__(self) -> str:
+        return f"SharedDecoder({told(self.config.transformer, self)})"
+
+    def forward(self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "hidden dim"]:
+        """The hidden positions decoded, `[S, dim]`, in the order of `mask.hide`. grids: of the batch's modalities."""
+        keep, hide, count = mask.keep, mask.hide.flat(), mask.count
+        table = _placed({name: self.positions[name](grid) for name, grid in grids.items()}, self.names, self.modalities)
+        kinds = [torch.full((places,), self.names.index(name)) for name, places in mask.sizes.items()]
+        there = keep.boolean(count) | hide.boolean(count)
+        lengths = there.sum(dim=1)
+        fewest, longest = (int(each) for each in lengths.aminmax())
+        sequence = restore_tokens(
+            self.embed(tokens.x),
+            keep.index,
+            self.mask_tokens,
+            torch.cat([table.new_zeros(self.prefix, table.shape[1]), table]),
+            prefix=self.prefix,
+            rows=keep.rows,
+            kind=torch.cat(kinds).to(table.device),
+            # What is there comes first, in its order; the rest, of which some fills the shorter rows, is never read.
+            restore=(~there).byte().argsort(dim=1, stable=True)[:, :longest],
+        )
+        decoded = self.transformer(sequence, None if fewest == longest else lengths + self.prefix)
+        places = there.cumsum(dim=1) - 1
+        return decoded[hide.rows, self.prefix + places[hide.rows, hide.index]]
+
+
+def _placed(
+    tables: Mapping[str, Float[Tensor, "_ dim"]], names: Sequence[str], kinds: Float[Tensor, "modalities dim"]
+) -> Float[Tensor, "positions dim"]:
+    """Position and modality of each place in the concatenated grid; kinds: of the modalities `names`."""
+    return torch.cat([table + kinds[names.index(name)] for name, table in tables.items()])

@@ -11,6 +11,7 @@ from mmssl_kernels import (
     TargetNorm,
     gather_patches,
     grid_of,
+    linear_cross_entropy,
     masked_patch_mse,
     normalized_patches,
     patchify,
@@ -136,7 +137,7 @@ class SampleTarget(PatchTarget):
             assert hide.lengths is not None
             weights = hide.lengths.clamp(min=1).float().reciprocal()
             mean = self.loss(prediction, standardised(batch, self.modality), hide, weights)
-            return mean, hide.lengths.count_nonzero()
+            return mean, hide.samples
         distances, there = self._distances(prediction.float(), batch, hide)
         patches = torch.stack([(distances * there).sum(dim=1), there.sum(dim=1).float()], dim=1)
         total, number = hide.padded(patches).sum(dim=1).unbind(1)
@@ -145,10 +146,9 @@ class SampleTarget(PatchTarget):
 
     def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
         """How many samples have something hidden to be compared with."""
-        assert hide.lengths is not None
         modality, media = self.modality, batch[self.modality.name]
         if not modality.gaps and modality.ignore is None:
-            return hide.lengths.count_nonzero()
+            return hide.samples
         media = media[:, None] if modality.kind == "categorical" else media
         raw = gather_patches(media, hide.index, modality.patch, hide.rows)
         there = ~raw.isnan() if modality.ignore is None else raw.ne(modality.ignore)
@@ -198,3 +198,13 @@ class SampleTarget(PatchTarget):
         columns = [patches.index_put((rows, hide.index), each) for each in (torch.full_like(values, torch.nan), values)]
         made = [unpatchify(each, modality.patch, grid) for each in (*columns, patches)]
         return tuple(modality.brightness(each[:, 0] if modality.kind == "categorical" else each) for each in made)
+
+
+def loss_of_texts(
+    hidden: Float[Tensor, "hidden dim"], head: nn.Linear, text: Int64[Tensor, "batch positions"], hide: Positions
+) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
+    """Of what is known of hidden words, and the head that scores all words by it: the mean over the texts that have any
+    of the mean cross-entropy within each, and how many texts these are (young-geng/m3ae_public,
+    `cross_entropy_loss_and_accuracy`, where texts without any count as 0)."""
+    wanted = text[hide.rows, hide.index]
+    return linear_cross_entropy(hidden, head.weight, wanted, bias=head.bias, weights=hide.shares), hide.samples

@@ -93,6 +93,33 @@ def joint_mask(
         kept, hidden = lowest(noise, keep)
         return Mask(Positions(kept), (Positions(hidden),), sizes)
     chosen = counted(noise, valid, torch.full_like(noise[:, 0], keep))
-    seen, full = Positions.from_boolean(chosen), bool((chosen.sum(dim=1) == keep).all())
-    seen = Positions(seen.index.view(-1, keep)) if full else seen
-    return Mask(seen, (Positions.from_boolean(valid & ~chosen),), sizes)
+    return Mask(_even(chosen), (Positions.from_boolean(valid & ~chosen),), sizes)
+
+
+def separate_mask(
+    noise: Mapping[str, Int64[Tensor, "batch _"]],
+    keep: Mapping[str, int],
+    sizes: Mapping[str, int],
+    valid: Bool[Tensor, "batch positions"] | None = None,
+    always: Bool[Tensor, "batch positions"] | None = None,
+) -> Mask:
+    """M3AE's mask: of each modality the `keep` positions of lowest noise are visible, whatever the others show
+    (young-geng/m3ae_public, `random_masking`).
+
+    noise: of as many positions as the modality has, or of more: texts are drawn at full length, padding counted among
+    the kept, so that each word is as likely to be kept in a long text as in a short one. valid: the positions that
+    exist (None: all); others are neither kept nor hidden. always: those that are kept besides.
+    """
+    drawn = (Positions(lowest(noise[name], keep[name])[0]).boolean(noise[name].shape[1]) for name in sizes)
+    kept = torch.cat([each[:, :count] for each, count in zip(drawn, sizes.values(), strict=True)], dim=1)
+    kept = kept if always is None else kept | always
+    seen, hidden = (part if valid is None else part & valid for part in (kept, ~kept))
+    return Mask(_even(seen), (_even(hidden),), sizes)
+
+
+def _even(chosen: Bool[Tensor, "batch positions"]) -> Positions:
+    """The positions where `chosen` holds, rectangular where every sample has as many."""
+    ragged = Positions.from_boolean(chosen)
+    assert ragged.lengths is not None
+    fewest, most = (int(each) for each in ragged.lengths.aminmax())
+    return Positions(ragged.index.view(-1, most)) if 0 < fewest == most else ragged

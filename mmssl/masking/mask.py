@@ -45,6 +45,19 @@ class Positions:
             rises |= rows.diff() > 0  # a new sample starts anew
         return bool(rises.all())
 
+    @property
+    def samples(self) -> Int64[Tensor, ""]:
+        """How many samples have any of these positions, of ragged ones."""
+        assert self.lengths is not None
+        return self.lengths.count_nonzero()
+
+    @property
+    def shares(self) -> Float[Tensor, " flat"]:
+        """Of each flat position one over its sample's number of them: in a mean over positions that these weigh, each
+        sample counts as much."""
+        assert self.lengths is not None
+        return self.lengths.clamp(min=1).float().reciprocal()[self.rows]
+
     def flat(self) -> Positions:
         """The same positions in the ragged form."""
         if self.lengths is not None:
@@ -125,6 +138,10 @@ class Mask:
         names = list(self.sizes)
         start = sum(self.sizes[name] for name in names[: names.index(modality)])
         return start, start + self.sizes[modality]
+
+    def hidden(self, modality: str) -> tuple[Positions, Int64[Tensor, " flat"]]:
+        """What is hidden of `modality`, within its own grid, and where in the flat order of `hide` it stands."""
+        return self.hide.within(*self.span(modality))
 
     def to(self, device: torch.device | str) -> Mask:
         return Mask(self.keep.to(device), tuple(target.to(device) for target in self.targets), self.sizes)

@@ -25,6 +25,7 @@ from mmssl.modality import AUDIO, TEXT, VIDEO, image
 from mmssl.objectives import (
     CLIP,
     FLIP,
+    M3AE,
     MAE,
     MLM,
     AudioMAE,
@@ -32,6 +33,7 @@ from mmssl.objectives import (
     CLIPConfig,
     FLIPConfig,
     LiT,
+    M3AEConfig,
     MAEConfig,
     MLMConfig,
     Objective,
@@ -79,6 +81,8 @@ def methods() -> dict[str, Objective]:
     seen = EncoderConfig((learned,), dataclasses.replace(ENCODER, activation="quick_gelu", input_norm=True))
     patches = EncoderConfig((dataclasses.replace(learned, unbiased=False),), ENCODER, prefix=0)
     captions = {"vocab": WORDS, "length": LENGTH, "hidden": 16}
+    told = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,))
+    both = EncoderConfig((*pictures.tokenizers, told), ENCODER, bare_prefix=True, modality_embedding=True)
     read, causal = (text_config((8, 1, 2), **captions, causal=each) for each in (False, True))
     return {
         "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
@@ -90,10 +94,11 @@ def methods() -> dict[str, Objective]:
         "FLIP": FLIP(FLIPConfig(pictures, read, 8)),
         "LiT": LiT(CLIPConfig(pictures, causal, None, end=WORDS - 1)),
         "SigLIP": SigLIP(SigLIPConfig(patches, read)),
+        "M3AE": M3AE(M3AEConfig(both, DecoderConfig(DECODER))),
     }
 
 
-PAIRS = ("CLIP", "FLIP", "LiT", "SigLIP")
+PAIRS = ("CLIP", "FLIP", "LiT", "SigLIP", "M3AE")
 
 
 @dataclasses.dataclass(frozen=True)
