@@ -400,7 +400,8 @@ class Encoder(nn.Module):
         fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
         state = {key: value for key, value in self.state_dict().items() if key in fresh}
         if self.modalities is not None:
-            state["modalities"] = self.modalities[list(self.tokenizers).index(modality), None]
+            names = list(self.tokenizers)
+            state["modalities"] = self.modalities[[names.index(name) for name in encoder.tokenizers]]
         encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
         if any(self.tokenizer(name).position.trained for name in modalities):
             mark_trained(encoder)
