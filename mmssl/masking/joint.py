@@ -63,6 +63,16 @@ def _log_gamma_variates(
     return torch.where(below < -36.0, below, low)
 
 
+def check_budget(keep: int, sizes: Mapping[str, int]) -> None:
+    """Raises UserError where `keep` visible positions hide nothing or everything of grids of these sizes."""
+    if not 0 < keep < sum(sizes.values()):
+        told = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+        raise UserError(
+            f"a budget of {keep} visible tokens hides {'nothing' if keep > 0 else 'everything'}, as there are "
+            f"{sum(sizes.values())} ({told}): choose one above 0 and below their sum"
+        )
+
+
 def joint_mask(
     noise: Int64[Tensor, "batch positions"],
     shares: Float64[Tensor, "batch modalities"],
@@ -75,13 +85,9 @@ def joint_mask(
     Each modality marks round(keep * share) positions at random; rounding and overfull grids are settled at random
     among all positions, so that the total is exact. noise: non-negative, below 2**62 (`noise.random_bits`). valid: the
     positions that exist (None: all); others are neither kept nor hidden, and a sample with fewer than `keep` keeps all.
-    Raises UserError for a budget that hides nothing or everything.
+    Raises UserError as `check_budget` does.
     """
-    if not 0 < keep < sum(sizes.values()):
-        raise UserError(
-            f"a budget of {keep} visible tokens hides {'nothing' if keep > 0 else 'everything'} of "
-            f"{sum(sizes.values())}, {dict(sizes)}: choose one above 0 and below their sum"
-        )
+    check_budget(keep, sizes)
     wanted = (shares * keep).round().long().to(noise.device)
     marked = []
     for column, part in enumerate(noise.split(list(sizes.values()), dim=1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mmssl.decoder import JointDecoder
 from mmssl.encoder import Encoder, EncoderConfig, vit_config
 from mmssl.errors import UserError, nearest
-from mmssl.masking import Mask, batch_bits, dirichlet_shares, drawn_modalities, joint_mask
+from mmssl.masking import Mask, batch_bits, check_budget, dirichlet_shares, drawn_modalities, joint_mask
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
@@ -127,6 +128,7 @@ class MultiMAE(Objective):
         apart_init(self.encoder)
         modalities = {name: self.tokenizer(name).modality for name in self.encoder.tokenizers}
         grids = {name: self.tokenizer(name).size_grid for name in modalities}
+        check_budget(made.visible, {name: math.prod(grid) for name, grid in grids.items()})
         if unread := [task for task in made.tasks if task.modality not in modalities]:
             wanted = unread[0].modality
             raise UserError(f"task {unread[0].name} predicts {wanted!r}: {nearest(wanted, list(modalities))}")
