@@ -294,12 +294,15 @@ class Transformer(nn.Module):
         context_lengths: Int64[Tensor, " batch"] | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "*rows tokens dim"]:
-        x = self.dropout(self.input_norm(x))
+        shape, x = x.shape, self.dropout(self.input_norm(x))
         padding = self._packing(x, lengths) if x.ndim == 2 else padding_of(lengths, x)
+        if isinstance(padding, Packing) and len(x) == (count := len(padding.offsets) - 1) * padding.longest:
+            # All are of one length: attention of rectangles is faster, on CPUs above all.
+            x, padding = x.unflatten(0, (count, padding.longest)), None
         context_padding = None if context is None else padding_of(context_lengths, context)
         for block in self.blocks:
             x = block(x, padding, context, context_padding, grid)
-        return self.final_norm(x)
+        return self.final_norm(x).reshape(shape)
 
     def _packing(self, x: Float[Tensor, "tokens dim"], lengths: Int64[Tensor, " batch"] | None) -> Packing:
         config = self.config

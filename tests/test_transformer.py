@@ -171,6 +171,20 @@ def test_causal_tokens_never_read_the_future():
         assert torch.equal(transformer(x, lengths)[:, :4], transformer(changed, lengths)[:, :4])
 
 
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (4, 1, 3)], ids=["of one length", "of several"])
+def test_packed_sequences_are_what_they_are_alone(lengths):
+    transformer = Transformer(TransformerConfig(D, DEPTH, HEADS, causal=True))
+    apart = [torch.randn(length, D) for length in lengths]
+    alone = torch.cat([transformer(x[None])[0] for x in apart])
+    packed = transformer(torch.cat(apart), torch.tensor(lengths))
+    assert packed.shape == alone.shape
+    assert torch.allclose(packed, alone, atol=1e-5)
+
+
+def test_no_samples_give_no_tokens():
+    assert Transformer(TransformerConfig(D, DEPTH, HEADS))(torch.zeros(0, 5, D)).shape == (0, 5, D)
+
+
 def test_a_query_without_keys_gets_zeros():
     q, k = torch.randn(2, 3, HEADS, 8), torch.randn(2, 5, HEADS, 8)
     out = attention(q, k, k, key_padding=torch.arange(k.shape[1]) >= torch.tensor([[5], [0]]))
