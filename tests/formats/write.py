@@ -1,9 +1,9 @@
 """Writes what later versions must still read: `python -m tests.formats.write NUMBER`, once for each format number, and
 `NUMBER NAME` for a method that comes later.
 
-A folder a method, under the format's number: a tiny `objective` and `encoder`, a run's checkpoint in the middle, and in
-expected.json what they gave when they were written. Everything is made of integers and the house's own noise, so that
-any machine makes the same media.
+An archive a method, under the format's number, since a tiny model is mostly names: a tiny `objective` and `encoder`, a
+run's checkpoint in the middle, and in expected.json what they gave when they were written. Everything is made of
+integers and the house's own noise, so that any machine makes the same media.
 """
 
 import dataclasses
@@ -198,14 +198,15 @@ def main(version: str, *names: str) -> None:
     for name, method in methods().items():
         if names and name not in names:
             continue
-        folder = HERE / version / name
         with tempfile.TemporaryDirectory() as place:
-            rows = run(method, name, Path(place))
-            shutil.copytree(Path(place) / f"step-{STEPS // 2:08d}", folder / "run" / f"step-{STEPS // 2:08d}")
-        method.save_pretrained(folder / "objective")
-        method.encoder.save_pretrained(folder / "encoder")
-        expected = numbers(method, method.encoder, name) | {"rows": rows[STEPS // 2 :]}
-        (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+            folder, middle = Path(place) / name, f"step-{STEPS // 2:08d}"
+            rows = run(method, name, Path(place) / "whole")
+            shutil.copytree(Path(place) / "whole" / middle, folder / "run" / middle)
+            method.save_pretrained(folder / "objective")
+            method.encoder.save_pretrained(folder / "encoder")
+            expected = numbers(method, method.encoder, name) | {"rows": rows[STEPS // 2 :]}
+            (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+            shutil.make_archive(str(HERE / version / name), "xztar", folder)
 
 
 if __name__ == "__main__":
