@@ -146,22 +146,24 @@ class SampleTarget(PatchTarget):
     def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
         """How many samples have something hidden to be compared with."""
         assert hide.lengths is not None
-        modality, media = self.modality, batch[self.modality.name]
-        if not modality.gaps and modality.ignore is None:
+        if not self.modality.gaps and self.modality.ignore is None:
             return hide.lengths.count_nonzero()
-        media = media[:, None] if modality.kind == "categorical" else media
-        raw = gather_patches(media, hide.index, modality.patch, hide.rows)
-        there = ~raw.isnan() if modality.ignore is None else raw.ne(modality.ignore)
+        there = self.modality.there(self._hidden(batch, hide))
         return hide.padded(there.float()).sum(dim=(1, 2)).count_nonzero()
+
+    def _hidden(self, batch: Batch, hide: Positions) -> Shaped[Tensor, "hidden places"]:
+        """What is hidden: values standardised by sample where the modality asks for it, or ids."""
+        modality, media = self.modality, standardised(batch, self.modality)
+        media = media[:, None] if modality.kind == "categorical" else media
+        return gather_patches(media, hide.index, modality.patch, hide.rows)
 
     def _wanted(self, batch: Batch, hide: Positions) -> tuple[Tensor, Bool[Tensor, "hidden places"]]:
         """What is hidden, normalised values or classes `[S, values]`, 0 where nothing is, and where something is."""
-        modality, rows = self.modality, hide.rows
+        hidden, modality = self._hidden(batch, hide), self.modality
         if modality.kind == "categorical":
-            return modality.labelled(gather_patches(batch[modality.name][:, None], hide.index, modality.patch, rows))
-        values = zero_to_one(gather_patches(standardised(batch, modality), hide.index, modality.patch, rows))
-        values = ((values.unflatten(-1, (-1, modality.channels)) - self.mean) / self.std).flatten(-2)
-        there = ~values.isnan() if modality.gaps else torch.ones_like(values, dtype=torch.bool)
+            return modality.labelled(hidden)
+        values = ((zero_to_one(hidden).unflatten(-1, (-1, modality.channels)) - self.mean) / self.std).flatten(-2)
+        there = modality.there(values)
         return torch.where(there, values, 0.0), there
 
     def _distances(

@@ -1,9 +1,9 @@
 """MultiMAE on your own aligned rasters: pictures, depth, labels, any others (Bachmann et al. 2022, arXiv 2204.01678).
 
-    python recipes/multimodal_multimae.py --data DIR --modalities image=rgb depth=depth semseg=semseg   # this machine
-    torchrun --nproc-per-node 8 recipes/multimodal_multimae.py --data DIR --modalities image=rgb depth=depth   # 8 GPUs
-    python recipes/multimodal_multimae.py --data DIR --modalities FILE.toml       # any other rasters, declared in a file
-    mmssl data earth-tiles --data EARTH --out TILES                               # a first look: colours, elevation, land
+    python recipes/multimodal_multimae.py --data DIR --modalities image=rgb depth=depth semseg=semseg  # this machine
+    torchrun --nproc-per-node 8 recipes/multimodal_multimae.py --data DIR --modalities image=rgb depth=depth  # 8 GPUs
+    python recipes/multimodal_multimae.py --data DIR --modalities FILE.toml  # any other rasters, declared in a file
+    mmssl data earth-tiles --data EARTH --out TILES  # a first look: colours, elevation, land
     python recipes/multimodal_multimae.py --data TILES --model tiny --size 64 --epochs 20 --batch-size 64
 
 DIR holds a folder a modality, whose files have the same relative names but for their endings (`rgb/1.jpg`,
@@ -66,7 +66,7 @@ class MultimodalMultiMAE(Recipe):
     visible: int | None = None
     """Tokens of all modalities together that stay visible: a sixth of them where not given."""
     alpha: float = 1.0
-    """Of the Dirichlet distribution of their shares: below 1 most are often one modality's, far above 1 all get alike."""
+    """Of the Dirichlet distribution of their shares: below 1 one modality often has most, far above 1 all get alike."""
     subsets: bool = False
     """Draw some of the modalities first, which share the visible tokens."""
     norm_rgb: bool = True

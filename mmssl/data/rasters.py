@@ -115,8 +115,8 @@ def rasters_of(given: Sequence[str | Path]) -> tuple[Raster, ...]:
 
 
 def declared(root: Path, given: Sequence[str | Path] = ()) -> tuple[Raster, ...]:
-    """The rasters that are `given` (see `rasters_of`), else those that the file `modalities.toml` in a folder, or beside
-    it or a file, declares; UserError where there is none."""
+    """The rasters that are `given` (see `rasters_of`), else those that `modalities.toml` in a folder, or beside it or a
+    file, declares; UserError where there is none."""
     if given:
         return rasters_of(given)
     found = next((path for folder in (root, root.parent) if (path := folder / DECLARATION).is_file()), None)
@@ -139,7 +139,9 @@ def common_grid(rasters: Sequence[Raster], size: int) -> tuple[int, int]:
         )
     side = next(iter(patches.values()))
     if size < 1 or size % side:
-        raise UserError(f"patches of {side} pixels do not divide crops of {size}: choose another --size, or declare others")
+        raise UserError(
+            f"Patches of {side} pixels do not divide crops of {size}: give another --size, or declare others."
+        )
     return size // side, size // side
 
 

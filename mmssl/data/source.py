@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
 from mmssl.data.folders import (
-    check_unnamed,
     Label,
+    check_unnamed,
     checked,
     class_folders,
     endings,

@@ -99,6 +99,4 @@ def joint_mask(
         kept, hidden = lowest(noise, keep)
         return Mask(Positions(kept), (Positions(hidden),), sizes)
     chosen = counted(noise, valid, torch.full_like(noise[:, 0], keep))
-    seen, full = Positions.from_boolean(chosen), bool((chosen.sum(dim=1) == keep).all())
-    seen = Positions(seen.index.view(-1, keep)) if full else seen
-    return Mask(seen, (Positions.from_boolean(valid & ~chosen),), sizes)
+    return Mask(Positions.from_boolean(chosen).rectangular(), (Positions.from_boolean(valid & ~chosen),), sizes)

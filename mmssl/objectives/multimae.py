@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from mmssl_kernels import TargetNorm
 from torch import Tensor, nn
 
 from mmssl.decoder import JointDecoder
@@ -19,31 +18,13 @@ from mmssl.masking import Mask, batch_bits, check_budget, dirichlet_shares, draw
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
-from mmssl.target import Distance, SampleTarget, usual_distance
+from mmssl.objectives.rasters import Task, raster_tasks
+from mmssl.target import SampleTarget
 from mmssl.tokenizer import Batch, PatchTokenizer, TokenizerConfig, measured
 from mmssl.transformer import TransformerConfig, apart_init
 
 MODALITIES = (IMAGE, DEPTH, SEMSEG)
 """The paper's: pictures, depth standardised by sample, COCO's 133 classes at a quarter of the pictures' size."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to predict. name: of its part of the loss. modality: whose hidden patches. distance, norm: how they are
-    compared (see `SampleTarget`)."""
-
-    name: str
-    modality: str
-    distance: Distance = "mse"
-    norm: TargetNorm = "none"
-
-
-def multimae_tasks(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple[Task, ...]:
-    """A task a modality, by its usual distance. norm_rgb: pictures, whose task is named "rgb", are predicted
-    standardised by patch as well."""
-    tasks = [Task("rgb" if m.name == "image" else m.name, m.name, usual_distance(m)) for m in modalities]
-    pictures = norm_rgb and any(each.name == "image" for each in modalities)
-    return (*tasks, Task("norm_rgb", "image", norm="patch")) if pictures else tuple(tasks)
 
 
 def multimae_encoder_config(
@@ -76,7 +57,7 @@ class MultiMAEConfig:
     """
 
     encoder: EncoderConfig = multimae_encoder_config()
-    tasks: tuple[Task, ...] = multimae_tasks(MODALITIES)
+    tasks: tuple[Task, ...] = raster_tasks(MODALITIES)
     decoder: TransformerConfig = multimae_decoder_config()
     visible: int = 98
     alpha: float = 1.0
@@ -101,12 +82,15 @@ def multimae_config(
     """MultiMAE on aligned rasters. model: tiny, small, base, large or huge. modalities: any, continuous or labels.
 
     grid: rows and columns of patches, of which each modality has as many, in the patch it declares: 14 x 14 are
-    pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None.
+    pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None. Raises UserError for a
+    budget that hides nothing or everything.
     """
     encoder = multimae_encoder_config(model, modalities, grid, drop_path)
-    visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
+    sizes = {each.name: math.prod(grid) for each in modalities}
+    visible = sum(sizes.values()) // 6 if visible is None else visible
+    check_budget(visible, sizes)
     decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
-    return MultiMAEConfig(encoder, multimae_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
+    return MultiMAEConfig(encoder, raster_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
 
 
 class MultiMAE(Objective):
@@ -128,7 +112,6 @@ class MultiMAE(Objective):
         apart_init(self.encoder)
         modalities = {name: self.tokenizer(name).modality for name in self.encoder.tokenizers}
         grids = {name: self.tokenizer(name).size_grid for name in modalities}
-        check_budget(made.visible, {name: math.prod(grid) for name, grid in grids.items()})
         if unread := [task for task in made.tasks if task.modality not in modalities]:
             wanted = unread[0].modality
             raise UserError(f"task {unread[0].name} predicts {wanted!r}: {nearest(wanted, list(modalities))}")
@@ -156,6 +139,8 @@ class MultiMAE(Objective):
     def hide(self, batch: Batch) -> Mask:
         """One budget of visible tokens, shared out by a Dirichlet draw among the modalities that a sample has."""
         sizes, valid, config = self.encoder.sizes(batch), self.encoder.valid(batch), self.config
+        if (drawn := Mask.from_batch(batch, sizes)) is not None:
+            return drawn
         every = {name: torch.ones(len(batch[name]), dtype=torch.bool, device=batch[name].device) for name in sizes}
         among = torch.stack([batch.get(f"{name}.present", every[name]).bool() for name in sizes], dim=1)
 
@@ -178,6 +163,14 @@ class MultiMAE(Objective):
             raise UserError(f"aligned rasters have as many patches each, but {shapes}: resample or crop them alike")
         return grids
 
+    def measured(self, batch: Batch) -> Batch:
+        """The batch with what is measured of its samples, once for all that read or predict them."""
+        return measured(batch, [self.target(name).modality for name in self.tasks])
+
+    def drawn(self, batch: Batch) -> Batch:
+        """The batch with its mask, and with what is measured of its samples."""
+        return {**self.measured(batch), **self.hide(batch).carried}
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Samples that have something hidden for each task."""
         mask = self.hide(batch)
@@ -189,7 +182,7 @@ class MultiMAE(Objective):
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
-        batch = measured(batch, [self.target(name).modality for name in self.tasks])
+        batch = self.measured(batch)
         tokens = self.encoder(batch, mask)
         grids = self.grids(batch, mask)
         parts, predictions = {}, {}
