@@ -109,3 +109,46 @@ def test_what_is_not_given_is_the_papers():
     assert [each.modality for each in chosen.rasters()] == [IMAGE, DEPTH, SEMSEG]
     assert (settings.batch_size, settings.epochs, settings.warmup_epochs) == (2048, 1600, 40)
     assert (settings.base_lr, settings.weight_decay, settings.betas) == (1e-4, 0.05, (0.9, 0.95))
+
+
+BROKEN = {
+    "sizes": lambda root: written(root, "1", depth=RAMP[:16]),
+    "missing": lambda root: shutil.rmtree(root / "depth"),
+    "class": lambda root: written(root, "1", ids=np.full((SIZE, SIZE), 200, np.uint8)),
+    "gaps": lambda root: written(root, "1", depth=np.full_like(RAMP, np.nan)),
+    "field": lambda root: (root / "modalities.toml").write_text(OTHERS.replace("patch", "pach")),
+    "whole": lambda root: written(root, "2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "flags", "sentence"),
+    [
+        ("sizes", THREE, "has rasters of different sizes, image of 32 x 32, depth of 16 x 32, semseg of 32"),
+        ("missing", THREE, "has depth (depth): {root}/depth holds none; add its files, or leave it out"),
+        ("class", THREE, "labels/1.png has the label 200, and semseg has 133 classes, 0 to 132 (255 is none); mend it"),
+        ("gaps", THREE, "depth/1.npy has no pixel that is there, all are NaN; remove the file, and the sample goes"),
+        (
+            "field",
+            "",
+            "{root}/modalities.toml: the modality 'infrared' has an unknown field 'pach': did you mean 'patch'",
+        ),
+        (
+            "whole",
+            f"{THREE} --visible 12",
+            "a budget of 12 visible tokens hides nothing, as there are 12 (4 of image, 4",
+        ),
+        ("whole", f"{THREE} --visible 0", "a budget of 0 visible tokens hides everything, as there are 12 (4 of image"),
+        ("whole", "--modalities image=rgb dept=depth", "'dept'"),
+        ("whole", "", "give name=folder for each, or write a modalities.toml"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(what, flags, sentence, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "data"
+    written(root, "1")
+    BROKEN[what](root)
+    line = f"--data {root} --out {tmp_path}/run {flags} {SMALL}"
+    assert recipe(monkeypatch, "multimodal_multimae", line) == 2
+    told = capsys.readouterr().err
+    assert sentence.format(root=root) in told
+    assert told.strip().count("\n") == 0
