@@ -25,7 +25,7 @@ _KINDS: dict[str, Literal["continuous", "categorical"]] = {"continuous": "contin
 _TAKEN = ("sample_id", "epoch", "draw", "step", "label")
 # MultiMAE reads labels at a quarter of the pictures' resolution.
 _STRIDE, _PATCH = 4, 16
-_UNKNOWN = {"continuous": DEPTH, "labels": replace(SEMSEG, channels=1)}
+_UNKNOWN = {"continuous": replace(DEPTH, per_sample=False), "labels": replace(SEMSEG, channels=1)}
 # The fields that mean something for the other kind alone.
 _OF_THE_OTHER = {"continuous": ("stride", "embedding"), "labels": ("mean", "std")}
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -73,6 +73,12 @@ def check_budget(keep: int, sizes: Mapping[str, int]) -> None:
         )
 
 
+def one_modality_mask(modality: str, sizes: Mapping[str, int], valid: Bool[Tensor, "batch positions"]) -> Mask:
+    """All of one modality is visible, all others are hidden. valid: the positions that exist."""
+    own = torch.cat([torch.full((count,), name == modality, device=valid.device) for name, count in sizes.items()])
+    return Mask(Positions.from_boolean(valid & own).rectangular(), (Positions.from_boolean(valid & ~own),), sizes)
+
+
 def joint_mask(
     noise: Int64[Tensor, "batch positions"],
     shares: Float64[Tensor, "batch modalities"],

@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from mmssl.decoder import JointDecoder
 from mmssl.encoder import Encoder, EncoderConfig, vit_config
 from mmssl.errors import UserError, nearest
-from mmssl.masking import Mask, batch_bits, check_budget, dirichlet_shares, drawn_modalities, joint_mask
+from mmssl.masking import (
+    Mask,
+    batch_bits,
+    check_budget,
+    dirichlet_shares,
+    drawn_modalities,
+    joint_mask,
+)
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
-from mmssl.objectives.rasters import Task, raster_tasks
+from mmssl.objectives.rasters import Columns, Task, raster_figures, raster_tasks
 from mmssl.target import SampleTarget
 from mmssl.tokenizer import Batch, PatchTokenizer, TokenizerConfig, measured
 from mmssl.transformer import TransformerConfig, apart_init
@@ -116,17 +123,12 @@ class MultiMAE(Objective):
             wanted = unread[0].modality
             raise UserError(f"task {unread[0].name} predicts {wanted!r}: {nearest(wanted, list(modalities))}")
         self.tasks = {task.name: task for task in made.tasks}
-        self.targets = nn.ModuleDict(
-            {name: SampleTarget(modalities[t.modality], t.distance, t.norm) for name, t in self.tasks.items()}
-        )
-        self.decoders = nn.ModuleDict(
-            {
-                name: JointDecoder(
-                    made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, self.target(name).values
-                )
-                for name, task in self.tasks.items()
-            }
-        )
+        self.targets, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for name, task in self.tasks.items():
+            self.targets[name] = target = SampleTarget(modalities[task.modality], task.distance, task.norm)
+            self.decoders[name] = JointDecoder(
+                made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, target.values
+            )
 
     def tokenizer(self, modality: str) -> PatchTokenizer:
         """The encoder's tokenizer of a modality."""
@@ -196,12 +198,11 @@ class MultiMAE(Objective):
 
     @torch.no_grad()
     def figures(self, batch: Batch) -> list[Figure]:
-        """Of every task what was seen, what it predicts of the rest, and what was there."""
-        out, figures = self(batch), []
-        for name, prediction in out.predictions.items():
-            modality = self.tasks[name].modality
-            hide, _ = out.mask.hide.within(*out.mask.span(modality))
-            columns = self.target(name).pictures(prediction, batch, hide)
-            caption = f"{modality}, as {name} predicts it: hidden (grey), what the model predicts there, the original."
-            figures.append(Figure(f"reconstructions-{name}", "What it predicts", caption, columns))
-        return figures
+        """What each task makes of one draw of the mask, then of all of one modality without the others."""
+        batch = self.measured(batch)
+
+        def shown(some: Batch, mask: Mask) -> dict[str, Columns]:
+            predictions = self(some, mask).predictions
+            return {name: self.target(name).pictures(predictions[name], some, mask) for name in predictions}
+
+        return raster_figures(shown, self.tasks, self.encoder, batch, self.hide(batch))
