@@ -134,7 +134,8 @@ def answers(asked: dict[str, Part], reads: str, features: Callable[[Part], Featu
 
     Names of the vendor that was held out were trained on: only its drawings are asked.
     """
-    train, row = asked["train"], {}
+    train = asked["train"]
+    row: dict[str, Any] = {}
     known = None if features is None else features(train)
     for part, what in ASKED.items():
         found = None if features is None or (part == "vendor" and reads != "drawings") else features(asked[part])
