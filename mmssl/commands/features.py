@@ -31,7 +31,7 @@ from mmssl.data import (
     open_texts,
     open_videos,
 )
-from mmssl.data.aligned import open_rasters
+from mmssl.data.aligned import open_declared
 from mmssl.data.rasters import rasters_of
 from mmssl.data.source import whole_of
 from mmssl.data.vocabulary import tokenizer_beside
@@ -55,7 +55,7 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     """The media of the encoder's kind under `data`, of several kinds the samples that have all. Raises UserError for
     texts without a tokenizer (see `told_how`)."""
     if reading.modalities:
-        return open_rasters(
+        return open_declared(
             data, split, inputs_of(encoder, rasters_of(reading.modalities), list(encoder.tokenizers))
         ).whole()
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
