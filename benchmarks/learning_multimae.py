@@ -30,7 +30,7 @@ from benchmarks.learning import minutes
 from benchmarks.machine import device_name, markdown, write
 from mmssl import MAE, Encoder, MultiMAE
 from mmssl.data import AlignedSource, AskedView, Crop, EvalView, Source, evaluation_batches, subset
-from mmssl.data.aligned import TARGET, open_rasters
+from mmssl.data.aligned import TARGET, open_declared
 from mmssl.data.rasters import Raster, declared
 from mmssl.datasets import write_earth_tiles
 from mmssl.datasets.earth import TILE, latitude
@@ -128,7 +128,7 @@ class Asked:
 
     def part(self, name: str) -> AlignedSource:
         rasters = dict.fromkeys([self.source, self.target, *([self.where] if self.where else [])])
-        return open_rasters(self.data / name, None, tuple(rasters))
+        return open_declared(self.data / name, None, tuple(rasters))
 
     def batches(self, part: Source) -> Iterator[dict[str, torch.Tensor]]:
         view = AskedView(WHOLE, (self.source,), self.target, self.where)

@@ -142,7 +142,7 @@ def listing() -> str:
     rows = [("name", "media", "paper", "defaults", "what it does")]
     for method in map(find, _files()):
         config = method.config(data=Path())
-        settings = config.method()
+        settings = method.config.objective.config_class()
         tokenizer = settings.encoder.tokenizers[0]
         paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")
         size, patch = (" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int64, Integer, Shaped
 from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor
 
@@ -81,12 +81,18 @@ class Modality:
         """The same without statistics: values stay as they are, 0-1."""
         return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
 
+    def there(self, values: Shaped[Tensor, "*places"]) -> Bool[Tensor, "*places"]:
+        """Where raw values or ids of this modality are something."""
+        if self.ignore is not None:
+            return values != self.ignore
+        return ~values.isnan() if self.gaps else torch.ones_like(values, dtype=torch.bool)
+
     def labelled(self, ids: Integer[Tensor, "*places"]) -> tuple[Int64[Tensor, "*places"], Bool[Tensor, "*places"]]:
         """The classes of a categorical modality's ids, 0 where there is none, and where there is one.
 
         Raises UserError for ids that are no class (on a GPU only with MMSSL_DEBUG=1).
         """
-        there = torch.ones_like(ids, dtype=torch.bool) if self.ignore is None else ids != self.ignore
+        there = self.there(ids)
         classes = ids.long().masked_fill(~there, 0)
         if classes.numel() and not torch.compiler.is_compiling() and values_are_checked(classes):
             low, high = (int(value) for value in classes.aminmax())

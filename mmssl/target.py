@@ -20,7 +20,7 @@ from mmssl_kernels import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmssl.masking import Positions
+from mmssl.masking import Mask, Positions
 from mmssl.modality import Modality, zero_to_one
 from mmssl.tokenizer import Batch, standardised
 
@@ -146,22 +146,24 @@ class SampleTarget(PatchTarget):
 
     def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
         """How many samples have something hidden to be compared with."""
-        modality, media = self.modality, batch[self.modality.name]
-        if not modality.gaps and modality.ignore is None:
+        if not self.modality.gaps and self.modality.ignore is None:
             return hide.samples
-        media = media[:, None] if modality.kind == "categorical" else media
-        raw = gather_patches(media, hide.index, modality.patch, hide.rows)
-        there = ~raw.isnan() if modality.ignore is None else raw.ne(modality.ignore)
+        there = self.modality.there(self._hidden(batch, hide))
         return hide.padded(there.float()).sum(dim=(1, 2)).count_nonzero()
+
+    def _hidden(self, batch: Batch, hide: Positions) -> Shaped[Tensor, "hidden places"]:
+        """What is hidden: values standardised by sample where the modality asks for it, or ids."""
+        modality, media = self.modality, standardised(batch, self.modality)
+        media = media[:, None] if modality.kind == "categorical" else media
+        return gather_patches(media, hide.index, modality.patch, hide.rows)
 
     def _wanted(self, batch: Batch, hide: Positions) -> tuple[Tensor, Bool[Tensor, "hidden places"]]:
         """What is hidden, normalised values or classes `[S, values]`, 0 where nothing is, and where something is."""
-        modality, rows = self.modality, hide.rows
+        hidden, modality = self._hidden(batch, hide), self.modality
         if modality.kind == "categorical":
-            return modality.labelled(gather_patches(batch[modality.name][:, None], hide.index, modality.patch, rows))
-        values = zero_to_one(gather_patches(standardised(batch, modality), hide.index, modality.patch, rows))
-        values = ((values.unflatten(-1, (-1, modality.channels)) - self.mean) / self.std).flatten(-2)
-        there = ~values.isnan() if modality.gaps else torch.ones_like(values, dtype=torch.bool)
+            return modality.labelled(hidden)
+        values = ((zero_to_one(hidden).unflatten(-1, (-1, modality.channels)) - self.mean) / self.std).flatten(-2)
+        there = modality.there(values)
         return torch.where(there, values, 0.0), there
 
     def _distances(
@@ -177,27 +179,29 @@ class SampleTarget(PatchTarget):
 
     @torch.no_grad()
     def pictures(
-        self, prediction: Float[Tensor, "hidden values"], batch: Batch, hide: Positions
+        self, prediction: Float[Tensor, "hidden values"], batch: Batch, mask: Mask
     ) -> tuple[Float[Tensor, "batch channels *axes"], ...]:
-        """What was seen (NaN elsewhere), the same with the prediction where it was hidden, and all there was, in 0-1 to
-        look at. Of standardised patches mean and deviation are the original's."""
-        modality, rows = self.modality, hide.rows
-        media = standardised(batch, modality)
+        """What was seen (NaN elsewhere), the same with the prediction where it was hidden, and all there was (NaN where
+        nothing was): values as the tokenizer gets them, of pictures 0-1, or class numbers. Of patches standardised by
+        themselves mean and deviation are the original's."""
+        modality, media = self.modality, standardised(batch, self.modality)
+        keep, hide = (each.within(*mask.span(modality.name))[0] for each in (mask.keep, mask.hide))
         if modality.kind == "categorical":
-            media = media[:, None].float()
+            media = media[:, None].float().masked_fill(~modality.there(media)[:, None], torch.nan)
             values = prediction.unflatten(-1, (-1, modality.channels)).argmax(dim=-1).float()
         else:
             media = zero_to_one(media).float()
             values = prediction.float().unflatten(-1, (-1, modality.channels))
-            if self.norm == "patch":
-                original = normalized_patches(media, hide.index, modality.patch, self.mean, self.std, rows=rows)
+            if self.norm == "patch" and len(values):
+                original = normalized_patches(media, hide.index, modality.patch, self.mean, self.std, rows=hide.rows)
                 variance, mean = torch.var_mean(original, dim=-1, keepdim=True)
                 values = values * (variance + 1e-6).sqrt()[..., None] + mean[..., None]
             values = (values * self.std + self.mean).flatten(-2)
-        grid, patches = self.grid(media), patchify(media, modality.patch)
-        columns = [patches.index_put((rows, hide.index), each) for each in (torch.full_like(values, torch.nan), values)]
-        made = [unpatchify(each, modality.patch, grid) for each in (*columns, patches)]
-        return tuple(modality.brightness(each[:, 0] if modality.kind == "categorical" else each) for each in made)
+        patches, grid = patchify(media, modality.patch), self.grid(media)
+        kept, hidden = (each.boolean(patches.shape[1])[..., None] for each in (keep, hide))
+        seen, there = torch.where(kept, patches, torch.nan), torch.where(kept | hidden, patches, torch.nan)
+        columns = seen, seen.index_put((hide.rows, hide.index), values), there
+        return tuple(unpatchify(each, modality.patch, grid) for each in columns)
 
 
 def loss_of_texts(

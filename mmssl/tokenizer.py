@@ -149,7 +149,7 @@ class PatchTokenizer(nn.Module):
         pixels = standardised(batch, self.modality)
         if not self.modality.gaps or not pixels.is_floating_point():
             return pixels
-        return torch.where(pixels.isnan(), self.mean.view(-1, *(1 for _ in self.patch)), pixels)
+        return torch.where(self.modality.there(pixels), pixels, self.mean.view(-1, *(1 for _ in self.patch)))
 
 
 def sample_statistics(

@@ -14,12 +14,8 @@ from PIL import Image
 from mmssl import MultiMAE
 from mmssl.cli import main
 from mmssl.data.rasters import rasters_of
-from mmssl.objectives.multimae import (
-    MultiMAEConfig,
-    multimae_decoder_config,
-    multimae_encoder_config,
-    multimae_tasks,
-)
+from mmssl.objectives.multimae import MultiMAEConfig, multimae_decoder_config, multimae_encoder_config
+from mmssl.objectives.rasters import raster_tasks
 from mmssl.report.dense import DENSE_PICTURE, dense_told
 
 DECLARED = """
@@ -71,7 +67,7 @@ def root(tmp_path_factory):
     torch.manual_seed(0)
     encoder = multimae_encoder_config("tiny", modalities, (4, 4))
     encoder = replace(encoder, transformer=replace(encoder.transformer, dim=16, depth=1, heads=2))
-    config = MultiMAEConfig(encoder, multimae_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=8)
+    config = MultiMAEConfig(encoder, raster_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=8)
     MultiMAE(config).save_pretrained(folder / "multimae")
     return folder
 

@@ -237,6 +237,7 @@ def test_a_toml_file_beside_the_data_declares_any_set(tmp_path):
     }  # fmt: skip
     infrared, bands, cover = (raster.modality for raster in source.rasters)
     assert (infrared.mean, infrared.std, infrared.patch) == ((0.0,), (1.0,), (16, 16))
+    assert (infrared.gaps, infrared.per_sample) == (True, False)  # what is declared says how it is standardised
     assert (bands.mean, bands.std) == ((100.0,) * 7, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
     assert not infrared.per_sample and not bands.per_sample
     assert (cover.kind, cover.channels, cover.patch, cover.embedding) == ("categorical", 5, (8, 8), 8)

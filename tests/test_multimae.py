@@ -346,6 +346,33 @@ def test_a_subset_of_the_modalities_is_drawn_first_where_asked():
     assert 0.2 < alone < 0.75  # three of the seven subsets are of one modality
 
 
+def test_figures_show_each_modality_in_one_range_and_all_others_from_it_alone():
+    method, batch = tiny(), rasters() | keys(3)
+    batch["depth.present"] = torch.tensor([True, False, True])
+    batch["semseg"][:, 0] = 255
+    shown = {figure.name: figure for figure in method.figures(batch)}
+    tasks = ["rgb", "depth", "semseg", "norm_rgb"]
+    assert list(shown) == [f"reconstructions-{task}" for task in tasks] + ["from-image", "from-depth", "from-semseg"]
+    mask = method.hide(batch)
+    kept = where(mask.keep.within(*mask.span("depth"))[0], 8)[:, None]
+    seen, predicted, original = shown["reconstructions-depth"].columns
+    assert torch.equal(~seen.isnan(), kept) and torch.equal(seen[kept], original[kept])
+    assert torch.equal(predicted[kept], original[kept]) and not torch.equal(predicted[0], original[0])
+    assert original[1].isnan().all() and predicted[1].isnan().all()  # it has none
+    low, high = original.nanquantile(0.01), original.nanquantile(0.99)
+    assert low.item() == pytest.approx(0, abs=1e-5) and high.item() == pytest.approx(1, abs=1e-5)
+    *_, labels = shown["reconstructions-semseg"].columns
+    assert labels[:, :, 0].isnan().all() and torch.equal(labels[:, 0, 1:], batch["semseg"][:, 1:].float())
+
+    crossed = shown["from-image"]
+    assert crossed.palettes == ("colours", "heat", "heat", "classes", "classes")
+    assert {each.shape[2:] for each in crossed.columns} == {(32, 32)}
+    other = {**batch, "semseg": (batch["semseg"] + 1) % CLASSES, "depth": batch["depth"].flip(-1)}
+    again = next(figure for figure in method.figures(other) if figure.name == "from-image")
+    assert torch.equal(again.columns[3], crossed.columns[3]) and not torch.equal(again.columns[4], crossed.columns[4])
+    assert len(shown["from-depth"].columns[0]) == 2
+
+
 def test_input_that_no_model_can_read_is_named():
     with pytest.raises(UserError, match="a budget of 48 visible tokens hides nothing"):
         tiny(visible=48)(rasters())

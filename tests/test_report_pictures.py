@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mmssl.report import attention_maps, patch_components, side_by_side, strips, tracks
+from mmssl.report.pictures import coloured
 
 GAP = 6
 
@@ -61,6 +62,15 @@ def test_values_out_of_range_are_clipped_and_what_is_no_number_is_grey():
     original = torch.tensor([-3.0, 9.0, float("nan"), 0.2]).reshape(1, 1, 2, 2)
     shown = opened(side_by_side([original]))
     assert shown[[0, 0, -1, -1], [0, 111, 0, 111], 0].tolist() == [0, 255, 128, 51]
+
+
+def test_classes_have_a_colour_each_and_heat_grows_lighter():
+    ids = torch.tensor([float("nan"), *range(31)]).reshape(1, 1, 4, 8)
+    colours = coloured(ids, "classes")[0].flatten(1).T
+    assert colours[0].tolist() == [0.5] * 3
+    assert torch.pdist(colours[1:]).min() > 0.03 and torch.pdist(colours[1:9]).min() > 0.2
+    shades = coloured(torch.linspace(0, 1, 8).reshape(1, 1, 1, 8), "heat").mean(dim=1).flatten()
+    assert (shades.diff() > 0).all()
 
 
 def test_equal_patches_have_equal_colours_and_different_ones_do_not():

@@ -14,7 +14,7 @@ from mmssl.commands.inputs import inputs_of, pixels
 from mmssl.commands.labels import test_part
 from mmssl.commands.reading import Reading
 from mmssl.data import AskedView, EvalView, NoTestPart, Source, evaluation_batches, hold_out, notes, subset
-from mmssl.data.aligned import open_rasters
+from mmssl.data.aligned import open_declared
 from mmssl.data.rasters import Raster, declared, raster_named
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
@@ -62,7 +62,7 @@ def evaluate_dense(
     needed = tuple(dict.fromkeys([*inputs, asked, *([place] if place else [])]))
 
     def opened(path: Path, split: str | None) -> Source:
-        return open_rasters(path, split, needed).whole()
+        return open_declared(path, split, needed).whole()
 
     train, held_out = opened(data, "train"), ""
     try:

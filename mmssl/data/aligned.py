@@ -17,6 +17,7 @@ from torch import Tensor
 from mmssl.data.decode import ENDINGS, BrokenSample
 from mmssl.data.folders import (
     Label,
+    check_unnamed,
     class_folders,
     endings,
     is_manifest,
@@ -45,8 +46,8 @@ class AlignedSource(FileSource):
     - tar shards, `1.rgb.png` and `1.depth.npy`, a folder of them or one.
 
     A sample is {name: values [C, H, W]} of the rasters that it has, of one height and width. `partial` are the names of
-    those that some samples lack. A sample that cannot be read, in whole or part, raises BrokenSample, which names the
-    file.
+    those that some samples lack. label: what a manifest, or the JSON of a sample in shards, calls the class. A sample
+    that cannot be read, in whole or part, raises BrokenSample, which names the file.
 
     Raises UserError when nothing is there or can be read, when a modality is missing everywhere, and when no sample has
     two of several.
@@ -56,9 +57,9 @@ class AlignedSource(FileSource):
     extensions = (*ENDINGS, ".npy")
     places: dict[str, list[Place | str | None]]
 
-    def __init__(self, root: str | Path, rasters: Sequence[Raster]) -> None:
+    def __init__(self, root: str | Path, rasters: Sequence[Raster], label: str | None = None) -> None:
         self.rasters = tuple(rasters)
-        super().__init__(*self.located(Path(root)), self.rasters[0].modality.channels)
+        super().__init__(*self.located(Path(root), label), self.rasters[0].modality.channels)
         self._check()
         self.find_one_readable()
 
@@ -82,15 +83,16 @@ class AlignedSource(FileSource):
         """(folder, names of the samples, labels); sets `places`, by modality where each sample's file lies."""
         self.given = root
         if is_manifest(root):
-            return root.parent, *self._in_manifest(root)
+            return root.parent, *self._in_manifest(root, label)
         if root.suffix.lower() == SHARD and root.is_file():
-            return root.parent, *self._in_shards(root.parent, [root.name])
+            return root.parent, *self._in_shards(root.parent, [root.name], label)
         if not root.is_dir():
             problem = "is a file, not a folder" if root.exists() else "does not exist"
             raise UserError(f"{root} {problem}; give a folder of aligned rasters, a manifest or tar shards.")
         tars = [path for path in walk(root)[0] if path.lower().endswith(SHARD)]
         if tars and not any((root / raster.folder).is_dir() for raster in self.rasters):
-            return root, *self._in_shards(root, tars)
+            return root, *self._in_shards(root, tars, label)
+        check_unnamed(root, label)
         return root, *self._in_folders(root)
 
     def _in_folders(self, root: Path) -> tuple[list[str], Sequence[Label | None] | None]:
@@ -114,7 +116,7 @@ class AlignedSource(FileSource):
         labels = class_folders(stems)
         return stems, labels if len(set(labels) - {None}) > 1 else None
 
-    def _in_manifest(self, path: Path) -> tuple[list[str], Sequence[Label | None] | None]:
+    def _in_manifest(self, path: Path, label: str | None) -> tuple[list[str], Sequence[Label | None] | None]:
         rows = rows_of(path)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         for raster in self.rasters:
@@ -131,15 +133,17 @@ class AlignedSource(FileSource):
             next((str(place) for place in places if place is not None), f"row {number}")
             for number, places in enumerate(zip(*self.places.values()), 1)
         ]
-        return names, labels_of(path, self.kind, names, rows)
+        return names, labels_of(path, self.kind, names, rows, label)
 
-    def _in_shards(self, folder: Path, tars: list[str]) -> tuple[list[str], Sequence[Label | None] | None]:
+    def _in_shards(
+        self, folder: Path, tars: list[str], label: str | None
+    ) -> tuple[list[str], Sequence[Label | None] | None]:
         members = {
             raster.name: tuple(f".{raster.folder.lower()}{ending}" for ending in self.extensions)
             for raster in self.rasters
         }
         every = tuple(ending for each in members.values() for ending in each)
-        self.shards = Shards(folder, tars, "raster", every, beside=members)
+        self.shards = Shards(folder, tars, "raster", every, label, members)
         self.notes = self.shards.notes
         self.places = {name: [*places] for name, places in self.shards.beside.items()}
         return self.shards.paths, self.shards.labels
@@ -251,16 +255,22 @@ class AskedView:
         return AlignedView(self.crop, (*self.inputs, *renamed))(twice, keys)
 
 
-def open_aligned(path: str | Path, split: str | None = None, modalities: Sequence[str | Path] = ()) -> AlignedSource:
+def open_aligned(
+    path: str | Path,
+    split: str | None = None,
+    modalities: Sequence[str | Path] = (),
+    label: str | None = None,
+) -> AlignedSource:
     """The `split` of aligned rasters ("train", "test" or None, see `open_source`), or of one file, which has no parts.
 
-    modalities: `name=folder` pairs or a .toml file (see `rasters_of`); `modalities.toml` in or beside the data where
-    not given.
+    modalities: see `declared`. label: what a manifest, or the JSON of a sample in shards, calls the class.
     """
-    return open_rasters(path, split, declared(Path(path), modalities))
+    return open_declared(path, split, declared(Path(path), modalities), label)
 
 
-def open_rasters(path: str | Path, split: str | None, rasters: Sequence[Raster]) -> AlignedSource:
+def open_declared(
+    path: str | Path, split: str | None, rasters: Sequence[Raster], label: str | None = None
+) -> AlignedSource:
     """The same of some declared rasters alone."""
     root = Path(path)
-    return told_of_part(AlignedSource(part_of(root, split), rasters), root, split)
+    return told_of_part(AlignedSource(part_of(root, split), rasters, label), root, split)

@@ -188,6 +188,12 @@ def class_folders(paths: Sequence[str]) -> list[Label | None]:
     return [None if top is None or no_class(top) else top for top in tops]
 
 
+def check_unnamed(root: Path, label: str | None) -> None:
+    """Raises UserError where `label` names the class of files whose folders are their classes."""
+    if label is not None:
+        raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
+
+
 def top_folder(path: str) -> str | None:
     """The first-level folder that a path lies in."""
     return path.split("/", 1)[0] if "/" in path else None
@@ -209,6 +215,8 @@ def labels_of(
     given = [row.get(key) for row in rows]
     bare = [name for name, label in zip(names, given, strict=True) if label in _UNLABELLED_CELLS]
     if len(bare) == len(names):
+        if label is not None:
+            raise UserError(f"No row of the manifest {path} has a {label!r}.")
         return None
     if bare:
         raise UserError(

@@ -87,7 +87,7 @@ class Raster:
 
 
 def rasters_of(given: Sequence[str | Path]) -> tuple[Raster, ...]:
-    """The rasters that a .toml file declares, or pairs `name=folder`, one each of image, depth and semseg.
+    """The rasters that a .toml file declares, or pairs `name=folder` of some of image, depth and semseg.
 
     The file has a table `[[modality]]` for each: `name`; `folder` (the name where not given); `kind`, "continuous" or
     "labels"; `channels`, for labels the number of classes; `patch`, the side of one in values; `mean` and `std`, a
@@ -138,6 +138,24 @@ def raster_named(name: str, rasters: Sequence[Raster]) -> Raster:
     if name not in by_name:
         raise UserError(f"the data hold no modality {name!r}: {nearest(name, list(by_name))}")
     return by_name[name]
+
+
+def common_grid(rasters: Sequence[Raster], size: int) -> tuple[int, int]:
+    """Rows and columns of patches in square crops of `size` pixels, of which each raster has as many. Raises UserError
+    where they have not, or `size` is no multiple of a patch."""
+    patches = {raster.name: raster.modality.patch[0] * raster.stride for raster in rasters}
+    if len(set(patches.values())) > 1:
+        told = ", ".join(f"{name} {side}" for name, side in patches.items())
+        raise UserError(
+            f"The modalities have patches of different sizes, in pixels {told}: declare patches (of labels the product "
+            "of patch and stride) of one size."
+        )
+    side = next(iter(patches.values()))
+    if size < 1 or size % side:
+        raise UserError(
+            f"Patches of {side} pixels do not divide crops of {size}: give another --size, or declare others."
+        )
+    return size // side, size // side
 
 
 def _in_toml(path: Path) -> tuple[Raster, ...]:

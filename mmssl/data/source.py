@@ -21,6 +21,7 @@ from torch import Tensor
 from mmssl.data.decode import ENDINGS, BrokenSample, colour, decode_over, opened
 from mmssl.data.folders import (
     Label,
+    check_unnamed,
     checked,
     class_folders,
     endings,
@@ -168,10 +169,7 @@ class FileSource:
         """
         self.given = root
         if is_manifest(root):
-            paths, labels = read_manifest(root, self.kind, label)
-            if label is not None and labels is None:
-                raise UserError(f"No row of the manifest {root} has a {label!r}.")
-            return root.parent, paths, labels
+            return root.parent, *read_manifest(root, self.kind, label)
         if self.in_shards and root.suffix.lower() == SHARD and root.is_file():
             return root.parent, *self._sharded(root.parent, [root.name], label)
         return root, *self.find(root, label)
@@ -206,8 +204,7 @@ class FileSource:
             return self._sharded(root, tars, label)
         if not paths:
             self._refuse(root, files, inside, apart)
-        if label is not None:
-            raise UserError(f"The classes of {root} are its folders; {label!r} names those of manifests and shards.")
+        check_unnamed(root, label)
         labels = class_folders(paths) if self.class_folders else [None] * len(paths)
         labelled = len(set(labels) - {None}) > 1
         self.texts = [path for path in inside if path.lower().endswith(self.beside)]

@@ -63,6 +63,22 @@ def _log_gamma_variates(
     return torch.where(below < -36.0, below, low)
 
 
+def check_budget(keep: int, sizes: Mapping[str, int]) -> None:
+    """Raises UserError where `keep` visible positions hide nothing or everything of grids of these sizes."""
+    if not 0 < keep < sum(sizes.values()):
+        told = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+        raise UserError(
+            f"a budget of {keep} visible tokens hides {'nothing' if keep > 0 else 'everything'}, as there are "
+            f"{sum(sizes.values())} ({told}): choose one above 0 and below their sum"
+        )
+
+
+def one_modality_mask(modality: str, sizes: Mapping[str, int], valid: Bool[Tensor, "batch positions"]) -> Mask:
+    """All of one modality is visible, all others are hidden. valid: the positions that exist."""
+    own = torch.cat([torch.full((count,), name == modality, device=valid.device) for name, count in sizes.items()])
+    return Mask(Positions.from_boolean(valid & own).rectangular(), (Positions.from_boolean(valid & ~own),), sizes)
+
+
 def joint_mask(
     noise: Int64[Tensor, "batch positions"],
     shares: Float64[Tensor, "batch modalities"],
@@ -75,13 +91,9 @@ def joint_mask(
     Each modality marks round(keep * share) positions at random; rounding and overfull grids are settled at random
     among all positions, so that the total is exact. noise: non-negative, below 2**62 (`noise.random_bits`). valid: the
     positions that exist (None: all); others are neither kept nor hidden, and a sample with fewer than `keep` keeps all.
-    Raises UserError for a budget that hides nothing or everything.
+    Raises UserError as `check_budget` does.
     """
-    if not 0 < keep < sum(sizes.values()):
-        raise UserError(
-            f"a budget of {keep} visible tokens hides {'nothing' if keep > 0 else 'everything'} of "
-            f"{sum(sizes.values())}, {dict(sizes)}: choose one above 0 and below their sum"
-        )
+    check_budget(keep, sizes)
     wanted = (shares * keep).round().long().to(noise.device)
     marked = []
     for column, part in enumerate(noise.split(list(sizes.values()), dim=1)):
@@ -93,7 +105,7 @@ def joint_mask(
         kept, hidden = lowest(noise, keep)
         return Mask(Positions(kept), (Positions(hidden),), sizes)
     chosen = counted(noise, valid, torch.full_like(noise[:, 0], keep))
-    return Mask(_even(chosen), (Positions.from_boolean(valid & ~chosen),), sizes)
+    return Mask(Positions.from_boolean(chosen).rectangular(), (Positions.from_boolean(valid & ~chosen),), sizes)
 
 
 def separate_mask(
@@ -113,13 +125,6 @@ def separate_mask(
     drawn = (Positions(lowest(noise[name], keep[name])[0]).boolean(noise[name].shape[1]) for name in sizes)
     kept = torch.cat([each[:, :count] for each, count in zip(drawn, sizes.values(), strict=True)], dim=1)
     kept = kept if always is None else kept | always
-    seen, hidden = (part if valid is None else part & valid for part in (kept, ~kept))
-    return Mask(_even(seen), (_even(hidden),), sizes)
-
-
-def _even(chosen: Bool[Tensor, "batch positions"]) -> Positions:
-    """The positions where `chosen` holds, rectangular where every sample has as many."""
-    ragged = Positions.from_boolean(chosen)
-    assert ragged.lengths is not None
-    fewest, most = (int(each) for each in ragged.lengths.aminmax())
-    return Positions(ragged.index.view(-1, most)) if 0 < fewest == most else ragged
+    parts = (part if valid is None else part & valid for part in (kept, ~kept))
+    seen, hidden = (Positions.from_boolean(part).rectangular() for part in parts)
+    return Mask(seen, (hidden,), sizes)

@@ -65,6 +65,13 @@ class Positions:
         lengths = torch.full((len(self.index),), self.index.shape[1], device=self.index.device)
         return Positions(self.index.flatten(), lengths)
 
+    def rectangular(self) -> Positions:
+        """The same positions in the rectangular form, where each sample has as many, and any; reads the lengths."""
+        if self.lengths is None:
+            return self
+        fewest, most = (int(each) for each in self.lengths.aminmax())
+        return Positions(self.index.view(-1, most)) if 0 < fewest == most else self
+
     def padded(self, values: Float[Tensor, "flat dim"]) -> Float[Tensor, "batch longest dim"]:
         """Values of flat (ragged) positions as one row a sample, zeros behind the shorter ones."""
         flat = self.flat()
@@ -120,6 +127,19 @@ class Mask:
                 raise ValueError(f"mask.{name} holds positions {low} to {high}, but the grid has {self.count}")
             if not positions.ascend():
                 raise ValueError(f"mask.{name} of shape {tuple(index.shape)} does not ascend within each sample")
+
+    @classmethod
+    def from_batch(cls, batch: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Mask | None:
+        """The mask that a batch carries, as `carried` has put it there; None where it has none."""
+        if "mask.keep" not in batch:
+            return None
+        keep, hide = (Positions.from_boolean(batch[f"mask.{name}"]).rectangular() for name in ("keep", "hide"))
+        return cls(keep, (hide,), sizes)
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """`mask.keep` and `mask.hide` `[B, positions]`, bool: a batch that carries them can be split by samples."""
+        return {"mask.keep": self.keep.boolean(self.count), "mask.hide": self.hide.boolean(self.count)}
 
     @property
     def count(self) -> int:

@@ -8,9 +8,10 @@ from mmssl.objectives.lit import LiT
 from mmssl.objectives.m3ae import M3AE, M3AEConfig, m3ae_config
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
-from mmssl.objectives.multimae import MultiMAE, MultiMAEConfig, Task, multimae_config
+from mmssl.objectives.multimae import MultiMAE, MultiMAEConfig, multimae_config
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.pixels import PixelObjective
+from mmssl.objectives.rasters import Task
 from mmssl.objectives.registry import METHODS, imported, load
 from mmssl.objectives.siammae import SiamMAE, SiamMAEConfig, siammae_config
 from mmssl.objectives.siglip import SigLIP, SigLIPConfig, siglip_config

@@ -182,9 +182,7 @@ class M3AE(Objective):
         out, table = self(batch), None
         columns: tuple[Tensor, ...] = ()
         if "image" in batch:
-            columns = self.target.pictures(out.predictions["image"], batch, out.mask.hidden("image")[0])
-            there = batch.get("image.present", torch.ones(len(batch["image"]), dtype=torch.bool))
-            columns = tuple(each.where(there[:, None, None, None], torch.nan) for each in columns)
+            columns = self.target.pictures(out.predictions["image"], batch, out.mask)
         if "text" in batch:
             read, _ = out.mask.keep.within(*out.mask.span("text"))
             table = restored_words(batch["text"], read, out.mask.hidden("text")[0], out.predictions["text"])

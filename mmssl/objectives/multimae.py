@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from mmssl_kernels import TargetNorm
 from torch import Tensor, nn
 
 from mmssl.decoder import JointDecoder
 from mmssl.encoder import Encoder, EncoderConfig, vit_config
 from mmssl.errors import UserError, nearest
-from mmssl.masking import Mask, batch_bits, dirichlet_shares, drawn_modalities, joint_mask
+from mmssl.masking import (
+    Mask,
+    batch_bits,
+    check_budget,
+    dirichlet_shares,
+    drawn_modalities,
+    joint_mask,
+)
 from mmssl.modality import DEPTH, IMAGE, SEMSEG, Modality
 from mmssl.objectives.figures import Figure
 from mmssl.objectives.objective import Objective, Output
-from mmssl.target import Distance, SampleTarget, usual_distance
+from mmssl.objectives.rasters import Columns, Task, raster_figures, raster_tasks
+from mmssl.target import SampleTarget
 from mmssl.tokenizer import Batch, PatchTokenizer, TokenizerConfig, measured
 from mmssl.transformer import TransformerConfig, apart_init
 
 MODALITIES = (IMAGE, DEPTH, SEMSEG)
 """The paper's: pictures, depth standardised by sample, COCO's 133 classes at a quarter of the pictures' size."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to predict. name: of its part of the loss. modality: whose hidden patches. distance, norm: how they are
-    compared (see `SampleTarget`)."""
-
-    name: str
-    modality: str
-    distance: Distance = "mse"
-    norm: TargetNorm = "none"
-
-
-def multimae_tasks(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple[Task, ...]:
-    """A task a modality, by its usual distance. norm_rgb: pictures, whose task is named "rgb", are predicted
-    standardised by patch as well."""
-    tasks = [Task("rgb" if m.name == "image" else m.name, m.name, usual_distance(m)) for m in modalities]
-    pictures = norm_rgb and any(each.name == "image" for each in modalities)
-    return (*tasks, Task("norm_rgb", "image", norm="patch")) if pictures else tuple(tasks)
 
 
 def multimae_encoder_config(
@@ -75,7 +64,7 @@ class MultiMAEConfig:
     """
 
     encoder: EncoderConfig = multimae_encoder_config()
-    tasks: tuple[Task, ...] = multimae_tasks(MODALITIES)
+    tasks: tuple[Task, ...] = raster_tasks(MODALITIES)
     decoder: TransformerConfig = multimae_decoder_config()
     visible: int = 98
     alpha: float = 1.0
@@ -100,12 +89,15 @@ def multimae_config(
     """MultiMAE on aligned rasters. model: tiny, small, base, large or huge. modalities: any, continuous or labels.
 
     grid: rows and columns of patches, of which each modality has as many, in the patch it declares: 14 x 14 are
-    pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None.
+    pictures of 224 x 224 and label maps of 56 x 56. visible: a sixth of all tokens where None. Raises UserError for a
+    budget that hides nothing or everything.
     """
     encoder = multimae_encoder_config(model, modalities, grid, drop_path)
-    visible = grid[0] * grid[1] * len(modalities) // 6 if visible is None else visible
+    sizes = {each.name: math.prod(grid) for each in modalities}
+    visible = sum(sizes.values()) // 6 if visible is None else visible
+    check_budget(visible, sizes)
     decoder = multimae_decoder_config(decoder_dim, decoder_depth, max(1, decoder_dim // 32))
-    return MultiMAEConfig(encoder, multimae_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
+    return MultiMAEConfig(encoder, raster_tasks(modalities, norm_rgb), decoder, visible, alpha, subsets, seed)
 
 
 class MultiMAE(Objective):
@@ -131,17 +123,12 @@ class MultiMAE(Objective):
             wanted = unread[0].modality
             raise UserError(f"task {unread[0].name} predicts {wanted!r}: {nearest(wanted, list(modalities))}")
         self.tasks = {task.name: task for task in made.tasks}
-        self.targets = nn.ModuleDict(
-            {name: SampleTarget(modalities[t.modality], t.distance, t.norm) for name, t in self.tasks.items()}
-        )
-        self.decoders = nn.ModuleDict(
-            {
-                name: JointDecoder(
-                    made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, self.target(name).values
-                )
-                for name, task in self.tasks.items()
-            }
-        )
+        self.targets, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for name, task in self.tasks.items():
+            self.targets[name] = target = SampleTarget(modalities[task.modality], task.distance, task.norm)
+            self.decoders[name] = JointDecoder(
+                made.decoder, self.encoder.dim, grids, task.modality, made.encoder.prefix, target.values
+            )
 
     def tokenizer(self, modality: str) -> PatchTokenizer:
         """The encoder's tokenizer of a modality."""
@@ -154,6 +141,8 @@ class MultiMAE(Objective):
     def hide(self, batch: Batch) -> Mask:
         """One budget of visible tokens, shared out by a Dirichlet draw among the modalities that a sample has."""
         sizes, valid, config = self.encoder.sizes(batch), self.encoder.valid(batch), self.config
+        if (drawn := Mask.from_batch(batch, sizes)) is not None:
+            return drawn
         every = {name: torch.ones(len(batch[name]), dtype=torch.bool, device=batch[name].device) for name in sizes}
         among = torch.stack([batch.get(f"{name}.present", every[name]).bool() for name in sizes], dim=1)
 
@@ -176,6 +165,14 @@ class MultiMAE(Objective):
             raise UserError(f"aligned rasters have as many patches each, but {shapes}: resample or crop them alike")
         return grids
 
+    def measured(self, batch: Batch) -> Batch:
+        """The batch with what is measured of its samples, once for all that read or predict them."""
+        return measured(batch, [self.target(name).modality for name in self.tasks])
+
+    def drawn(self, batch: Batch) -> Batch:
+        """The batch with its mask, and with what is measured of its samples."""
+        return {**self.measured(batch), **self.hide(batch).carried}
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Samples that have something hidden for each task."""
         mask = self.hide(batch)
@@ -187,7 +184,7 @@ class MultiMAE(Objective):
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         mask = self.hide(batch) if mask is None else mask
-        batch = measured(batch, [self.target(name).modality for name in self.tasks])
+        batch = self.measured(batch)
         tokens = self.encoder(batch, mask)
         grids = self.grids(batch, mask)
         parts, predictions = {}, {}
@@ -201,12 +198,11 @@ class MultiMAE(Objective):
 
     @torch.no_grad()
     def figures(self, batch: Batch) -> list[Figure]:
-        """Of every task what was seen, what it predicts of the rest, and what was there."""
-        out, figures = self(batch), []
-        for name, prediction in out.predictions.items():
-            modality = self.tasks[name].modality
-            hide, _ = out.mask.hide.within(*out.mask.span(modality))
-            columns = self.target(name).pictures(prediction, batch, hide)
-            caption = f"{modality}, as {name} predicts it: hidden (grey), what the model predicts there, the original."
-            figures.append(Figure(f"reconstructions-{name}", "What it predicts", caption, columns))
-        return figures
+        """What each task makes of one draw of the mask, then of all of one modality without the others."""
+        batch = self.measured(batch)
+
+        def shown(some: Batch, mask: Mask) -> dict[str, Columns]:
+            predictions = self(some, mask).predictions
+            return {name: self.target(name).pictures(predictions[name], some, mask) for name in predictions}
+
+        return raster_figures(shown, self.tasks, self.encoder, batch, self.hide(batch))

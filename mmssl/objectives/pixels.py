@@ -90,4 +90,6 @@ class PixelObjective(Objective):
         caption = f"Held-out {kind}: {share:.0%} hidden (grey), what the model predicts there, the original"
         if self.config.norm_pix:
             caption += " (the model predicts standardised patches: their mean and contrast are the original's)"
-        return [Figure("reconstructions", "What it predicts", f"{caption}.", columns, shown.scales(media.shape[2:]))]
+        return [
+            Figure("reconstructions", "What it predicts", f"{caption}.", columns, axes=shown.scales(media.shape[2:]))
+        ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from mmssl.data import (
     VideoSource,
     Vocabulary,
     hold_out,
+    open_aligned,
     open_pairs,
     open_sounds,
     open_source,
@@ -74,6 +75,20 @@ def open_captioned(data: Path, vocabulary: Vocabulary, seed: int = 0, **settings
         return open_pairs(data, vocabulary, split, drawn=drawn, **settings)
 
     return _both(opened, True, False, seed)
+
+
+def open_rasters(
+    data: Path, modalities: Sequence[str] = (), seed: int = 0, label: str | None = None
+) -> tuple[Source, Source, tuple[str, ...]]:
+    """Aligned rasters to train on and others held out, as in `open_pictures`, and the names of those that some samples
+    lack. modalities: see `mmssl.data.rasters.declared`."""
+    train_source = open_aligned(data, "train", modalities, label)
+    try:
+        held_out = open_aligned(data, "test", modalities, label)
+    except NoTestPart:
+        return *hold_out(train_source, _HELD_OUT_SHARE, seed, stratify=False), train_source.partial
+    lacking = {*train_source.partial, *held_out.partial}
+    return train_source, held_out, tuple(name for name in train_source.places if name in lacking)
 
 
 def _both(

@@ -6,6 +6,7 @@ on a light page and on a dark one. Small pictures are enlarged by whole factors 
 
 from __future__ import annotations
 
+import colorsys
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmssl.evaluation.tracking_scores import VOID
+from mmssl.objectives.figures import Palette
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +29,8 @@ _GAP = 6
 _NOTHING = 0.5  # the grey of what is not a number: of what is hidden
 # Dark violet to pale yellow, ever lighter, so that the heat reads in grey and for colour-blind eyes too.
 _HEAT = ((0.05, 0.03, 0.20), (0.40, 0.07, 0.43), (0.75, 0.20, 0.34), (0.97, 0.52, 0.15), (0.99, 0.99, 0.70))
+
+_LIGHTNESS = (0.4, 0.62, 0.75)  # of classes
 
 # Objects' tints, those of a colour-blind safe palette (Okabe and Ito).
 _OBJECTS = (
@@ -141,6 +145,22 @@ def heat(values: Float[Tensor, "pictures 1 height width"]) -> Float[Tensor, "pic
     lower = place.nan_to_num().long().clamp(max=len(stops) - 2)
     share = (place - lower)[..., None]
     return (stops[lower] * (1 - share) + stops[lower + 1] * share).nan_to_num(_NOTHING).permute(0, 3, 1, 2)
+
+
+def coloured(
+    values: Float[Tensor, "pictures channels height width"], palette: Palette
+) -> Float[Tensor, "pictures _ height width"]:
+    """Pictures of a figure in colours, NaN grey. "classes": the first is blue, the next are green and magenta; each has
+    the hue that lies farthest from those before it, three degrees of lightness take turns."""
+    if palette == "colours":
+        return values
+    if palette == "heat":
+        return heat(values[:, :1])
+    ids = values[:, 0].detach().float().cpu()
+    numbers = range(1 + int(ids.nan_to_num().max()))
+    colours = [colorsys.hls_to_rgb((0.61 + 0.382 * k) % 1, _LIGHTNESS[k % len(_LIGHTNESS)], 0.65) for k in numbers]
+    shown = torch.tensor(colours)[ids.nan_to_num().long()]
+    return torch.where(ids.isnan()[..., None], _NOTHING, shown).permute(0, 3, 1, 2)
 
 
 def _tiles(pictures: Float[Tensor, "pictures 3 height width"]) -> list[Picture]:

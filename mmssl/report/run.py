@@ -23,7 +23,7 @@ from mmssl.report.axes import with_axes
 from mmssl.report.dense import DENSE, DENSE_PICTURE, dense_told
 from mmssl.report.page import Report
 from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
-from mmssl.report.pictures import attention_maps, patch_components, side_by_side, strips, tracks
+from mmssl.report.pictures import attention_maps, coloured, patch_components, side_by_side, strips, tracks
 from mmssl.report.sounds import LONGEST, ogg
 from mmssl.report.words import WORDS, Spelling, numbers, pieces, spelling, words_told
 from mmssl.training import TrainSettings, read_metrics
@@ -116,7 +116,10 @@ def draw_figures(report: Report, figures: Sequence[Figure], spelt: Spelling = nu
         elif figure.columns[0].ndim == 5:
             png = strips([each[:_CLIPS] for each in figure.columns])
         else:
-            png = side_by_side(figure.columns)
+            columns = figure.columns
+            if figure.palettes:
+                columns = tuple(coloured(*each) for each in zip(columns, figure.palettes, strict=True))
+            png = side_by_side(columns, across=1 if len(columns) > 3 else 2)
         report.figure(png, figure.caption, name=figure.name, enlarged=figure.axes is None)
 
 

@@ -29,7 +29,8 @@ from mmssl.objectives import (
 )
 from mmssl.objectives.audiomae import local_decoder_config
 from mmssl.objectives.m3ae import m3ae_encoder_config
-from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config, multimae_tasks
+from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config
+from mmssl.objectives.rasters import raster_tasks
 from mmssl.objectives.siammae import siammae_decoder_config
 from mmssl.objectives.towers import text_config
 from mmssl.objectives.videomae import POSITION, videomae_decoder_config
@@ -105,7 +106,7 @@ def multimae() -> MultiMAE:
     encoder = multimae_encoder_config("tiny", modalities, (4, 4))
     blocks = dataclasses.replace(encoder.transformer, dim=32, depth=1, heads=2)
     encoder = dataclasses.replace(encoder, transformer=blocks)
-    return MultiMAE(MultiMAEConfig(encoder, multimae_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=10))
+    return MultiMAE(MultiMAEConfig(encoder, raster_tasks(modalities), multimae_decoder_config(16, 1, 2), visible=10))
 
 
 def mlm() -> MLM:
