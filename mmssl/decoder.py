@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmssl.encoder import Tokens
 from mmssl.errors import UserError
@@ -220,11 +221,6 @@ class JointDecoder(nn.Module):
     def __repr__(self) -> str:
         return f"JointDecoder({told(self.config, self)})"
 
-    def table(self, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "positions dim"]:
-        """Position and modality of each place in the concatenated grid."""
-        tables = {name: self.positions[self.table_of[name]](grid) for name, grid in grids.items()}
-        return _placed(tables, self.names, self.modalities)
-
     def forward(
         self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]
     ) -> tuple[Float[Tensor, "hidden values"], Positions]:
@@ -232,20 +228,29 @@ class JointDecoder(nn.Module):
 
         grids: of the modalities in the batch.
         """
-        keep, (start, stop) = mask.keep, mask.span(self.modality)
-        x, table = self.embed(tokens.x), self.table(grids)
-        own = torch.arange(start, stop, device=x.device).expand(len(x), -1)
-        at = torch.cat([table.new_zeros(self.prefix, table.shape[1]), table])
-        queries = restore_tokens(x, keep.index, self.mask_token, at, prefix=self.prefix, rows=keep.rows, restore=own)[
-            :, self.prefix :
-        ]
-        seen = table[keep.index] if keep.lengths is None else keep.padded(table[keep.index])
-        context = torch.cat([x[:, : self.prefix], x[:, self.prefix :] + seen], dim=1)
+        queries, context = self.restored(self.embed(tokens.x), mask, grids)
         padding = padding_of(tokens.lengths, context)
         decoded = self.cross(self.query_norm(queries), self.context_norm(context), padding)
         decoded = self.transformer(self.mlp(decoded))
-        hide, _ = mask.hide.within(start, stop)
+        hide, _ = mask.hide.within(*mask.span(self.modality))
         return self.pred(decoded[hide.rows, hide.index]), hide
+
+    def restored(
+        self, x: Float[Tensor, "batch visible dim"], mask: Mask, grids: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Float[Tensor, "batch patches dim"], Float[Tensor, "batch visible dim"]]:
+        """The modality's own grid, of the visible tokens and mask tokens, and all visible tokens, both with their
+        positions; other modalities' mask tokens are never made."""
+        keep, span, first, seen = mask.keep, mask.span(self.modality), x[:, : self.prefix], x[:, self.prefix :]
+        kinds = [self.names.index(name) for name in grids]
+        place = torch.cat([self.positions[self.table_of[name]](grid) for name, grid in grids.items()])
+        own = torch.arange(*span, device=x.device).expand(len(x), -1)
+        queries = restore_tokens(seen, keep.index, self.mask_token, place, rows=keep.rows, restore=own)
+        # What learns is added apart: the gradient of a table as long as the grid would cost more than the rest.
+        sizes = torch.tensor(list(mask.sizes.values()), device=x.device)
+        kind = torch.tensor(kinds, device=x.device).repeat_interleave(sizes, output_size=mask.count)
+        at = F.embedding(keep.index, place) + F.embedding(kind[keep.index], self.modalities)
+        context = torch.cat([first, seen + (at if keep.lengths is None else keep.padded(at))], dim=1)
+        return queries + self.modalities[self.names.index(self.modality)], context
 
 
 class SharedDecoder(nn.Module):
@@ -273,7 +278,9 @@ class SharedDecoder(nn.Module):
     def forward(self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "hidden dim"]:
         """The hidden positions decoded, `[S, dim]`, in the order of `mask.hide`. grids: of the batch's modalities."""
         keep, hide, count = mask.keep, mask.hide.flat(), mask.count
-        table = _placed({name: self.positions[name](grid) for name, grid in grids.items()}, self.names, self.modalities)
+        table = torch.cat(
+            [self.positions[name](grid) + self.modalities[self.names.index(name)] for name, grid in grids.items()]
+        )
         kinds = [torch.full((places,), self.names.index(name)) for name, places in mask.sizes.items()]
         there = keep.boolean(count) | hide.boolean(count)
         lengths = there.sum(dim=1)
@@ -292,10 +299,3 @@ class SharedDecoder(nn.Module):
         decoded = self.transformer(sequence, None if fewest == longest else lengths + self.prefix)
         places = there.cumsum(dim=1) - 1
         return decoded[hide.rows, self.prefix + places[hide.rows, hide.index]]
-
-
-def _placed(
-    tables: Mapping[str, Float[Tensor, "_ dim"]], names: Sequence[str], kinds: Float[Tensor, "modalities dim"]
-) -> Float[Tensor, "positions dim"]:
-    """Position and modality of each place in the concatenated grid; kinds: of the modalities `names`."""
-    return torch.cat([table + kinds[names.index(name)] for name, table in tables.items()])

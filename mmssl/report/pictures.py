@@ -150,15 +150,15 @@ def heat(values: Float[Tensor, "pictures 1 height width"]) -> Float[Tensor, "pic
 def coloured(
     values: Float[Tensor, "pictures channels height width"], palette: Palette
 ) -> Float[Tensor, "pictures _ height width"]:
-    """Pictures of a figure in colours, NaN grey. "classes": the first is blue, the next are green and magenta; each has
-    the hue that lies farthest from those before it, three degrees of lightness take turns."""
+    """Pictures of a figure in colours, NaN grey. "classes": the first is blue, the next are green and purple; hues go
+    round by the golden ratio, three degrees of lightness take turns."""
     if palette == "colours":
         return values
     if palette == "heat":
         return heat(values[:, :1])
     ids = values[:, 0].detach().float().cpu()
     numbers = range(1 + int(ids.nan_to_num().max()))
-    colours = [colorsys.hls_to_rgb((0.61 + 0.382 * k) % 1, _LIGHTNESS[k % len(_LIGHTNESS)], 0.65) for k in numbers]
+    colours = [colorsys.hls_to_rgb((0.61 + 0.618 * k) % 1, _LIGHTNESS[k % len(_LIGHTNESS)], 0.65) for k in numbers]
     shown = torch.tensor(colours)[ids.nan_to_num().long()]
     return torch.where(ids.isnan()[..., None], _NOTHING, shown).permute(0, 3, 1, 2)
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from mmssl.audio import BANDS, log_mel, samples_of, spectrograms
-from mmssl.data import EvalView, SoundView, TextView, TrainView
+from mmssl.data import AlignedView, Crop, EvalView, SoundView, TextView, TrainView
+from mmssl.data.rasters import Raster
 from mmssl.decoder import DecoderConfig
 from mmssl.encoder import Encoder, EncoderConfig
 from mmssl.masking.noise import Keys, random_bits
-from mmssl.modality import AUDIO, TEXT, VIDEO, image
+from mmssl.modality import AUDIO, DEPTH, SEMSEG, TEXT, VIDEO, image
 from mmssl.objectives import (
     CLIP,
     FLIP,
@@ -36,6 +37,8 @@ from mmssl.objectives import (
     M3AEConfig,
     MAEConfig,
     MLMConfig,
+    MultiMAE,
+    MultiMAEConfig,
     Objective,
     SiamMAE,
     SiamMAEConfig,
@@ -44,6 +47,7 @@ from mmssl.objectives import (
     VideoMAE,
     VideoMAEConfig,
 )
+from mmssl.objectives.rasters import raster_tasks
 from mmssl.objectives.towers import text_config
 from mmssl.pretraining.pretrain import pretrain
 from mmssl.tokenizer import TokenizerConfig
@@ -55,6 +59,13 @@ SIZE, PATCH, STEPS = 16, 4, 6
 FRAMES, SOUND_PATCH = 8, (2, 16)
 VIDEO_PATCH = (2, PATCH, PATCH)
 WORDS, LENGTH = 32, 12
+
+CLASSES = 3
+RASTERS = (
+    Raster(image(3, (PATCH, PATCH)), "rgb"),
+    Raster(dataclasses.replace(DEPTH, patch=(PATCH, PATCH)), "depth"),
+    Raster(dataclasses.replace(SEMSEG, channels=CLASSES, patch=(2, 2), embedding=2), "labels", stride=PATCH // 2),
+)
 
 ENCODER = TransformerConfig(8, 1, 2, hidden=16)
 DECODER = TransformerConfig(8, 1, 2, hidden=8)
@@ -80,6 +91,11 @@ def methods() -> dict[str, Objective]:
     learned = TokenizerConfig(image(3, (PATCH, PATCH)), (SIZE, SIZE), "learned", unbiased=True)
     seen = EncoderConfig((learned,), dataclasses.replace(ENCODER, activation="quick_gelu", input_norm=True))
     patches = EncoderConfig((dataclasses.replace(learned, unbiased=False),), ENCODER, prefix=0)
+    aligned = [each.modality for each in RASTERS]
+    tables = tuple(TokenizerConfig(each, (SIZE, SIZE), "sincos_row_first") for each in aligned[:2])
+    tables += (TokenizerConfig(aligned[2], (SIZE // 2, SIZE // 2), "sincos_row_first"),)
+    several = EncoderConfig(tables, dataclasses.replace(ENCODER, hidden=8, final_norm=False), bare_prefix=True)
+    joint = TransformerConfig(4, 1, 2, hidden=4, final_norm=False)
     captions = {"vocab": WORDS, "length": LENGTH, "hidden": 16}
     told = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,))
     both = EncoderConfig((*pictures.tokenizers, told), ENCODER, bare_prefix=True, modality_embedding=True)
@@ -89,6 +105,7 @@ def methods() -> dict[str, Objective]:
         "SiamMAE": SiamMAE(SiamMAEConfig(pictures, cross, mask_ratio=0.75)),
         "VideoMAE": VideoMAE(VideoMAEConfig(clips, tubes_decoder, mask_ratio=0.75)),
         "AudioMAE": AudioMAE(AudioMAEConfig(sounds, DecoderConfig(windows))),
+        "MultiMAE": MultiMAE(MultiMAEConfig(several, raster_tasks(aligned)[1:], joint, visible=10, subsets=True)),
         "MLM": MLM(MLMConfig(texts, masking="words", mask=3, special=(0, 1, 2))),
         "CLIP": CLIP(CLIPConfig(seen, causal, 8)),
         "FLIP": FLIP(FLIPConfig(pictures, read, 8)),
@@ -148,8 +165,17 @@ class Media:
             tokens = 1 + made("text", LENGTH)[: LENGTH - index % 4].long() % (WORDS - 2)
             tokens[-1] = WORDS - 1
             return {"image": made("image", 3, 20, 24), "text": tokens}
+        if self.method == "MultiMAE":
+            rasters = {name: made(name, channels, 20, 24) for name, channels in (("image", 3), ("depth", 1))}
+            labels = {} if index == 1 else {"semseg": made("semseg", 1, 20, 24) % CLASSES}
+            return rasters | {"depth": rasters["depth"].float() / 100} | labels
         frames = {"image": made("image", 3, 20, 24)}
         return frames | ({"image.1": made("image.1", 3, 20, 24)} if self.method == "SiamMAE" else {})
+
+
+def aligned_view(crop: Crop | EvalView) -> AlignedView:
+    """The view of the rasters, of which one sample lacks the labels."""
+    return AlignedView(crop, RASTERS, ("semseg",))
 
 
 def media_batch(method: str) -> dict[str, torch.Tensor]:
@@ -161,6 +187,8 @@ def media_batch(method: str) -> dict[str, torch.Tensor]:
         return TextView(LENGTH)(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
     if method in PAIRS:
         return PairView(EvalView(SIZE))(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
+    if method == "MultiMAE":
+        return aligned_view(EvalView(SIZE))(samples, Keys(0, ids, ids * 0, ids * 0)) | keys
     media = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     if method == "AudioMAE":
         return {"audio": log_mel(media["waveform"], FRAMES)} | keys
@@ -182,6 +210,7 @@ def run(objective: Objective, method: str, folder: Path) -> list[dict[str, objec
     view, held_out_view = {
         "AudioMAE": (SoundView(FRAMES, gain=True), SoundView(FRAMES, on_device=True)),
         "MLM": (TextView(LENGTH), TextView(LENGTH)),
+        "MultiMAE": (aligned_view(Crop(SIZE, (0.5, 1.0))), aligned_view(EvalView(SIZE))),
         **dict.fromkeys(PAIRS, (PairView(cropped), PairView(whole))),
     }.get(method, (cropped, whole))
     pretrain(
