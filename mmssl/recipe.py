@@ -159,6 +159,11 @@ class Recipe:
         return False
 
     @property
+    def reading(self) -> tuple[str, ...]:
+        """Flags by which other commands read the data as this run does."""
+        return ()
+
+    @property
     def place(self) -> Path:
         """Where the media are that the model can be asked about afterwards."""
         return self.data
@@ -227,7 +232,7 @@ class Recipe:
                         afterwards(objective, device)
                 finally:
                     print(f"report:  {write_report(self.out)}")
-                    print(*next_steps(objective, sources[0], self.place, self.out, self.label), sep="\n")
+                    print(*next_steps(objective, sources[0], self.place, self.out, self.label, self.reading), sep="\n")
             return result
         finally:
             distributed.shutdown()

@@ -86,6 +86,11 @@ class MultimodalMultiMAE(DecoderRecipe):
     base_lr: float = 1e-4
     """Peak learning rate for 256 samples a step; scaled with the batch."""
 
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """Flags by which other commands read the data as this run does."""
+        return ("--modalities", *self.modalities) if self.modalities else ()
+
     def rasters(self) -> tuple[Raster, ...]:
         """What is declared of the data."""
         return declared(self.data, self.modalities)

@@ -12,7 +12,7 @@ from mmssl.modality import DEPTH, IMAGE, SEMSEG
 from mmssl.objectives import MultiMAE, MultiMAEConfig, load
 from mmssl.training import read_metrics
 from tests.test_data_aligned import PAIRS, RAMP, SIZE, palette, written
-from tests.test_recipe_video import recipe
+from tests.test_recipe_video import command, recipe
 
 SMALL = (
     f"--model tiny --size {SIZE} --decoder-dim 32 --decoder-depth 1 --steps 2 --warmup-steps 0 --batch-size 4 "
@@ -80,7 +80,11 @@ def test_pictures_depth_and_labels_become_a_multimae_also_from_the_middle_on(thr
     line, whole = f"--data {three} {THREE}", tmp_path / "whole"
     method = trained(monkeypatch, capsys, line, whole)
     assert list(method.encoder.tokenizers) == ["image", "depth", "semseg"]
-    assert "samples lack depth" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "samples lack depth" in told
+    (asked,) = [each for each in told.splitlines() if "--task dense" in each]
+    command(monkeypatch, f"{asked.strip().removeprefix('mmssl ')} --workers 0 --device cpu")
+    assert "linear probe of semseg" in capsys.readouterr().out
     row = read_metrics(whole)[-1]
     assert set(row["parts"]) == {"rgb", "depth", "semseg", "norm_rgb"}
     assert row["seen"] + row["skipped"] == row["step"] * 4

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.data import PairFiles, Source, notes
+from mmssl.data import AlignedSource, PairFiles, Source, notes
 from mmssl.data.source import FileSource, whole_of
 from mmssl.encoder import SIZES
 from mmssl.errors import as_text
@@ -83,8 +83,18 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
-def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path, label: str | None = None) -> list[str]:
-    """Where the encoder is, and the commands that use it on the data it was trained on, whose classes `label` names."""
+def next_steps(
+    objective: Objective,
+    media: Source,
+    data: Path,
+    run_dir: Path,
+    label: str | None = None,
+    reading: Sequence[str] = (),
+) -> list[str]:
+    """Where the encoder is, and the commands that use it on the data it was trained on, whose classes `label` names.
+
+    reading: flags that say how the data are read.
+    """
     whole = whole_of(media)
     on_clips = isinstance(whole, FileSource) and whole.kind == "video"
     reads = objective.encoder.config.tokenizers[0].modality.name
@@ -92,6 +102,10 @@ def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path, l
     model, where = shlex.quote(as_text(str(run_dir / "final"))), shlex.quote(as_text(str(data)))
     paired: list[str] = []
     pictures = where
+    flags = frames + "".join(f" {shlex.quote(as_text(each))}" for each in reading)
+    if isinstance(whole, AlignedSource) and len(whole.rasters) > 1:
+        asked = f"--task dense --target {shlex.quote(whole.rasters[-1].name)}{flags}"
+        paired = [f"         mmssl evaluate --model {model} --data {where} {asked}"]
     if isinstance(whole, PairFiles):
         pictures = "DIR" if whole.table else where  # a manifest of pairs is none of pictures alone
     if isinstance(whole, PairFiles) and objective.compares_samples:
@@ -104,8 +118,8 @@ def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path, l
     exports = [f"         mmssl export --model {model} --to {form} --out DIR" for form in objective.encoder.forms][-1:]
     return [
         f"encoder: {as_text(str(run_dir / 'final'))}",
-        f"next:    mmssl evaluate --model {model} --data {labelled}{frames}",
+        f"next:    mmssl evaluate --model {model} --data {labelled}{flags}",
         *paired,
-        f"         mmssl embed --model {model} --data {pictures}{frames} --out features.parquet",
+        f"         mmssl embed --model {model} --data {pictures}{flags} --out features.parquet",
         *exports,
     ]
