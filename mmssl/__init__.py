@@ -7,6 +7,7 @@ from mmssl.methods import train
 from mmssl.objectives import (
     CLIP,
     FLIP,
+    M3AE,
     MAE,
     MLM,
     AudioMAE,
@@ -14,6 +15,7 @@ from mmssl.objectives import (
     CLIPConfig,
     FLIPConfig,
     LiT,
+    M3AEConfig,
     MAEConfig,
     MLMConfig,
     MultiMAE,
@@ -30,6 +32,7 @@ from mmssl.version import __version__
 __all__ = [
     "CLIP",
     "FLIP",
+    "M3AE",
     "MAE",
     "MLM",
     "AudioMAE",
@@ -38,6 +41,7 @@ __all__ = [
     "Encoder",
     "FLIPConfig",
     "LiT",
+    "M3AEConfig",
     "MAEConfig",
     "MLMConfig",
     "Mask",

@@ -233,7 +233,8 @@ class Neighbours(ReadMedia):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ReadMedia):
-    """What frozen features are worth: kNN and probes on labelled media, or objects followed through videos."""
+    """What frozen features are worth: kNN and probes on labelled media or of every pixel, objects followed through
+    videos."""
 
     data: tuple[Path, ...]
     """Pictures, videos or sounds, of the model's kind: folders labelled by class folders, which may hold `train` and
@@ -260,10 +261,15 @@ class Evaluate(ReadMedia):
     """zero-shot and retrieval: what a manifest of pairs calls the picture."""
     caption_key: str | None = None
     """The same of the caption, also in the JSON beside pictures."""
-    task: Literal["classes", "zero-shot", "retrieval", "masks", "points"] = "classes"
+    target: str | None = None
+    """dense: the modality that is asked for at every pixel, by name or folder."""
+    where: str | None = None
+    """dense: pixels that count, by a label map and some of its classes, as land=1,2; land: by all of them but 0."""
+    task: Literal["classes", "zero-shot", "retrieval", "dense", "masks", "points"] = "classes"
     """zero-shot, retrieval: of a model of pictures and texts, how often it finds the class of a picture by the names of
-    all, and pictures and captions by each other. masks: DATA is a folder in DAVIS' layout, J&F is printed; points: one
-    in JHMDB's, PCK is printed."""
+    all, and pictures and captions by each other. dense: DATA is aligned, one folder a modality; how well a linear layer
+    on patch features finds TARGET at every pixel from INPUTS. masks: DATA is a folder in DAVIS' layout, J&F is printed;
+    points: one in JHMDB's, PCK is printed."""
     rule: Literal["crw", "dino"] = "crw"
     """Whose code masks and points are propagated as: that of CRW, SiamMAE and CropMAE, or DINO's."""
     side: int | None = None
@@ -272,6 +278,7 @@ class Evaluate(ReadMedia):
     """JHMDB's lists (`splits/*_test_split1.txt`) of the videos to test; all where none is given."""
 
     def __call__(self) -> None:
+        from mmssl.commands.dense import evaluate_dense
         from mmssl.commands.evaluate import evaluate, follow
         from mmssl.commands.pairs import evaluate_pairs
         from mmssl.training.run_folder import model_in
@@ -286,6 +293,9 @@ class Evaluate(ReadMedia):
             elif self.task == "zero-shot" or self.task == "retrieval":
                 keys = (self.image_key, self.caption_key)
                 evaluate_pairs(model_in(self.model), data, out, self, self.task, self.test, self.template, *keys)
+            elif self.task == "dense":
+                probes = (self.target, self.where, self.baselines == "on", self.test)
+                evaluate_dense(self.model, data, out, self, *probes)
             else:
                 chosen = (self.task, self.rule, self.side, self.split_lists, self.device, self.background)
                 follow(self.model, data, out, *chosen)

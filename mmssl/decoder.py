@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -241,13 +241,63 @@ class JointDecoder(nn.Module):
         """The modality's own grid, of the visible tokens and mask tokens, and all visible tokens, both with their
         positions; other modalities' mask tokens are never made."""
         keep, span, first, seen = mask.keep, mask.span(self.modality), x[:, : self.prefix], x[:, self.prefix :]
-        kinds = [self.names.index(name) for name in grids]
         place = torch.cat([self.positions[self.table_of[name]](grid) for name, grid in grids.items()])
         own = torch.arange(*span, device=x.device).expand(len(x), -1)
         queries = restore_tokens(seen, keep.index, self.mask_token, place, rows=keep.rows, restore=own)
         # What learns is added apart: the gradient of a table as long as the grid would cost more than the rest.
-        sizes = torch.tensor(list(mask.sizes.values()), device=x.device)
-        kind = torch.tensor(kinds, device=x.device).repeat_interleave(sizes, output_size=mask.count)
-        at = F.embedding(keep.index, place) + F.embedding(kind[keep.index], self.modalities)
+        kinds = _kinds(self.names, mask, x.device)[keep.index]
+        at = F.embedding(keep.index, place) + F.embedding(kinds, self.modalities)
         context = torch.cat([first, seen + (at if keep.lengths is None else keep.padded(at))], dim=1)
         return queries + self.modalities[self.names.index(self.modality)], context
+
+
+class SharedDecoder(nn.Module):
+    """Decode all modalities in one sequence (M3AE, arXiv 2205.14204; young-geng/m3ae_public, `forward_decoder`): the
+    prefix, then at every position that exists a visible token or its modality's mask token, with position and modality.
+
+    grids: of every modality, in the encoder's order. prefix: class tokens, which have no positions here.
+    """
+
+    def __init__(self, config: DecoderConfig, encoder_dim: int, grids: Mapping[str, tuple[int, ...]], prefix: int):
+        super().__init__()
+        dim = config.transformer.dim
+        self.config, self.prefix, self.names = config, prefix, list(grids)
+        self.embed = nn.Linear(encoder_dim, dim, bias=config.bias)
+        self.mask_tokens, self.modalities = (
+            nn.Parameter(torch.empty(len(grids), dim).normal_(std=0.02)) for _ in range(2)
+        )
+        self.positions = nn.ModuleDict({name: Position(grid, dim, config.position) for name, grid in grids.items()})
+        self.transformer = Transformer(config.transformer)
+        xavier_init(self)
+
+    def __repr__(self) -> str:
+        return f"SharedDecoder({told(self.config.transformer, self)})"
+
+    def forward(self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "hidden dim"]:
+        """The hidden positions decoded, `[S, dim]`, in the order of `mask.hide`. grids: of the batch's modalities."""
+        keep, hide, count = mask.keep, mask.hide.flat(), mask.count
+        kinds = _kinds(self.names, mask, tokens.x.device)
+        table = torch.cat([self.positions[name](grid) for name, grid in grids.items()]) + self.modalities[kinds]
+        there = keep.boolean(count) | hide.boolean(count)
+        lengths = there.sum(dim=1)
+        fewest, longest = (int(each) for each in lengths.aminmax())
+        sequence = restore_tokens(
+            self.embed(tokens.x),
+            keep.index,
+            self.mask_tokens,
+            torch.cat([table.new_zeros(self.prefix, table.shape[1]), table]),
+            prefix=self.prefix,
+            rows=keep.rows,
+            kind=kinds,
+            # What is there comes first, in its order; the rest, of which some fills the shorter rows, is never read.
+            restore=(~there).byte().argsort(dim=1, stable=True)[:, :longest],
+        )
+        decoded = self.transformer(sequence, None if fewest == longest else lengths + self.prefix)
+        places = there.cumsum(dim=1) - 1
+        return decoded[hide.rows, self.prefix + places[hide.rows, hide.index]]
+
+
+def _kinds(names: Sequence[str], mask: Mask, device: torch.device) -> Int64[Tensor, " positions"]:
+    """The number among `names` of the modality of each place in the concatenated grid."""
+    numbers, sizes = [names.index(name) for name in mask.sizes], list(mask.sizes.values())
+    return torch.tensor(numbers).repeat_interleave(torch.tensor(sizes), output_size=mask.count).to(device)

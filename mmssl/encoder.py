@@ -39,7 +39,8 @@ Pool = Literal["mean", "class", "last"]
 @dataclass(frozen=True)
 class EncoderConfig:
     """tokenizers: one a modality. prefix: class and register tokens before the others. bare_prefix: they have no
-    positions, as MultiMAE's global token; MAE's table has a row of zeros for the class token.
+    positions, as MultiMAE's global token; MAE's table has a row of zeros for the class token. modality_embedding: each
+    token has a learned vector of its modality added (M3AE).
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it.
@@ -52,6 +53,7 @@ class EncoderConfig:
     pool_norm_eps: float | None = None
     classes: int = 0
     bare_prefix: bool = False
+    modality_embedding: bool = False
 
 
 def vit_config(
@@ -141,6 +143,8 @@ class Encoder(nn.Module):
         learned = some and any(self.tokenizer(name).position.trainable for name in self.tokenizers)
         position = torch.zeros(config.prefix, self.dim)
         self.prefix_position = nn.Parameter(position, requires_grad=learned) if not config.bare_prefix else None
+        kinds = torch.empty(len(config.tokenizers), self.dim).normal_(std=0.02) if config.modality_embedding else None
+        self.modalities = None if kinds is None else nn.Parameter(kinds)
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
@@ -190,16 +194,21 @@ class Encoder(nn.Module):
         """Tokens of the kept positions, `[B, K, dim]`, or `[S, dim]` of ragged ones."""
         sizes = self.sizes(batch)
         if len(sizes) == 1:
-            return self.tokenizers[next(iter(sizes))](batch, keep)
+            return self._embedded(next(iter(sizes)), batch, keep)
         parts, slots, start = [], [], 0
         for name, count in sizes.items():
             inside, slot = keep.within(start, start + count)
-            parts.append(self.tokenizers[name](batch, inside))
+            parts.append(self._embedded(name, batch, inside))
             slots.append(slot)
             start += count
         # Ascending positions of a concatenated grid: undoing the split by modality is one gather.
         tokens = torch.cat(parts)[torch.cat(slots).argsort()]
         return tokens if keep.lengths is not None else tokens.unflatten(0, keep.index.shape)
+
+    def _embedded(self, name: str, batch: Batch, keep: Positions) -> Float[Tensor, "*batch kept dim"]:
+        """Tokens of one modality's kept positions."""
+        tokens = self.tokenizers[name](batch, keep)
+        return tokens if self.modalities is None else tokens + self.modalities[list(self.tokenizers).index(name)]
 
     def sequence(
         self, batch: Batch, mask: Mask | None = None, packed: bool = False
@@ -389,6 +398,8 @@ class Encoder(nn.Module):
         encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, bare_prefix=False))
         fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
         state = {key: value for key, value in self.state_dict().items() if key in fresh}
+        if self.modalities is not None:
+            state["modalities"] = self.modalities[list(self.tokenizers).index(modality), None]
         encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
         if self.tokenizer(modality).position.trained:
             mark_trained(encoder)

@@ -22,6 +22,8 @@ ZERO_TO_ONE = ("image", "video")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of the pictures that CLIP was trained on (openai/CLIP, `clip.py`).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Of Conceptual 12M, on which M3AE was trained (young-geng/m3ae_public, `data.py`).
+CC12M_MEAN, CC12M_STD = (0.5762, 0.5503, 0.5213), (0.3207, 0.3169, 0.3307)
 
 
 @dataclass(frozen=True)

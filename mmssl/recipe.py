@@ -43,10 +43,6 @@ class Recipe:
     among the curves then. Where not given `label` in manifests, in shards the text of `.cls`."""
     out: Path = Path("runs/recipe")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the encoder in `final`."""
-    decoder_dim: int | None = None
-    """Width of the decoder, in channels; for base and above the paper's where not given, for tiny and small less."""
-    decoder_depth: int | None = None
-    """Blocks of the decoder, as above."""
     config: Path | None = None
     """A run's settings.json, to repeat it: its flags are the defaults of these, all but `--out`, and `--data` too."""
     init: str | None = None
@@ -157,6 +153,11 @@ class Recipe:
         """The learning rate that the paper's schedule ends with."""
         return 0.0
 
+    @property
+    def own_decoder(self) -> bool:
+        """Whether the decoder's sizes were asked for, so that one of other sizes is refused."""
+        return False
+
     def method(self) -> Any:
         """The settings of the method, as its config holds them."""
         raise NotImplementedError
@@ -193,7 +194,7 @@ class Recipe:
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
             context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
             if self.init is not None:
-                objective, told = start_from(objective, self.init, own_decoder=self.decoder_dim or self.decoder_depth)
+                objective, told = start_from(objective, self.init, own_decoder=self.own_decoder)
                 context["init"] = self.init
                 if distributed.rank() == 0:
                     print(told, flush=True)
@@ -253,6 +254,8 @@ def repeated(kind: type[R], path: Path) -> R:
     if "data" not in told:
         raise UserError(f"{path}: does not say by which flags its run was started: an older version's, or no recipe's?")
     hints = get_type_hints(kind)
+    # what was never given is no setting of that run, also where a recipe has given up a flag since
+    told = {name: value for name, value in told.items() if name in hints or value is not None}
     if unknown := sorted(set(told) - set(hints)):
         raise UserError(f"{path}: {kind.__name__} has no setting {unknown[0]!r}: it is the run of another recipe")
     for name, value in told.items():
@@ -262,7 +265,22 @@ def repeated(kind: type[R], path: Path) -> R:
 
 
 @dataclass(frozen=True)
-class VideoRecipe(Recipe):
+class DecoderRecipe(Recipe):
+    """What recipes of methods with a decoder can be told besides."""
+
+    decoder_dim: int | None = None
+    """Width of the decoder, in channels; for base and above the paper's where not given, for tiny and small less."""
+    decoder_depth: int | None = None
+    """Blocks of the decoder, as above."""
+
+    @property
+    def own_decoder(self) -> bool:
+        """Whether the decoder's sizes were asked for, so that one of other sizes is refused."""
+        return bool(self.decoder_dim or self.decoder_depth)
+
+
+@dataclass(frozen=True)
+class VideoRecipe(DecoderRecipe):
     """What recipes that read videos can be told besides."""
 
     size: int = 224

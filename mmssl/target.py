@@ -11,6 +11,7 @@ from mmssl_kernels import (
     TargetNorm,
     gather_patches,
     grid_of,
+    linear_cross_entropy,
     masked_patch_mse,
     normalized_patches,
     patchify,
@@ -136,7 +137,7 @@ class SampleTarget(PatchTarget):
             assert hide.lengths is not None
             weights = hide.lengths.clamp(min=1).float().reciprocal()
             mean = self.loss(prediction, standardised(batch, self.modality), hide, weights)
-            return mean, hide.lengths.count_nonzero()
+            return mean, hide.samples
         distances, there = self._distances(prediction.float(), batch, hide)
         patches = torch.stack([(distances * there).sum(dim=1), there.sum(dim=1).float()], dim=1)
         total, number = hide.padded(patches).sum(dim=1).unbind(1)
@@ -145,9 +146,8 @@ class SampleTarget(PatchTarget):
 
     def samples(self, batch: Batch, hide: Positions) -> Int64[Tensor, ""]:
         """How many samples have something hidden to be compared with."""
-        assert hide.lengths is not None
         if not self.modality.gaps and self.modality.ignore is None:
-            return hide.lengths.count_nonzero()
+            return hide.samples
         there = self.modality.there(self._hidden(batch, hide))
         return hide.padded(there.float()).sum(dim=(1, 2)).count_nonzero()
 
@@ -202,3 +202,13 @@ class SampleTarget(PatchTarget):
         seen, there = torch.where(kept, patches, torch.nan), torch.where(kept | hidden, patches, torch.nan)
         columns = seen, seen.index_put((hide.rows, hide.index), values), there
         return tuple(unpatchify(each, modality.patch, grid) for each in columns)
+
+
+def loss_of_texts(
+    hidden: Float[Tensor, "hidden dim"], head: nn.Linear, text: Int64[Tensor, "batch positions"], hide: Positions
+) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
+    """Of what is known of hidden words, and the head that scores all words by it: the mean over the texts that have any
+    of the mean cross-entropy within each, and how many texts these are (young-geng/m3ae_public,
+    `cross_entropy_loss_and_accuracy`, where texts without any count as 0)."""
+    wanted = text[hide.rows, hide.index]
+    return linear_cross_entropy(hidden, head.weight, wanted, bias=head.bias, weights=hide.shares), hide.samples

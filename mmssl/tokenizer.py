@@ -209,6 +209,18 @@ def _are_zero_to_one(values: Tensor) -> bool:
     return low >= -OVERSHOOT and high <= 1 + OVERSHOOT
 
 
+def check_texts(batch: Batch) -> None:
+    """UserError for a text without any token (on a GPU only with MMSSL_DEBUG=1; never while compiling)."""
+    lengths = batch.get("text.length")
+    if lengths is None or torch.compiler.is_compiling() or not values_are_checked(lengths):
+        return
+    if (empty := ((lengths < 1) & batch.get("text.present", lengths == lengths)).nonzero()).numel():
+        raise UserError(
+            f"text: row {int(empty[0])} holds no token; an empty caption has its end token at least, and a sample "
+            "without a text a False in `text.present`"
+        )
+
+
 class TextTokenizer(nn.Module):
     """Ids to tokens: word, position and, where there are any, segment embeddings.
 

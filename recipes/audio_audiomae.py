@@ -33,12 +33,12 @@ from mmssl.data import SoundView
 from mmssl.modality import AUDIO
 from mmssl.objectives import AudioMAE, AudioMAEConfig, audiomae_config
 from mmssl.pretraining.media import open_recordings
-from mmssl.recipe import Recipe, from_command_line
+from mmssl.recipe import DecoderRecipe, from_command_line
 from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
-class AudioAudioMAE(Recipe):
+class AudioAudioMAE(DecoderRecipe):
     """Pretrain Audio-MAE on a folder of sounds."""
 
     objective = AudioMAE

@@ -25,12 +25,12 @@ from mmssl.cli import run
 from mmssl.data import EvalView, TrainView
 from mmssl.objectives import MAE, MAEConfig, mae_config
 from mmssl.pretraining.media import open_pictures
-from mmssl.recipe import Recipe, from_command_line
+from mmssl.recipe import DecoderRecipe, from_command_line
 from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
-class ImageMAE(Recipe):
+class ImageMAE(DecoderRecipe):
     """Pretrain a masked autoencoder on a folder of pictures."""
 
     objective = MAE

@@ -44,12 +44,12 @@ from mmssl.data import AlignedView, Crop, EvalView
 from mmssl.data.rasters import Raster, common_grid, declared
 from mmssl.objectives import MultiMAE, MultiMAEConfig, multimae_config
 from mmssl.pretraining.media import open_rasters
-from mmssl.recipe import Recipe, from_command_line
+from mmssl.recipe import DecoderRecipe, from_command_line
 from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True)
-class MultimodalMultiMAE(Recipe):
+class MultimodalMultiMAE(DecoderRecipe):
     """Pretrain MultiMAE on aligned rasters."""
 
     objective = MultiMAE

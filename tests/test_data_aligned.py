@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import tarfile
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from mmssl.data import (
+    AlignedView,
+    AskedView,
     Crop,
     EvalView,
     Keys,
@@ -236,7 +239,14 @@ def test_a_toml_file_beside_the_data_declares_any_set(tmp_path):
     assert (infrared.mean, infrared.std, infrared.patch) == ((0.0,), (1.0,), (16, 16))
     assert (infrared.gaps, infrared.per_sample) == (True, False)  # what is declared says how it is standardised
     assert (bands.mean, bands.std) == ((100.0,) * 7, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
+    assert not infrared.per_sample and not bands.per_sample
     assert (cover.kind, cover.channels, cover.patch, cover.embedding) == ("categorical", 5, (8, 8), 8)
+
+
+def test_depth_is_standardised_by_sample_unless_its_statistics_are_declared(tmp_path):
+    for more, by_sample in (("", True), ("std = 9", False), ("mean = 3", False)):
+        (tmp_path / "set.toml").write_text(f"[[modality]]\nname = 'depth'\n{more}")
+        assert rasters_of([tmp_path / "set.toml"])[0].modality.per_sample is by_sample
 
 
 @pytest.mark.parametrize(
@@ -372,3 +382,20 @@ def test_no_tile_of_the_earth_overlaps_another_and_no_block_is_in_two_parts():
 def test_rasters_of_the_earth_that_are_not_there_are_named(tmp_path):
     with pytest.raises(UserError, match=r"rgb.jpg cannot be read .* is meant"):
         write_earth_tiles(tmp_path / "out", tmp_path)
+
+
+def test_what_is_asked_stands_beside_what_is_read_cut_alike_and_under_names_of_its_own(folder):
+    source = open_aligned(folder, modalities=PAIRS)
+    image, depth, labels = source.rasters
+    samples, keys = [source.read(0)], Keys(0, *torch.zeros(3, 1, dtype=torch.int64))
+    asked = AskedView(EvalView(16, 16), (image, depth), depth, labels)(samples, keys)
+    plain = AlignedView(EvalView(16, 16), (image, depth, replace(labels, stride=1)))(samples, keys)
+    assert {name: tuple(values.shape) for name, values in asked.items()} == {
+        "image": (1, 3, 16, 16), "depth": (1, 1, 16, 16), "depth.target": (1, 1, 16, 16), "semseg.where": (1, 16, 16),
+    }  # fmt: skip
+    for name, other in (("image", "image"), ("depth", "depth"), ("depth.target", "depth"), ("semseg.where", "semseg")):
+        assert torch.equal(asked[name], plain[other])
+    narrow = AskedView(EvalView(16, 16), (depth,), labels, labels)(samples, keys)
+    assert {name: tuple(narrow[name].shape[1:]) for name in narrow} == {
+        "depth": (1, 16, 16), "semseg.target": (4, 4), "semseg.where": (4, 4),
+    }  # fmt: skip

@@ -248,7 +248,9 @@ def test_settings_json_repeats_a_run(finished, tmp_path, monkeypatch, capsys):
     assert (settings["method.norm_pix"], settings["epochs"], settings["recipe.size"]) == (True, 1.0, 16)
     assert "recipe." not in (finished / "report.html").read_text()
     data = settings["recipe.data"]
-    called = train("mae", data=data, config=finished / "settings.json", out=tmp_path / "called", epochs=1)
+    given_up = {"recipe.a_flag_of_before": None}  # never given, so that the run is repeated without it
+    (tmp_path / "before.json").write_text(json.dumps(json.loads((finished / "settings.json").read_text()) | given_up))
+    called = train("mae", data=data, config=tmp_path / "before.json", out=tmp_path / "called", epochs=1)
     assert losses(called.folder) == losses(tmp_path / "more")
     assert repeat(video_videomae, finished / "settings.json") == 2
     assert "VideoVideoMAE has no setting 'background': it is the run of another recipe" in capsys.readouterr().err

@@ -203,12 +203,23 @@ def siglip_loss(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The logits, then their cross entropy."""
     exact = torch.promote_types(x.dtype, torch.float32)
     logits = F.linear(x.to(exact), weight.to(exact), bias if bias is None else bias.to(exact))
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index)
+    logits, labels = logits.flatten(0, -2), labels.flatten()
+    if weights is None:
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index)
+    weights = weights.flatten() * (labels != ignore_index)
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 def similarity_topk(a: Tensor, b: Tensor, k: int, *, exclude: int | None = None) -> tuple[Tensor, Tensor]:

@@ -150,29 +150,29 @@ def read_features(
 ) -> dict[str, FeatureSet]:
     """The features of every clip as `view` shows it, by all of `wrapped`, with a progress bar. Unreadable samples are
     listed and left out."""
+    names = [source.name(index) for index in range(len(source))]
+    together = SideBySide(wrapped)
+    batches = read_all(source, view, reading, "features")
+    return together.part(extract(together, batches, pool=reading.pool, device=device, names=names))
+
+
+def read_all(source: Source, view: View, reading: Reading, what: str) -> Iterator[dict[str, torch.Tensor]]:
+    """Every clip as `view` shows it, in batches, with a progress bar that says `what` is done. Unreadable samples are
+    left out, and listed at the end."""
     from rich.progress import Progress
 
     ledger = Ledger()
-    names = [source.name(index) for index in range(len(source))]
-    together = SideBySide(wrapped)
     with Progress(transient=True) as bar:
-        task = bar.add_task("features", total=len(source) * reading.clips)
-        batches = _batches(source, view, reading, ledger)
-        features = extract(
-            together,
-            batches,
-            pool=reading.pool,
-            device=device,
-            names=names,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+        task = bar.add_task(what, total=len(source) * reading.clips)
+        for batch in _batches(source, view, reading, ledger):
+            yield batch
+            bar.advance(task, len(batch["sample_id"]))
     skipped = dict(ledger.skipped)  # each of a sample's clips is skipped
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
     if skipped:
         print(f"{ledger.seen // reading.clips} samples read, {len(skipped)} skipped")
     say(blending_told(len(ledger.blended)))
-    return together.part(features)
 
 
 def views(encoder: Encoder, source: Source, reading: Reading) -> Iterator[dict[str, torch.Tensor]]:

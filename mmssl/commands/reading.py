@@ -30,3 +30,10 @@ class Reading:
     """Folder with the tokenizer.json of a model of texts; where not given, the one beside the model."""
     background: str = "white"
     """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""
+    modalities: tuple[str, ...] = ()
+    """Of aligned data, one folder a modality (or a column of a manifest, or members of shards): name=folder for each of
+    image, depth and semseg, or a .toml file that declares any; modalities.toml in or beside the data where not
+    given."""
+    inputs: tuple[str, ...] = ()
+    """Modalities to read, by name or folder, of a model that reads several; all that it and the data have where not
+    given."""

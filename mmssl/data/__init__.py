@@ -10,7 +10,7 @@
 `source = open_aligned(path, "train")` and `source.view(Crop(224))`.
 """
 
-from mmssl.data.aligned import AlignedSource, AlignedView, open_aligned
+from mmssl.data.aligned import AlignedSource, AlignedView, AskedView, open_aligned
 from mmssl.data.augment import BYOL_COLOURS, DINO_COLOURS, SIMCLR_COLOURS, Augmentation
 from mmssl.data.decode import BrokenSample, decode
 from mmssl.data.folders import NoTestPart
@@ -47,6 +47,7 @@ __all__ = [
     "AlignedSource",
     "AlignedView",
     "ArraySource",
+    "AskedView",
     "Augmentation",
     "BrokenSample",
     "Clips",

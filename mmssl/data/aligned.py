@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -28,9 +28,12 @@ from mmssl.data.folders import (
 )
 from mmssl.data.rasters import Raster, declared
 from mmssl.data.shards import SHARD, Place, Shards
-from mmssl.data.source import FileSource, told_of_part
+from mmssl.data.source import FileSource, Subset, subset, told_of_part
 from mmssl.data.views import Crop, EvalView, Keys, render, sides
 from mmssl.errors import UserError, as_text, nearest
+
+# Ends of the names under which batches hold what is asked for at every pixel, and the labels that say where.
+TARGET, WHERE = ".target", ".where"
 
 
 class AlignedSource(FileSource):
@@ -64,6 +67,13 @@ class AlignedSource(FileSource):
     def partial(self) -> tuple[str, ...]:
         """The names of the modalities that some samples lack."""
         return tuple(name for name, places in self.places.items() if None in places)
+
+    def whole(self) -> Subset:
+        """The samples that lack none of the modalities. Raises UserError where each lacks one."""
+        complete = [index for index, places in enumerate(zip(*self.places.values())) if None not in places]
+        if not complete:
+            raise UserError(f"No sample of {self.given} has all of {', '.join(self.places)}; ask for fewer of them.")
+        return subset(self, complete)
 
     def view(self, crop: Crop | EvalView) -> AlignedView:
         """The view of these rasters."""
@@ -223,6 +233,28 @@ class AlignedView:
         return batch | {f"{name}.present": there[:, column] for column, name in enumerate(self.partial)}
 
 
+@dataclass(frozen=True)
+class AskedView:
+    """Rasters to read, `inputs`, and beside them what is asked for at every pixel, `target`, as `NAME.target`, and the
+    labels that say where, if any, as `NAME.where` at the target's stride: all of them may be the same raster.
+
+    Samples hold all of them. Batches are otherwise AlignedView's.
+    """
+
+    crop: Crop | EvalView
+    inputs: tuple[Raster, ...]
+    target: Raster
+    where: Raster | None = None
+
+    def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
+        asked = {self.target.name + TARGET: self.target}
+        if self.where is not None:
+            asked[self.where.name + WHERE] = replace(self.where, stride=self.target.stride)
+        renamed = [replace(raster, modality=replace(raster.modality, name=name)) for name, raster in asked.items()]
+        twice = ({**sample, **{name: sample[raster.name] for name, raster in asked.items()}} for sample in samples)
+        return AlignedView(self.crop, (*self.inputs, *renamed))(twice, keys)
+
+
 def open_aligned(
     path: str | Path,
     split: str | None = None,
@@ -233,5 +265,12 @@ def open_aligned(
 
     modalities: see `declared`. label: what a manifest, or the JSON of a sample in shards, calls the class.
     """
+    return open_declared(path, split, declared(Path(path), modalities), label)
+
+
+def open_declared(
+    path: str | Path, split: str | None, rasters: Sequence[Raster], label: str | None = None
+) -> AlignedSource:
+    """The same of some declared rasters alone."""
     root = Path(path)
-    return told_of_part(AlignedSource(part_of(root, split), declared(root, modalities), label), root, split)
+    return told_of_part(AlignedSource(part_of(root, split), rasters, label), root, split)

@@ -93,7 +93,8 @@ def rasters_of(given: Sequence[str | Path]) -> tuple[Raster, ...]:
     "labels"; `channels`, for labels the number of classes; `patch`, the side of one in values; `mean` and `std`, a
     number or one a channel, of 0-1 values where files hold bytes (0 and 1 where not given: values as they are);
     for labels `stride`, pixels a label (4), and `embedding`, the width of a class's (64). The names image, depth and
-    semseg bring what MultiMAE has; others are continuous, of one channel, where nothing else is said.
+    semseg bring what MultiMAE has, depth that each sample is standardised by itself unless `mean` or `std` is given;
+    others are continuous, of one channel, where nothing else is said.
 
     Raises UserError for anything else.
     """
@@ -114,17 +115,29 @@ def rasters_of(given: Sequence[str | Path]) -> tuple[Raster, ...]:
     return _checked(rasters, "the command line")
 
 
+def declaration(root: Path) -> Path | None:
+    """The file `modalities.toml` in a folder, or beside it or a file, where there is one."""
+    return next((path for folder in (root, root.parent) if (path := folder / DECLARATION).is_file()), None)
+
+
 def declared(root: Path, given: Sequence[str | Path] = ()) -> tuple[Raster, ...]:
     """The rasters that are `given` (see `rasters_of`), else those that `modalities.toml` in a folder, or beside it or a
     file, declares; UserError where there is none."""
     if given:
         return rasters_of(given)
-    found = next((path for folder in (root, root.parent) if (path := folder / DECLARATION).is_file()), None)
-    if found is None:
+    if (found := declaration(root)) is None:
         raise UserError(
             f"Which modalities {root} holds is not declared: give name=folder for each, or write a {DECLARATION} there."
         )
     return _in_toml(found)
+
+
+def raster_named(name: str, rasters: Sequence[Raster]) -> Raster:
+    """The one of `rasters` that is called so, by its name or its folder; UserError where there is none."""
+    by_name = {**{each.folder: each for each in rasters}, **{each.name: each for each in rasters}}
+    if name not in by_name:
+        raise UserError(f"the data hold no modality {name!r}: {nearest(name, list(by_name))}")
+    return by_name[name]
 
 
 def common_grid(rasters: Sequence[Raster], size: int) -> tuple[int, int]:
@@ -200,6 +213,8 @@ def _raster(table: Mapping[str, Any], where: str) -> Raster:
     same = channels == base.channels
     changes: dict[str, Any] = {"channels": channels, "patch": (patch, patch)}
     changes["embedding"] = table.get("embedding", base.embedding)
+    # Statistics that are declared are those of the data: each sample's own would be taken off before them.
+    changes["per_sample"] = base.per_sample and not {"mean", "std"} & set(table)
     try:
         for field, usual in (("mean", 0.0), ("std", 1.0)) if kind == "continuous" else ():
             changes[field] = _each(table.get(field, getattr(base, field) if same else usual), channels)

@@ -96,6 +96,12 @@ def _named(latitude: float, longitude: float) -> str:
     return f"{'n' if north >= 0 else 's'}{abs(north):03d}_{'e' if east >= 0 else 'w'}{abs(east):04d}"
 
 
+def latitude(name: str) -> float:
+    """Degrees north of a tile's northern edge, by its name, which may be a path."""
+    corner = name.rsplit("/", 1)[-1].partition("_")[0]
+    return int(corner[1:]) / (10 if corner[0] == "n" else -10)
+
+
 def _declaration(mean: float, std: float) -> str:
     return f"""\
 # Tiles of {TILE} pixels: patches of 8, a label every 2 pixels.

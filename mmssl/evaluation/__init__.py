@@ -2,13 +2,26 @@
 
 Features, weighted kNN, linear probe, and the protocol that puts them in one table; label propagation through videos.
 What a masked language model knows of the words of held-out texts. What a model of pairs finds: the classes of pictures
-by their names, pictures by their captions and captions by their pictures.
+by their names, pictures by their captions and captions by their pictures. What linear probes of every pixel make of
+patch features.
 """
 
 from mmssl.evaluation.answers import average_precisions
 from mmssl.evaluation.attentive_probe import AttentiveProbe, attentive_probe
 from mmssl.evaluation.baselines import RawMedia, SideBySide, raw_name, untrained
 from mmssl.evaluation.clips import FrameEncoder, average_clips, join_clips
+from mmssl.evaluation.dense import (
+    DenseRow,
+    Question,
+    cell_nothing,
+    cell_number,
+    cell_tokens,
+    cell_values,
+    fit_dense,
+    grid_of_cells,
+    said_and_true,
+    score_dense,
+)
 from mmssl.evaluation.features import FeatureSet, PatchEncoder, PooledAndPatches, effective_rank, extract, pixels
 from mmssl.evaluation.knn import knn
 from mmssl.evaluation.linear_probe import LinearProbe, linear_probe
@@ -55,6 +68,7 @@ __all__ = [
     "DINO",
     "AttentiveProbe",
     "Counts",
+    "DenseRow",
     "FeatureSet",
     "FrameEncoder",
     "LinearProbe",
@@ -66,6 +80,7 @@ __all__ = [
     "PointRow",
     "PooledAndPatches",
     "Propagation",
+    "Question",
     "RawMedia",
     "Retrieval",
     "Row",
@@ -75,6 +90,10 @@ __all__ = [
     "average_clips",
     "average_precisions",
     "boundary_measure",
+    "cell_nothing",
+    "cell_number",
+    "cell_tokens",
+    "cell_values",
     "class_vectors",
     "effective_rank",
     "evaluate",
@@ -82,6 +101,8 @@ __all__ = [
     "evaluate_patches",
     "evaluate_points",
     "extract",
+    "fit_dense",
+    "grid_of_cells",
     "join_clips",
     "knn",
     "label_budgets",
@@ -104,6 +125,8 @@ __all__ = [
     "raw_name",
     "region_similarity",
     "retrieval",
+    "said_and_true",
+    "score_dense",
     "table",
     "text_features",
     "untrained",

@@ -13,21 +13,26 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 Labels = Int64[Tensor, " samples"] | Bool[Tensor, "samples classes"]
 
 
-def several(labels: Labels) -> bool:
+def several(labels: Labels | Int64[Tensor, "samples runs"]) -> bool:
     """Whether samples may have several classes."""
-    return labels.ndim == 2
+    return labels.dtype == torch.bool
 
 
-def losses(scores: Float[Tensor, "samples runs classes"], labels: Labels) -> Float[Tensor, "samples runs"]:
-    """Cross-entropy of each run of scores; of several labels the sum of each class's own, yes against no."""
+def losses(
+    scores: Float[Tensor, "samples runs classes"], labels: Labels | Int64[Tensor, "samples runs"]
+) -> Float[Tensor, "samples runs"]:
+    """Cross-entropy of each run of scores, whose labels are the same or its own; of several labels the sum of each
+    class's own, yes against no."""
     if several(labels):
         answers = labels[:, None].expand_as(scores).to(scores.dtype)
         return binary_cross_entropy_with_logits(scores, answers, reduction="none").sum(dim=2)
-    answers = labels[:, None].expand(-1, scores.shape[1])
+    answers = labels if labels.ndim == 2 else labels[:, None].expand(-1, scores.shape[1])
     return cross_entropy(scores.transpose(1, 2), answers, reduction="none")
 
 
-def chances(scores: Float[Tensor, "samples runs classes"], labels: Labels) -> Float[Tensor, "samples runs classes"]:
+def chances(
+    scores: Float[Tensor, "samples runs classes"], labels: Labels | Int64[Tensor, "samples runs"]
+) -> Float[Tensor, "samples runs classes"]:
     """The probability of each class that the scores mean to `losses`."""
     return scores.sigmoid() if several(labels) else scores.softmax(dim=2)
 

@@ -50,7 +50,6 @@ class LinearProbe:
         return self.classes[self.logits(features).argmax(dim=1)]
 
 
-@torch.enable_grad()
 def linear_probe(
     features: Float[Tensor, "samples dim"],
     labels: Labels,
@@ -80,11 +79,7 @@ def linear_probe(
     Raises ValueError for fewer than 5 samples or a single class.
     """
     classes, targets = numbered(labels)
-    features = features.detach().float()
-    mean, deviation = features.mean(dim=0), (features.var(dim=0, unbiased=False) + 1e-6).sqrt()
-    standard = (features - mean) / deviation
-    axes = _principal_axes(standard)
-    inputs = torch.cat([standard @ axes, standard.new_ones(len(standard), 1)], dim=1)
+    mean, deviation, axes, inputs = along_axes(features)
     if inputs.numel() < _SMALL:
         inputs = inputs.double()
 
@@ -93,9 +88,9 @@ def linear_probe(
     trials = dict(_trials(inputs, targets, l2_grid, train, len(classes))) if enough else {}
     values = list(trials) or sorted(l2_grid)
     l2 = values[best(list(trials.values())) if trials else len(values) // 2]
-    everything = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
     start = inputs.new_zeros(1, len(classes), inputs.shape[1])
-    solution = _minimise(inputs, targets, l2, everything, start=start, gain=1e-4)[0].float()
+    everything = torch.full_like(inputs[:, :1], 1 / len(labels))
+    solution = minimise(inputs, targets, l2, everything, start=start, gain=1e-4)[0].float()
     at_edge = bool(trials) and l2 in (values[0], values[-1])
     return LinearProbe(mean, deviation, solution[:, :-1] @ axes.T, solution[:, -1], classes, l2, at_edge)
 
@@ -111,16 +106,31 @@ def _trials(
     solution = inputs.new_zeros(len(train), classes, inputs.shape[1])
     answers = torch.cat([targets[~shown] for shown in train])
     grid = sorted(l2_grid, reverse=True)
+    share = (train / train.sum(dim=1, keepdim=True)).T
     most, l2 = -1.0, grid[0]
     for step in itertools.count():
         l2 = grid[step] if step < len(grid) else l2 / 10
-        solution = _minimise(inputs, targets, l2, train, start=solution, gain=3e-3)
+        solution = minimise(inputs, targets, l2, share, start=solution, gain=3e-3)
         scores = torch.cat([linear(inputs[~shown], fold) for fold, shown in zip(solution, train, strict=True)])
         trial = tried(scores, answers)
         yield l2, trial
         if step >= len(grid) - 1 and (trial.worth <= most or l2 <= _LEAST):
             return
         most = max(most, trial.worth)
+
+
+def along_axes(
+    features: Float[Tensor, "samples dim"],
+) -> tuple[
+    Float32[Tensor, " dim"], Float32[Tensor, " dim"], Float32[Tensor, "dim axes"], Float32[Tensor, "samples inputs"]
+]:
+    """(mean, deviation, axes, inputs) of a probe: standardised features along their principal axes, and a last input
+    that is 1."""
+    features = features.detach().float()
+    mean, deviation = features.mean(dim=0), (features.var(dim=0, unbiased=False) + 1e-6).sqrt()
+    standard = (features - mean) / deviation
+    axes = _principal_axes(standard)
+    return mean, deviation, axes, torch.cat([standard @ axes, standard.new_ones(len(standard), 1)], dim=1)
 
 
 def _principal_axes(standard: Float[Tensor, "samples dim"]) -> Float[Tensor, "dim axes"]:
@@ -130,24 +140,25 @@ def _principal_axes(standard: Float[Tensor, "samples dim"]) -> Float[Tensor, "di
     return torch.linalg.eigh(standard.T @ standard).eigenvectors
 
 
-def _minimise(
+@torch.enable_grad()
+def minimise(
     inputs: Float[Tensor, "samples inputs"],
-    targets: Labels,
+    targets: Labels | Int64[Tensor, "samples runs"],
     l2: float,
-    train: Bool[Tensor, "folds samples"],
+    share: Float[Tensor, "samples runs"],
     *,
-    start: Float[Tensor, "folds classes inputs"],
+    start: Float[Tensor, "runs classes inputs"],
     gain: float,
-) -> Float[Tensor, "folds classes inputs"]:
-    """For each fold the weights of the least penalised loss on the samples it trains on; the last input is the bias's.
+) -> Float[Tensor, "runs classes inputs"]:
+    """For each run the weights of the least penalised loss, in which each sample has its `share`; the last input is the
+    bias's.
 
-    All folds are one problem, solved until a round of steps gains less than `gain` of its loss. Along principal axes
-    the Hessian is nearly diagonal. L-BFGS therefore works in units of its diagonal at `start`, mean p (1 - p) x^2 + l2,
-    and takes tens of steps where it takes hundreds on the raw features.
+    All runs, such as folds, are one problem, solved until a round of steps gains less than `gain` of its loss. Along
+    principal axes the Hessian is nearly diagonal. L-BFGS therefore works in units of its diagonal at `start`, mean
+    p (1 - p) x^2 + l2, and takes tens of steps where it takes hundreds on the raw features.
     """
     penalty = torch.full_like(start[0, 0], l2)
     penalty[-1] = 0
-    share = (train / train.sum(dim=1, keepdim=True)).T  # of a sample in the mean of each fold
     with torch.no_grad():
         chance = chances((inputs @ start.flatten(0, 1).T).unflatten(1, start.shape[:2]), targets)
         doubt = (chance * (1 - chance) * share[:, :, None]).flatten(1)

@@ -162,7 +162,7 @@ def write_transformers(settings: Settings) -> Written:
 def _is_plain(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    biased = not settings["tokenizers"][0]["unbiased"]
+    biased = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"])
     return names == [modality] and settings["prefix"] == 1 and biased and is_plain(settings["transformer"], "all")
 
 

@@ -1,7 +1,14 @@
 """Which tokens are hidden: masks, the noise they are drawn from, and the strategies of the papers."""
 
 from mmssl.masking.grid import axes_mask, block, random_mask, tube_mask, visible_count
-from mmssl.masking.joint import check_budget, dirichlet_shares, drawn_modalities, joint_mask, one_modality_mask
+from mmssl.masking.joint import (
+    check_budget,
+    dirichlet_shares,
+    drawn_modalities,
+    joint_mask,
+    one_modality_mask,
+    separate_mask,
+)
 from mmssl.masking.mask import Mask, Positions
 from mmssl.masking.noise import batch_bits, permutation, random_bits, uniform
 from mmssl.masking.sequence import counted, counted_mask
@@ -24,6 +31,7 @@ __all__ = [
     "permutation",
     "random_bits",
     "random_mask",
+    "separate_mask",
     "shown",
     "spans",
     "tube_mask",

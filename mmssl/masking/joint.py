@@ -106,3 +106,25 @@ def joint_mask(
         return Mask(Positions(kept), (Positions(hidden),), sizes)
     chosen = counted(noise, valid, torch.full_like(noise[:, 0], keep))
     return Mask(Positions.from_boolean(chosen).rectangular(), (Positions.from_boolean(valid & ~chosen),), sizes)
+
+
+def separate_mask(
+    noise: Mapping[str, Int64[Tensor, "batch _"]],
+    keep: Mapping[str, int],
+    sizes: Mapping[str, int],
+    valid: Bool[Tensor, "batch positions"] | None = None,
+    always: Bool[Tensor, "batch positions"] | None = None,
+) -> Mask:
+    """M3AE's mask: of each modality the `keep` positions of lowest noise are visible, whatever the others show
+    (young-geng/m3ae_public, `random_masking`).
+
+    noise: of as many positions as the modality has, or of more: texts are drawn at full length, padding counted among
+    the kept, so that each word is as likely to be kept in a long text as in a short one. valid: the positions that
+    exist (None: all); others are neither kept nor hidden. always: those that are kept besides.
+    """
+    drawn = (Positions(lowest(noise[name], keep[name])[0]).boolean(noise[name].shape[1]) for name in sizes)
+    kept = torch.cat([each[:, :count] for each, count in zip(drawn, sizes.values(), strict=True)], dim=1)
+    kept = kept if always is None else kept | always
+    parts = (part if valid is None else part & valid for part in (kept, ~kept))
+    seen, hidden = (Positions.from_boolean(part).rectangular() for part in parts)
+    return Mask(seen, (hidden,), sizes)

@@ -45,6 +45,19 @@ class Positions:
             rises |= rows.diff() > 0  # a new sample starts anew
         return bool(rises.all())
 
+    @property
+    def samples(self) -> Int64[Tensor, ""]:
+        """How many samples have any of these positions, of ragged ones."""
+        assert self.lengths is not None
+        return self.lengths.count_nonzero()
+
+    @property
+    def shares(self) -> Float[Tensor, " flat"]:
+        """Of each flat position one over its sample's number of them: in a mean over positions that these weigh, each
+        sample counts as much."""
+        assert self.lengths is not None
+        return self.lengths.clamp(min=1).float().reciprocal()[self.rows]
+
     def flat(self) -> Positions:
         """The same positions in the ragged form."""
         if self.lengths is not None:
@@ -53,10 +66,11 @@ class Positions:
         return Positions(self.index.flatten(), lengths)
 
     def rectangular(self) -> Positions:
-        """The same positions in the rectangular form, where each sample has as many; reads the lengths."""
-        if self.lengths is None or self.lengths.unique().numel() != 1:
+        """The same positions in the rectangular form, where each sample has as many, and any; reads the lengths."""
+        if self.lengths is None:
             return self
-        return Positions(self.index.view(len(self.lengths), -1))
+        fewest, most = (int(each) for each in self.lengths.aminmax())
+        return Positions(self.index.view(-1, most)) if 0 < fewest == most else self
 
     def padded(self, values: Float[Tensor, "flat dim"]) -> Float[Tensor, "batch longest dim"]:
         """Values of flat (ragged) positions as one row a sample, zeros behind the shorter ones."""
@@ -144,6 +158,10 @@ class Mask:
         names = list(self.sizes)
         start = sum(self.sizes[name] for name in names[: names.index(modality)])
         return start, start + self.sizes[modality]
+
+    def hidden(self, modality: str) -> tuple[Positions, Int64[Tensor, " flat"]]:
+        """What is hidden of `modality`, within its own grid, and where in the flat order of `hide` it stands."""
+        return self.hide.within(*self.span(modality))
 
     def to(self, device: torch.device | str) -> Mask:
         return Mask(self.keep.to(device), tuple(target.to(device) for target in self.targets), self.sizes)

@@ -5,6 +5,7 @@ from mmssl.objectives.clip import CLIP, CLIPConfig, clip_config
 from mmssl.objectives.figures import Figure, Table, Token
 from mmssl.objectives.flip import FLIP, FLIPConfig, flip_config
 from mmssl.objectives.lit import LiT
+from mmssl.objectives.m3ae import M3AE, M3AEConfig, m3ae_config
 from mmssl.objectives.mae import MAE, MAEConfig, mae_config
 from mmssl.objectives.mlm import MLM, MLMConfig, mlm_config
 from mmssl.objectives.multimae import MultiMAE, MultiMAEConfig, multimae_config
@@ -19,6 +20,7 @@ from mmssl.objectives.videomae import VideoMAE, VideoMAEConfig, videomae_config
 __all__ = [
     "CLIP",
     "FLIP",
+    "M3AE",
     "MAE",
     "METHODS",
     "MLM",
@@ -28,6 +30,7 @@ __all__ = [
     "FLIPConfig",
     "Figure",
     "LiT",
+    "M3AEConfig",
     "MAEConfig",
     "MLMConfig",
     "MultiMAE",
@@ -49,6 +52,7 @@ __all__ = [
     "flip_config",
     "imported",
     "load",
+    "m3ae_config",
     "mae_config",
     "mlm_config",
     "multimae_config",

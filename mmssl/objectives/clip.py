@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from mmssl_kernels import info_nce, similarity_topk
-from mmssl_kernels.frame.dispatch import values_are_checked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +21,7 @@ from mmssl.objectives.figures import Figure
 from mmssl.objectives.nearest import pair_figures
 from mmssl.objectives.objective import Objective, Output
 from mmssl.objectives.towers import clip_towers
-from mmssl.tokenizer import Batch
+from mmssl.tokenizer import Batch, check_texts
 from mmssl.transformer import normal_init, openai_text_init, openai_vision_init
 
 LARGEST_SCALE = 100.0
@@ -121,10 +120,7 @@ class CLIP(Objective):
         if lengths is None and self.config.text_encoder.transformer.causal:
             found = text if self.config.end is None else (text == self.config.end).int()
             return {**batch, "text.length": found.argmax(dim=1) + 1}
-        if lengths is None or torch.compiler.is_compiling() or not values_are_checked(lengths):
-            return batch
-        if (empty := (lengths < 1).nonzero()).numel():
-            raise UserError(f"text: row {int(empty[0])} holds no token; an empty caption has its end token at least")
+        check_texts(batch)
         return batch
 
     def image_vector(self, batch: Batch, mask: Mask | None = None) -> Float[Tensor, "batch width"]:

@@ -39,7 +39,7 @@ def raster_tasks(modalities: Sequence[Modality], norm_rgb: bool = True) -> tuple
     return (*tasks, Task("norm_rgb", "image", norm="patch")) if pictures else tuple(tasks)
 
 
-Columns = tuple[Float[Tensor, "batch channels height width"], ...]
+Columns = tuple[Float[Tensor, "batch _ height width"], ...]
 """What `SampleTarget.pictures` gives of a modality."""
 _SHARE = 0.01  # of an original's values beyond either end of the range that is shown
 
@@ -61,6 +61,8 @@ def raster_figures(
     plain = {tasks[name].modality: name for name in found if tasks[name].norm == "none"}
     for whole in plain if len(plain) > 1 else ():
         has = batch.get(f"{whole}.present", torch.ones(len(batch[whole]), dtype=torch.bool))
+        if not has.any():
+            continue
         some = {name: values[has] if values.ndim else values for name, values in batch.items()}
         valid = encoder.everything(some).boolean(mask.count)
         found = shown(some, one_modality_mask(whole, mask.sizes, valid))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.masking import Mask
+from mmssl.masking import Mask, Positions
 from mmssl.objectives.figures import Cell, Figure, Table, Token
 
 NOT_WANTED = -100
@@ -68,6 +68,32 @@ def predicted_words(
         "their probabilities, and the right one marked among them."
     )
     return Figure("words", _HEADING, caption, table=Table(head, tuple(rows)))
+
+
+def restored_words(
+    text: Int64[Tensor, "batch positions"],
+    read: Positions,
+    hide: Positions,
+    scores: Float[Tensor, "hidden words"],
+) -> Table:
+    """Each text as the model reads it, which does without the hidden words, then with its likeliest word in the place
+    of each, the right ones marked, and then as it is.
+
+    read, hide: positions that are read and hidden, the latter in the order of `scores`.
+    """
+    guessed = text.index_put((hide.rows, hide.index), scores.argmax(dim=1))
+    hidden, there = hide.boolean(text.shape[1]), read.boolean(text.shape[1])
+    rows: list[tuple[Cell, ...]] = []
+    for words, guesses, gone, seen in zip(*(each.tolist() for each in (text, guessed, hidden, there)), strict=True):
+        places = [place for place in range(len(words)) if gone[place] or seen[place]]
+        rows.append(
+            (
+                tuple("_" if gone[place] else Token(words[place]) for place in places),
+                tuple(Token(guesses[place], gone[place] and guesses[place] == words[place]) for place in places),
+                tuple(Token(words[place]) for place in places),
+            )
+        )
+    return Table(("what it sees", "what it predicts", "the text"), tuple(rows))
 
 
 def near_words(table: Float[Tensor, "words dim"], asked: Int64[Tensor, " some"], special: Collection[int]) -> Figure:

@@ -16,7 +16,7 @@ from mmssl.position import Position, mark_trained
 from mmssl.training.run_folder import model_in
 
 
-def start_from(objective: Objective, source: str, *, own_decoder: object = None) -> tuple[Objective, str]:
+def start_from(objective: Objective, source: str, *, own_decoder: bool = False) -> tuple[Objective, str]:
     """`objective` with the weights of `source` (see `found`), and a sentence on what was taken.
 
     The architecture is the source's, in what leaves the sizes as they are (norm's eps, positions, statistics of the

@@ -20,6 +20,7 @@ from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
+from mmssl.report.dense import DENSE, DENSE_PICTURE, dense_told
 from mmssl.report.page import Report
 from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
 from mmssl.report.pictures import attention_maps, coloured, patch_components, side_by_side, strips, tracks
@@ -32,10 +33,12 @@ from mmssl.training.settings import record
 
 PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
 TRACK_PARTS = ("frames", "predicted", "truth")
+PIXELS = "What its patch features know of every pixel"
 # What `mmssl evaluate` leaves beside accuracies, by heading and file.
 _TOLD: dict[str, dict[str, Callable[[Any], list[str]]]] = {
     "What it knows of words": {WORDS: words_told},
     "What it knows of pictures by their texts": {ZERO_SHOT: zero_shot_told, RETRIEVAL: retrieval_told},
+    PIXELS: {DENSE: dense_told},
 }
 # Media in a figure: what is seen well at a page's width.
 _SHOWN, _CLIPS, _SPECTROGRAMS = 6, 2, 4
@@ -210,6 +213,12 @@ def write_report(run_dir: Path) -> Path:
         if lines:
             report.heading(heading)
             report.text("\n\n".join(lines))
+        if lines and heading == PIXELS and (run_dir / DENSE_PICTURE).is_file():
+            report.figure(
+                (run_dir / DENSE_PICTURE).read_bytes(),
+                "What is read, what the linear probe makes of the model's features, what is true (grey: not asked).",
+                name="dense",
+            )
     report.heading("What its features are worth")
     if rows:
         report.accuracies(rows)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmssl import CLIP, FLIP, MAE, MLM, AudioMAE, LiT, MultiMAE, SiamMAE, SigLIP, VideoMAE
+from mmssl import CLIP, FLIP, M3AE, MAE, MLM, AudioMAE, LiT, MultiMAE, SiamMAE, SigLIP, VideoMAE
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
 from mmssl.modality import AUDIO, TEXT, VIDEO, image
@@ -18,6 +18,7 @@ from mmssl.objectives import (
     AudioMAEConfig,
     CLIPConfig,
     FLIPConfig,
+    M3AEConfig,
     MAEConfig,
     MLMConfig,
     MultiMAEConfig,
@@ -27,6 +28,7 @@ from mmssl.objectives import (
     VideoMAEConfig,
 )
 from mmssl.objectives.audiomae import local_decoder_config
+from mmssl.objectives.m3ae import m3ae_encoder_config
 from mmssl.objectives.multimae import MODALITIES, multimae_decoder_config, multimae_encoder_config
 from mmssl.objectives.rasters import raster_tasks
 from mmssl.objectives.siammae import siammae_decoder_config
@@ -143,6 +145,12 @@ def flip() -> FLIP:
     return FLIP(FLIPConfig(vit(image(3, (4, 4))), captions(), 16))
 
 
+def m3ae() -> M3AE:
+    encoder = m3ae_encoder_config("tiny", 16, 4, vocab=VOCABULARY, length=CAPTION)
+    blocks = dataclasses.replace(encoder.transformer, dim=32, depth=1, heads=2)
+    return M3AE(M3AEConfig(dataclasses.replace(encoder, transformer=blocks), mae_decoder_config(16, 1, 2)))
+
+
 def siglip() -> SigLIP:
     pictures = vit(image(3, (4, 4)), position="learned", prefix=0, activation="gelu_tanh")
     return SigLIP(SigLIPConfig(pictures, captions(activation="gelu_tanh")))
@@ -192,6 +200,14 @@ def captioned(step: int) -> Batch:
     return {"image": pictures(8, 3, seed=step), "text": text, "text.length": lengths, **keys(8, step)}
 
 
+def unpaired(step: int) -> Batch:
+    """Half of the samples are pairs; the others are a picture alone, or a text."""
+    pictured, told = (torch.tensor(each * 2) for each in ([True, True, True, False], [True, True, False, True]))
+    batch = captioned(step)
+    batch["image"] = batch["image"] * pictured[:, None, None, None]
+    return {**batch, "image.present": pictured, "text.present": told}
+
+
 def frames(step: int) -> Batch:
     frames = [pictures(6, 3, seed=4 * step + frame) for frame in range(4)]
     return {"video": torch.stack(frames, dim=2), **keys(6, step)}
@@ -236,6 +252,14 @@ TABLE = (
         hides=("image",),  # depth is standardised by all of a sample
         exports=("timm",),
         exceptions=RAGGED | WORDS,
+    ),
+    Entry(
+        "M3AE",
+        m3ae,
+        unpaired,
+        hides=("image", "text"),
+        total=lambda parts: parts["image"] + 0.5 * parts["text"],
+        exceptions=RAGGED,
     ),
     Entry(
         "MLM",

@@ -26,6 +26,7 @@ from mmssl.modality import AUDIO, DEPTH, SEMSEG, TEXT, VIDEO, image
 from mmssl.objectives import (
     CLIP,
     FLIP,
+    M3AE,
     MAE,
     MLM,
     AudioMAE,
@@ -33,6 +34,7 @@ from mmssl.objectives import (
     CLIPConfig,
     FLIPConfig,
     LiT,
+    M3AEConfig,
     MAEConfig,
     MLMConfig,
     MultiMAE,
@@ -95,6 +97,8 @@ def methods() -> dict[str, Objective]:
     several = EncoderConfig(tables, dataclasses.replace(ENCODER, hidden=8, final_norm=False), bare_prefix=True)
     joint = TransformerConfig(4, 1, 2, hidden=4, final_norm=False)
     captions = {"vocab": WORDS, "length": LENGTH, "hidden": 16}
+    told = TokenizerConfig(dataclasses.replace(TEXT, channels=WORDS), (LENGTH,))
+    both = EncoderConfig((*pictures.tokenizers, told), ENCODER, bare_prefix=True, modality_embedding=True)
     read, causal = (text_config((8, 1, 2), **captions, causal=each) for each in (False, True))
     return {
         "MAE": MAE(MAEConfig(pictures, DecoderConfig(DECODER), norm_pix=True, seed=3)),
@@ -107,10 +111,11 @@ def methods() -> dict[str, Objective]:
         "FLIP": FLIP(FLIPConfig(pictures, read, 8)),
         "LiT": LiT(CLIPConfig(pictures, causal, None, end=WORDS - 1)),
         "SigLIP": SigLIP(SigLIPConfig(patches, read)),
+        "M3AE": M3AE(M3AEConfig(both, DecoderConfig(DECODER))),
     }
 
 
-PAIRS = ("CLIP", "FLIP", "LiT", "SigLIP")
+PAIRS = ("CLIP", "FLIP", "LiT", "SigLIP", "M3AE")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,11 +115,13 @@ def test_siglip(dtype):
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 @pytest.mark.parametrize("biased", [True, False])
-def test_heads_with_large_vocabularies(biased, ignore_index):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_heads_with_large_vocabularies(weighted, biased, ignore_index):
     leaves = {"x": draw(3, 4, 20), "weight": draw(31, 20)} | ({"bias": draw(31)} if biased else {})
     labels = labels_of(12, 31).view(3, 4)
     labels[0, 1:] = ignore_index
     fixed = {"labels": labels, "ignore_index": ignore_index}
+    fixed |= {"weights": torch.rand(3, 4, device=DEVICE)} if weighted else {}
     check_parity(linear_cross_entropy, reference.linear_cross_entropy, leaves, fixed)
     found = gradients(linear_cross_entropy, leaves, fixed, None)
     assert not found["x"][0, 1:].any() and found["x"][0, 0].any()

@@ -115,20 +115,22 @@ def linear_cross_entropy(
     *,
     bias: Float[Tensor, " classes"] | None = None,
     ignore_index: int = -100,
+    weights: Float[Tensor, "*tokens"] | None = None,
     group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     """`F.cross_entropy(F.linear(x, weight, bias), labels)` without the logits: heads of BERT, BEiT and the like.
 
-    The mean runs over the labels that are not `ignore_index`; without any it is 0. Ignored rows cost what others do:
-    where the positions are known beforehand (masked ones), hand in only those. Gradients: x, weight (which may be tied
-    to an embedding), bias.
+    The mean runs over the labels that are not `ignore_index`, as their `weights` count them (all alike where None);
+    without any it is 0. Ignored rows cost what others do: where the positions are known beforehand (masked ones), hand
+    in only those. Gradients: x, weight (which may be tied to an embedding), bias.
 
     Raises ValueError naming both shapes where sizes, labels or devices do not fit, TypeError for other dtypes.
     """
-    checks.shape(tuple(x.shape[:-1]), f"x has shape {tuple(x.shape)}", labels=labels)
+    checks.shape(tuple(x.shape[:-1]), f"x has shape {tuple(x.shape)}", labels=labels, weights=weights)
     x, labels, weight = op.lowered(x).reshape(-1, x.shape[-1]), labels.reshape(-1), op.lowered(weight)
     one = _checked(x, weight, 1.0, names=("x", "weight"), labels=labels, bias=bias)
     counted = (labels != ignore_index).to(exact_dtype(x))
+    counted = counted if weights is None else counted * weights.reshape(-1)
     return mean_loss(x, weight, one, bias, labels, ignored=ignore_index, weights=counted, group=group, shared=True)
 
 

@@ -1,0 +1,42 @@
+"""Which modalities of a model, and of aligned data, `mmssl embed` and `mmssl evaluate` read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmssl.data.rasters import Raster, raster_named
+from mmssl.encoder import Encoder
+from mmssl.errors import UserError, nearest
+
+
+def inputs_of(encoder: Encoder, rasters: Sequence[Raster], given: Sequence[str], but: str = "") -> tuple[Raster, ...]:
+    """The rasters that the encoder is to read: those `given` by name or folder, else all that it can, `but` one.
+
+    Raises UserError for one that the data lack or the encoder does not read, and where none is left.
+    """
+    known = list(encoder.tokenizers)
+    found = [raster_named(name, rasters) for name in given]
+    if unread := [each.name for each in found if each.name not in known]:
+        raise UserError(f"the model does not read {unread[0]!r}: {nearest(unread[0], known)}")
+    found = found or [each for each in rasters if each.name in known and each.name != but]
+    if not found:
+        held = ", ".join(each.name for each in rasters)
+        beside = f" beside {but}" if but else ""
+        raise UserError(
+            f"the model reads {', '.join(known)} and the data hold {held}: there is nothing to read{beside}"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def pixels(encoder: Encoder, rasters: Sequence[Raster]) -> tuple[int, int]:
+    """Height and width of the pictures that an encoder was made for. Raises UserError where the rasters' strides make
+    them different ones."""
+    sizes = {each.name: [side * each.stride for side in encoder.tokenizer(each.name).config.size] for each in rasters}
+    height, width = next(iter(sizes.values()))
+    if other := next((name for name, size in sizes.items() if size != [height, width]), None):
+        of = " x ".join(map(str, sizes[other]))
+        raise UserError(
+            f"the model reads {next(iter(sizes))} of {height} x {width} pixels and {other} of {of}: declare the stride "
+            "that it was trained with"
+        )
+    return height, width
