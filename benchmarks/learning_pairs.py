@@ -70,8 +70,9 @@ TRAINED, OTHER = ("google", "twitter"), "fluent"
 QUESTIONS = {"names": "names held out", "vendor": "a vendor held out"}
 
 
-def written(emoji: Path, folder: Path) -> Path:
-    """The three parts as shards, in `folder`, once: runs that go on know their files by their times."""
+def written(emoji: Path, folder: Path, kinds: bool = True) -> Path:
+    """The three parts as shards, in `folder`, once: runs that go on know their files by their times. kinds: whether a
+    caption tells the category."""
     if (folder / "vendor.tar").is_file():
         return folder
     parts: dict[str, list[tuple[str, bytes, dict[str, Any]]]] = {"train": [], **{part: [] for part in QUESTIONS}}
@@ -84,7 +85,8 @@ def written(emoji: Path, folder: Path) -> Path:
             told = json.loads(content[f"{name[:-4]}.json"])
             apart = hashlib.blake2b(told["name"].encode()).digest()[0] % 10 == 0
             kind, what = told["category"].lower(), told["subcategory"].replace("-", " ")
-            entry = f"{vendor}-{name}", picture, {"caption": [told["name"], f"{kind}: {what}"], "category": kind}
+            captions = [told["name"], *([f"{kind}: {what}"] if kinds else [])]
+            entry = f"{vendor}-{name}", picture, {"caption": captions, "category": kind}
             if vendor != OTHER and not apart:
                 parts["train"].append(entry)
             elif vendor == TRAINED[0] and apart:

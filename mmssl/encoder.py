@@ -389,19 +389,21 @@ class Encoder(nn.Module):
         model.load_state_dict(interop.to_theirs(plain.state_dict(), rules, plain.config.tokenizers[0].modality.patch))
         return model
 
-    def only(self, modality: str) -> Encoder:
-        """A copy that reads one of the modalities: a plain ViT, whose prefix tokens have a position, zeros where they
-        had none. Raises UserError for a modality that it does not read."""
-        kept = tuple(each for each in self.config.tokenizers if each.modality.name == modality)
-        if not kept:
-            raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(modality, list(self.tokenizers))}")
+    def only(self, *modalities: str) -> Encoder:
+        """A copy that reads one of the modalities, or some: a plain ViT, whose prefix tokens have a position, zeros
+        where they had none. Raises UserError for a modality that it does not read."""
+        for name in modalities:
+            if name not in self.tokenizers:
+                raise UserError(f"this encoder reads {sorted(self.tokenizers)}: {nearest(name, list(self.tokenizers))}")
+        kept = tuple(each for each in self.config.tokenizers if each.modality.name in modalities)
         encoder = Encoder(dataclasses.replace(self.config, tokenizers=kept, bare_prefix=False))
         fresh = encoder.to(self.prefix_tokens.device, self.prefix_tokens.dtype).state_dict()
         state = {key: value for key, value in self.state_dict().items() if key in fresh}
         if self.modalities is not None:
-            state["modalities"] = self.modalities[list(self.tokenizers).index(modality), None]
+            names = list(self.tokenizers)
+            state["modalities"] = self.modalities[[names.index(name) for name in encoder.tokenizers]]
         encoder.load_state_dict({"prefix_position": fresh["prefix_position"], **state})
-        if self.tokenizer(modality).position.trained:
+        if any(self.tokenizer(name).position.trained for name in modalities):
             mark_trained(encoder)
         return encoder.train(self.training)
 

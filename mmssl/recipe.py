@@ -158,6 +158,11 @@ class Recipe:
         """Whether the decoder's sizes were asked for, so that one of other sizes is refused."""
         return False
 
+    @property
+    def place(self) -> Path:
+        """Where the media are that the model can be asked about afterwards."""
+        return self.data
+
     def method(self) -> Any:
         """The settings of the method, as its config holds them."""
         raise NotImplementedError
@@ -222,7 +227,7 @@ class Recipe:
                         afterwards(objective, device)
                 finally:
                     print(f"report:  {write_report(self.out)}")
-                    print(*next_steps(objective, sources[0], self.data, self.out, self.label), sep="\n")
+                    print(*next_steps(objective, sources[0], self.place, self.out, self.label), sep="\n")
             return result
         finally:
             distributed.shutdown()

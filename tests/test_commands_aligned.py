@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl import MultiMAE
+from mmssl import Encoder, MultiMAE
 from mmssl.cli import main
+from mmssl.data import AlignedView, EvalView, evaluation_batches, open_aligned
 from mmssl.data.rasters import rasters_of
 from mmssl.objectives.multimae import MultiMAEConfig, multimae_decoder_config, multimae_encoder_config
 from mmssl.objectives.rasters import raster_tasks
@@ -147,3 +148,77 @@ def test_a_plain_folder_and_labels_of_no_class_are_named(root, tmp_path, monkeyp
         Image.fromarray(np.full((SIDE, SIDE), 9, np.uint8)).save(path)
     error = told(monkeypatch, capsys, 2, *given, tmp_path / "plain")
     assert "land/blue/0.png has the label 9, and land has 3 classes, 0 to 2" in error
+
+
+def features(path):
+    found = np.load(path)
+    return torch.from_numpy(found["features"]), found["names"].tolist(), found["labels"].tolist()
+
+
+def test_any_of_its_modalities_are_embedded(root, tmp_path, monkeypatch, capsys):
+    given = ("embed", "--model", root / "multimae", "--data", root / "data", "--out", tmp_path / "f.npz")
+    encoder = Encoder.from_pretrained(root / "multimae").eval()
+    source = open_aligned(root / "data", "train")
+    view = AlignedView(EvalView(SIDE), source.rasters)
+    (batch,) = evaluation_batches(source.whole(), view, batch_size=80)
+    for asked, read, count in (
+        ((), ("image", "elevation", "land"), 79),
+        (("--inputs", "rgb"), ("image",), 80),
+        (("--inputs", "land", "elevation"), ("elevation", "land"), 79),
+    ):
+        told(monkeypatch, capsys, 0, *given, *asked)
+        vectors, names, labels = features(tmp_path / "f.npz")
+        assert len(names) == count and labels == [name.split("/")[0] for name in names]
+        with torch.no_grad():
+            expected = encoder.features({name: batch[name] for name in read})
+        rows = [index for index, name in enumerate(names) if name != "red/3"]
+        torch.testing.assert_close(vectors[rows], expected, rtol=1e-4, atol=1e-5)
+    told(monkeypatch, capsys, 0, *given, "--patches")
+    assert features(tmp_path / "f.npz")[0].shape == (79, 3 * 16, 16)
+    told(monkeypatch, capsys, 0, *given, "--patches", "--inputs", "elevation")
+    assert features(tmp_path / "f.npz")[0].shape == (79, 4, 4, 16)
+
+
+def test_pictures_that_declare_nothing_are_read_alone(root, tmp_path, monkeypatch, capsys):
+    given = ("embed", "--model", root / "multimae", "--out", tmp_path / "f.npz", "--data")
+    told(monkeypatch, capsys, 0, *given, root / "data" / "train", "--inputs", "rgb")
+    declared, *_ = features(tmp_path / "f.npz")
+    told(monkeypatch, capsys, 0, *given, root / "data" / "train" / "rgb")
+    torch.testing.assert_close(features(tmp_path / "f.npz")[0], declared, rtol=1e-4, atol=1e-5)
+    neighbours = ("neighbours", "--model", root / "multimae", "--out", tmp_path / "n.png", "--queries", "2", "--data")
+    for data in (root / "data", root / "data" / "train" / "rgb"):
+        told(monkeypatch, capsys, 0, *neighbours, data)
+        assert (tmp_path / "n.png").stat().st_size
+
+
+def test_classes_are_probed_of_any_modalities(root, tmp_path, monkeypatch, capsys):
+    given = ("evaluate", "--model", root / "multimae", "--data", root / "data" / "val", "--out", tmp_path)
+    out = told(monkeypatch, capsys, 0, *given)
+    assert "train: 16 samples, 2 classes; test: 4 samples, 2 classes (held out" in out
+    rows = json.loads((tmp_path / "accuracies.json").read_text())
+    found = {(row["representation"], row["probe"]): row["accuracy"] for row in rows if row["budget"] == "all"}
+    assert list(found) == [
+        (name, probe) for name in ("multimae", "random initialisation", "raw values") for probe in ("kNN", "linear")
+    ]
+    assert found["raw values", "linear"] == 1
+    assert "| multimae |" in told(monkeypatch, capsys, 0, *given, "--inputs", "elevation", "--baselines", "off")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--data", "{}/data", "--inputs", "lnd"), "the data hold no modality 'lnd': did you mean 'land'"),
+        (("--data", "{}/data", "--label", "kind"), "labelled by class folders .* leave out --label"),
+        (
+            ("--data", "{}/data/val/rgb", "--inputs", "elevation"),
+            "does not declare .* the model reads image, elevation",
+        ),
+        (("--data", "{}/data/val/rgb", "--inputs", "image", "land"), "choose one of them by --inputs"),
+        (("--data", "{}/data/val/rgb", "--inputs", "audio"), "reads .*: choose one of image, elevation, land"),
+        (("--data", "{}/data", "--modalities", "depth=depth"), "the data hold depth: there is nothing to read"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence(root, tmp_path, monkeypatch, capsys, given, sentence):
+    asked = [text.format(root) for text in given]
+    for call in (("embed", "--out", tmp_path / "f.npz"), ("evaluate",)):
+        assert re.search(sentence, told(monkeypatch, capsys, 2, *call, "--model", root / "multimae", *asked))

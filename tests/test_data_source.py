@@ -8,7 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.data import ArraySource, BrokenSample, FolderSource, hold_out, open_source, subset
+from mmssl.data import (
+    ArraySource,
+    BrokenSample,
+    EvalView,
+    FolderSource,
+    JoinedSource,
+    Loader,
+    PairView,
+    hold_out,
+    open_source,
+    subset,
+)
 from mmssl.errors import UserError
 
 
@@ -155,3 +166,34 @@ def test_arrays_subsets_and_a_held_out_part():
         ArraySource(images.float())
     with pytest.raises(ValueError, match="99 labels for 100 images"):
         ArraySource(images, range(99))
+
+
+class Texts:
+    """Three texts of 1 to 3 words."""
+
+    labels, classes, channels = None, (), 9
+
+    def __len__(self):
+        return 3
+
+    def name(self, index):
+        return f"text {index}"
+
+    def read(self, index):
+        return {"text": torch.arange(1, index + 2), "text.words": torch.arange(index + 1)}
+
+
+def test_joined_sources_follow_each_other_and_tell_what_a_sample_lacks():
+    pictures = ArraySource(torch.full((4, 3, 8, 8), 7, dtype=torch.uint8), [0, 1, 0, 1], ["a", "b"])
+    joined = JoinedSource([subset(pictures, [3, 0]), Texts()])
+    names = [joined.name(index) for index in range(len(joined))]
+    assert names == ["array[3]", "array[0]", "text 0", "text 1", "text 2"]
+    assert joined.labels == [1, 0, -1, -1, -1] and joined.classes == ["a", "b"]
+    view = PairView(EvalView(8), 4, pad=9, unpaired=True)
+    (batch,) = Loader(joined, view, batch_size=5, shuffle=False).batches(0, 1)
+    assert batch["image.present"].tolist() == [True, True, False, False, False]
+    assert torch.equal(batch["text.present"], ~batch["image.present"])
+    assert batch["text.length"].tolist() == [0, 0, 1, 2, 3] and batch["text"][4].tolist() == [1, 2, 3, 9]
+    assert batch["image"].flatten(1).float().mean(dim=1).tolist() == [7, 7, 0, 0, 0]
+    with pytest.raises(UserError, match="nothing to read"):
+        JoinedSource([])

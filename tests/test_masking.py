@@ -16,6 +16,7 @@ from mmssl.masking import (
     joint_mask,
     random_bits,
     random_mask,
+    separate_mask,
     tube_mask,
 )
 
@@ -138,6 +139,21 @@ def test_joint_masks_follow_their_shares():
     mask = joint_mask(bits(2, 48), shares, 10, {"a": 16, "b": 16, "c": 16})
     counts = mask.keep.boolean(48).unflatten(1, (3, 16)).sum(dim=2)
     assert counts.tolist() == [[5, 5, 0], [1, 2, 7]]
+
+
+def test_separate_masks_keep_as_many_of_each_modality_whatever_the_rows_hold():
+    sizes, keep = {"image": 12, "text": 6}, {"image": 3, "text": 2}
+    noise = {"image": bits(50, 12), "text": bits(50, 8, seed=1)}
+    full = separate_mask({**noise, "text": noise["text"][:, :6]}, keep, sizes)
+    assert full.keep.index.shape == (50, 5) and full.hide.index.shape == (50, 13)
+    valid = torch.arange(18) < 12 + torch.arange(50)[:, None] % 7
+    always = torch.zeros(50, 18, dtype=torch.bool).index_fill(1, torch.tensor([12]), True)
+    mask = separate_mask(noise, keep, sizes, valid, always)
+    kept, hidden = mask.keep.boolean(18), mask.hide.boolean(18)
+    assert torch.equal(kept | hidden, valid) and not (kept & hidden).any()
+    assert (kept[:, :12].sum(dim=1) == 3).all() and kept[:, 12].equal(valid[:, 12])
+    longer = separate_mask(noise, keep, {"image": 12, "text": 8})
+    assert torch.equal(longer.keep.boolean(20)[:, 13:18] & valid[:, 13:], kept[:, 13:])
 
 
 def test_ragged_positions_keep_their_rows():

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from mmssl.commands.features import features_of, open_media, say, told_how, views
+from mmssl.commands.inputs import asked_of
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     notes,
     subset,
 )
-from mmssl.encoder import Encoder, single_modality
+from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation.answers import Labels, several
-from mmssl.modality import AUDIO, zero_to_one
+from mmssl.modality import VIDEO, Modality, zero_to_one
 from mmssl.report.pictures import neighbours as draw_neighbours
 from mmssl.training import distributed
 from mmssl.training.run_folder import model_in
@@ -30,7 +31,7 @@ def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = 
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz; change the ending")
     folder = model_in(model)
-    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
+    encoder, reading = asked_of(Encoder.from_pretrained(folder), data, told_how(reading, folder))
     source = open_media(encoder, data, None, reading)
     say(notes(source))
     (found,) = features_of({"": encoder}, source, reading, distributed.init(reading.device), patches).values()
@@ -38,9 +39,11 @@ def embed(model: Path, data: Path, out: Path, reading: Reading, patches: bool = 
     if found.labels is not None:
         columns["label"] = named(found.labels, source.classes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    size, patch = encoder.config.tokenizers[0].size, single_modality(encoder).patch
-    grid = [side // part for side, part in zip(size, patch, strict=True)] if patches else []
-    values = found.features.unflatten(1, (*grid, encoder.dim)) if patches else found.features
+    values = found.features
+    if patches:
+        tokenizer, *others = encoder.config.tokenizers
+        grid = [-1] if others else [a // b for a, b in zip(tokenizer.size, tokenizer.modality.patch, strict=True)]
+        values = values.unflatten(1, (*grid, encoder.dim))
     if out.suffix == ".npz":
         arrays: dict[str, Any] = {
             f"{key}s": np.array([";".join(cell) if isinstance(cell, list) else cell or "" for cell in column])
@@ -71,8 +74,9 @@ def neighbours(
 ) -> None:
     """Draw queries, evenly spread over the media or `named`, each with those whose features are nearest to its own."""
     folder = model_in(model)
-    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
-    if not single_modality(encoder).patch:
+    encoder, reading = asked_of(Encoder.from_pretrained(folder), data, told_how(reading, folder))
+    modality = encoder.config.tokenizers[0].modality
+    if not modality.patch:
         raise UserError("neighbours are drawn as pictures, which texts are not: take features, `mmssl embed`")
     source = open_media(encoder, data, None, reading)
     say(notes(source))
@@ -91,16 +95,16 @@ def neighbours(
     number = {source.name(index): index for index in range(len(source))}
     wanted = [number[found.names[index]] for index in order.flatten().tolist()]
     once = replace(reading, clips=1)
-    pictures = torch.cat([still(batch) for batch in views(encoder, subset(source, wanted), once)])
+    pictures = torch.cat([still(batch, modality) for batch in views(encoder, subset(source, wanted), once)])
     out.write_bytes(draw_neighbours(pictures.unflatten(0, order.shape)))
     for query, line in zip(asked, order.tolist(), strict=True):
         print(f"{found.names[query]}: {', '.join(found.names[index] for index in line[1:])}")
     print(as_text(str(out)))
 
 
-def still(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Pictures in 0-1 for the eye: of clips the frame in the middle."""
-    if "audio" in batch:
-        return AUDIO.upright(AUDIO.brightness(batch["audio"]))
-    media = batch["image"] if "image" in batch else batch["video"][:, :, batch["video"].shape[2] // 2]
-    return zero_to_one(media)
+def still(batch: Mapping[str, torch.Tensor], modality: Modality) -> torch.Tensor:
+    """Pictures in 0-1 for the eye, of a modality: of clips the frame in the middle."""
+    if VIDEO.name in batch:
+        clips = batch[VIDEO.name]
+        return zero_to_one(clips[:, :, clips.shape[2] // 2])
+    return modality.upright(modality.brightness(batch[modality.name]))

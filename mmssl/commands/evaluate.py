@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from mmssl.commands.features import features_and_patches_of, features_of, open_media, say, told_how
+from mmssl.commands.inputs import asked_of
 from mmssl.commands.labels import both_parts, counted
 from mmssl.commands.reading import Reading
 from mmssl.commands.words import evaluate_words, language_model
@@ -21,7 +22,7 @@ from mmssl.data import (
     notes,
 )
 from mmssl.data.folders import listed
-from mmssl.encoder import Encoder, single_modality
+from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (
     CROPMAE,
@@ -43,7 +44,7 @@ from mmssl.evaluation import (
 from mmssl.evaluation import evaluate as measure
 from mmssl.evaluation.answers import Labels, several
 from mmssl.evaluation.knn import K
-from mmssl.modality import TEXT
+from mmssl.modality import IMAGE, TEXT
 from mmssl.report.run import ACCURACIES
 from mmssl.report.words import WORDS, words_told
 from mmssl.training import distributed
@@ -67,14 +68,16 @@ def evaluate(
     `evaluate_words`).
     """
     folder = model_in(model)
-    encoder, reading = Encoder.from_pretrained(folder), told_how(reading, folder)
-    if single_modality(encoder).name == TEXT.name:
+    encoder, reading = asked_of(Encoder.from_pretrained(folder), data, told_how(reading, folder))
+    read = [tokenizer.modality for tokenizer in encoder.config.tokenizers]
+    if read[0].name == TEXT.name:
         of_words(folder, encoder, data, out, reading, test, texts)
         if reading.label is None:
             return
     encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
-        encoders |= {"random initialisation": untrained(encoder), raw_name(single_modality(encoder)): RawMedia()}
+        raw = {"raw values": RawMedia(read)} if reading.modalities else {raw_name(read[0]): RawMedia()}
+        encoders |= {"random initialisation": untrained(encoder), **raw}
     sources = both_parts(lambda path, split: open_media(encoder, path, split, reading), data, test)
     train_source, test_source, held_out = sources
     say(notes(train_source, test_source))
@@ -152,6 +155,8 @@ def follow(
     from rich.progress import Progress
 
     encoder, where = Encoder.from_pretrained(model_in(model)), distributed.init(device)
+    if len(encoder.tokenizers) > 1:
+        encoder = encoder.only(IMAGE.name)
     settings = CROPMAE if rule == "crw" else DINO
     with Progress(transient=True) as bar:
         task = bar.add_task("sequences", total=None)

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from mmssl.audio import RATE, samples_of
+from mmssl.commands.inputs import inputs_of, pixels
 from mmssl.commands.reading import Reading
 from mmssl.data import (
+    AlignedSource,
+    AlignedView,
     Clips,
     EvalView,
     Ledger,
@@ -28,6 +31,9 @@ from mmssl.data import (
     open_texts,
     open_videos,
 )
+from mmssl.data.aligned import open_declared
+from mmssl.data.rasters import rasters_of
+from mmssl.data.source import whole_of
 from mmssl.data.vocabulary import tokenizer_beside
 from mmssl.encoder import Encoder, single_modality
 from mmssl.errors import UserError
@@ -46,7 +52,12 @@ from mmssl.modality import AUDIO, TEXT, VIDEO
 
 
 def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading) -> Source:
-    """The media of the encoder's kind under `data`. Raises UserError for texts without a tokenizer (see `told_how`)."""
+    """The media of the encoder's kind under `data`, of several kinds the samples that have all. Raises UserError for
+    texts without a tokenizer (see `told_how`)."""
+    if reading.modalities:
+        return open_declared(
+            data, split, inputs_of(encoder, rasters_of(reading.modalities), list(encoder.tokenizers))
+        ).whole()
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     if modality.name == TEXT.name:
         words = vocabulary(reading, encoder)
@@ -102,7 +113,7 @@ def features_of(
         raise UserError("patch features are those of a picture or of a video model's clip: leave out --frames")
     wrap = PatchEncoder if patches else FrameEncoder if on_frames else None
     wrapped = {name: wrap(each) if wrap and isinstance(each, Encoder) else each for name, each in encoders.items()}
-    found = read_features(wrapped, source, view_of(_first(encoders)), reading, device)
+    found = read_features(wrapped, source, view_of(_first(encoders), source), reading, device)
     return {name: average_clips(features, reading.clips) for name, features in found.items()}
 
 
@@ -117,7 +128,7 @@ def features_and_patches_of(
         raise UserError("an attentive probe looks at the patches of a picture, clip or sound: leave out --frames")
     widths = {name: each.dim for name, each in encoders.items() if isinstance(each, Encoder)}
     wrapped = {name: PooledAndPatches(each) if isinstance(each, Encoder) else each for name, each in encoders.items()}
-    found = read_features(wrapped, source, view_of(_first(encoders)), reading, device)
+    found = read_features(wrapped, source, view_of(_first(encoders), source), reading, device)
     pooled = {name: _part(features, slice(widths.get(name))) for name, features in found.items()}
     patches = {name: _part(found[name], slice(width, None)) for name, width in widths.items()}
     return (
@@ -133,12 +144,12 @@ def _first(encoders: Mapping[str, Encoder | RawMedia]) -> Encoder:
 
 
 def _check_patches(encoders: Mapping[str, Encoder | RawMedia]) -> None:
-    if not single_modality(_first(encoders)).patch:
+    if not _first(encoders).config.tokenizers[0].modality.patch:
         raise UserError("texts have no patches, and each as many words as it has: take one feature a text")
 
 
 def _on_frames(encoders: Mapping[str, Encoder | RawMedia], reading: Reading) -> bool:
-    return bool(reading.frames) and single_modality(_first(encoders)).name != VIDEO.name
+    return bool(reading.frames) and VIDEO.name not in _first(encoders).tokenizers
 
 
 def _part(features: FeatureSet, columns: slice) -> FeatureSet:
@@ -177,11 +188,13 @@ def read_all(source: Source, view: View, reading: Reading, what: str) -> Iterato
 
 def views(encoder: Encoder, source: Source, reading: Reading) -> Iterator[dict[str, torch.Tensor]]:
     """The media in batches, as the encoder was trained to see them."""
-    return _batches(source, view_of(encoder), reading)
+    return _batches(source, view_of(encoder, source), reading)
 
 
-def view_of(encoder: Encoder) -> View:
+def view_of(encoder: Encoder, source: Source) -> View:
     """How an encoder was trained to see media: the centre, at its size."""
+    if isinstance(aligned := whole_of(source), AlignedSource):
+        return AlignedView(EvalView(pixels(encoder, aligned.rasters)), aligned.rasters)
     size, name = encoder.config.tokenizers[0].size, single_modality(encoder).name
     if name == TEXT.name:
         return TextView(size[0])

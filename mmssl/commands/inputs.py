@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from mmssl.data.rasters import Raster, raster_named
+from mmssl.commands.reading import Reading
+from mmssl.data.rasters import Raster, declaration, raster_named, rasters_of
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, nearest
+from mmssl.modality import AUDIO, IMAGE, TEXT, VIDEO
+
+# What a folder holds that declares nothing.
+_PLAIN = (IMAGE.name, VIDEO.name, AUDIO.name, TEXT.name)
+
+
+def asked_of(encoder: Encoder, data: Path, reading: Reading) -> tuple[Encoder, Reading]:
+    """The encoder of those modalities alone that are to be read, and how: as aligned rasters where `modalities.toml`
+    declares that the data are such.
+
+    Raises UserError where the data cannot hold what is to be read.
+    """
+    found, names = declaration(data), list(encoder.tokenizers)
+    if found is not None and not reading.modalities:
+        reading = replace(reading, modalities=(str(found),))
+    if reading.modalities:
+        if reading.label is not None or reading.frames:
+            raise UserError(
+                "aligned rasters are no videos, and labelled by class folders or by `label` in a manifest: leave out "
+                "--label and --frames"
+            )
+        wanted = [each.name for each in inputs_of(encoder, rasters_of(reading.modalities), reading.inputs)]
+    else:
+        wanted = list(reading.inputs) or [name for name in names if len(names) == 1 or name == IMAGE.name]
+        if len(wanted) != 1 or wanted[0] in {*names}.difference(_PLAIN):
+            raise UserError(
+                f"{data} does not declare which modalities it holds, and the model reads {', '.join(names)}: write "
+                "name=folder for each by --modalities, or choose one of them by --inputs"
+            )
+    return (encoder if wanted == names else encoder.only(*wanted)), reading
 
 
 def inputs_of(encoder: Encoder, rasters: Sequence[Raster], given: Sequence[str], but: str = "") -> tuple[Raster, ...]:

@@ -34,6 +34,8 @@ from mmssl.masking.noise import random_bits
 P = TypeVar("P", bound="PairFiles")
 _TXT, _JSON = ".txt", ".json"
 _PROBES = 100
+# What stands where a sample has no picture, or no text.
+_LACKING = {"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "text": torch.zeros(0, dtype=torch.int64)}
 
 
 class PairFiles(FolderSource):
@@ -323,22 +325,33 @@ def _part(kind: Callable[..., P], root: Path, split: str | None, settings: Mappi
 @dataclass(frozen=True)
 class PairView:
     """Pairs as a batch: what the view `image` makes of the pictures, or where None their features [B, width], and of
-    the captions `text` int64 [B, length], with `pad` behind their ends, and `text.length` int64 [B]."""
+    the captions `text` int64 [B, length], with `pad` behind their ends, and `text.length` int64 [B].
+
+    unpaired: samples may lack the picture, then zeros, or the text, then empty: `image.present` and `text.present`
+    bool [B] tell which have one."""
 
     image: View | None
     length: int = 77
     pad: int = 0
+    unpaired: bool = False
 
     def __call__(self, samples: Iterable[dict[str, Tensor]], keys: Keys) -> dict[str, Tensor]:
         texts: list[dict[str, Tensor]] = []
+        present: list[list[bool]] = []
 
         def pictures() -> Iterator[dict[str, Tensor]]:
             for sample in samples:
-                texts.append({"text": sample["text"]})
-                yield {name: value for name, value in sample.items() if name != "text"}
+                present.append([name in sample for name in ("image", "text")])
+                whole = {**_LACKING, **sample} if self.unpaired else sample
+                texts.append({"text": whole["text"]})
+                yield {name: value for name, value in whole.items() if name.startswith("image")}
 
         batch = _stacked(pictures()) if self.image is None else self.image(pictures(), keys)
-        return batch | TextView(self.length, self.pad)(texts, keys)
+        batch |= TextView(self.length, self.pad)(texts, keys)
+        if not self.unpaired:
+            return batch
+        pictured, told = torch.tensor(present).unbind(1)
+        return batch | {"image.present": pictured, "text.present": told}
 
 
 def _stacked(samples: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from io import BufferedReader, BytesIO
-from itertools import repeat
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -349,6 +350,47 @@ class Subset:
         return read_slots(self.source, self.indices[index], keys)
 
 
+class JoinedSource:
+    """The samples of several sources, which need not hold the same media, one source after the other.
+
+    Labels are those of the first source; the samples of others have none. `ledger` is that of a source which has one,
+    such as texts. Raises UserError without any source.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise UserError("There is nothing to read: give at least one source.")
+        first, self.sources = sources[0], list(sources)
+        self.starts = list(accumulate((len(source) for source in sources), initial=0))
+        self.channels, self.classes = first.channels, first.classes
+        self.labels = None if first.labels is None else first.labels + [-1] * (len(self) - len(first))
+        ledgers = [getattr(whole_of(source), "ledger", None) for source in sources]
+        self.ledger = next((ledger for ledger in ledgers if ledger is not None), None)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def place(self, index: int) -> tuple[Source, int]:
+        """The source that sample `index` is of, and its number there."""
+        number = bisect_right(self.starts, index) - 1
+        return self.sources[number], index - self.starts[number]
+
+    def name(self, index: int) -> str:
+        source, own = self.place(index)
+        return source.name(own)
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        source, own = self.place(index)
+        return source.read(own)
+
+    @property
+    def sampling(self) -> str:
+        return "; ".join(getattr(source, "sampling", "") for source in self.sources)
+
+    def draw(self, index: int, keys: Keys) -> Iterable[dict[str, Tensor]]:
+        return read_slots(*self.place(index), keys)
+
+
 def label_sets(source: Source) -> list[tuple[int, ...]] | None:
     """The numbers of each sample's classes, where samples have several labels each; None otherwise."""
     return getattr(source, "label_sets", None)
@@ -361,8 +403,12 @@ def subset(source: Source, indices: Sequence[int]) -> Subset:
 
 def notes(*sources: Source) -> list[str]:
     """What a person should be told of how these sources were found, each sentence once."""
-    whole = [whole_of(source) for source in sources]
+    whole = [whole_of(part) for source in sources for part in _parts(source)]
     return list(dict.fromkeys(note for source in whole if isinstance(source, FileSource) for note in source.notes))
+
+
+def _parts(source: Source) -> list[Source]:
+    return source.sources if isinstance(source, JoinedSource) else [source]
 
 
 def whole_of(source: Source) -> Source:
@@ -374,6 +420,8 @@ def blended(source: Source, index: int) -> bool:
     """Whether sample `index` was read, in this process, and is a picture where the background shows."""
     if isinstance(source, Subset):
         return blended(source.source, source.indices[index])
+    if isinstance(source, JoinedSource):
+        return blended(*source.place(index))
     return isinstance(source, FolderSource) and index in source.blended
 
 

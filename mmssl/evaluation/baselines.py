@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mmssl.encoder import Encoder
@@ -21,19 +23,46 @@ _PICTURE, _FRAME, _WORDS = 32, 16, 2048
 class RawMedia(nn.Module):
     """The media themselves, in a row: pixels in 0-1, averaged down to 32 a side, 16 of a clip's frames; of sounds the
     log-mel values before normalisation, averaged down to 32 steps of time and 32 bands; of texts log(1 + how often)
-    each word stands there, folded to 2048 columns by id (feature hashing, Weinberger et al. 2009, without signs)."""
+    each word stands there, folded to 2048 columns by id (feature hashing, Weinberger et al. 2009, without signs).
+
+    modalities: of aligned rasters, each as `raw_values` has it, averaged down alike, and to fewer a side where it has
+    more than three channels or classes.
+    """
+
+    def __init__(self, modalities: Sequence[Modality] = ()):
+        super().__init__()
+        self.modalities = tuple(modalities)
 
     def features(
         self, batch: Mapping[str, Tensor], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "batch values"]:
-        """`batch` holds `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`, uint8 or floats in 0-1, `audio`
-        `[B, 1, time, mel]`, log-mel, or `text` ids `[B, N]` with `text.length` `[B]`."""
+        """`batch` holds the `modalities`, or where there are none `image` `[B, C, H, W]` or `video` `[B, C, T, H, W]`,
+        uint8 or floats in 0-1, `audio` `[B, 1, time, mel]`, log-mel, or `text` ids `[B, N]` with `text.length` `[B]`.
+        """
+        if self.modalities:
+            parts = [raw_values(batch, each) for each in self.modalities]
+            sides = [max(1, min(_PICTURE, math.isqrt(3 * _PICTURE**2 // part.shape[1]))) for part in parts]
+            return torch.cat([_averaged(part, side) for part, side in zip(parts, sides, strict=True)], dim=1)
         if "text" in batch:
             return _bag_of_words(batch)
         values = zero_to_one(next(batch[name] for name in ("video", "image", "audio") if name in batch))
-        most = _PICTURE if values.ndim == 4 else _FRAME
-        height, width = values.shape[-2:]
-        return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)
+        return _averaged(values, _PICTURE if values.ndim == 4 else _FRAME)
+
+
+def raw_values(batch: Mapping[str, Tensor], modality: Modality) -> Float[Tensor, "batch channels height width"]:
+    """A raster's values by its modality's mean and deviation, 0 where there is none; labels as a channel a class."""
+    if modality.kind == "categorical":
+        classes, there = modality.labelled(batch[modality.name])
+        return (F.one_hot(classes, modality.channels) * there[..., None]).movedim(-1, 1).float()
+    values = zero_to_one(batch[modality.name])
+    mean, std = (torch.tensor(each, device=values.device).view(-1, 1, 1) for each in (modality.mean, modality.std))
+    return ((values - mean) / std).nan_to_num(0.0)
+
+
+def _averaged(values: Float[Tensor, "batch *channels height width"], most: int) -> Float[Tensor, "batch values"]:
+    """Averaged down to at most so many a side."""
+    height, width = values.shape[-2:]
+    return adaptive_avg_pool2d(values.flatten(1, -3), (min(height, most), min(width, most))).flatten(1)
 
 
 def _bag_of_words(batch: Mapping[str, Tensor]) -> Float[Tensor, "batch columns"]:

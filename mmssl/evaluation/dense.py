@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mmssl.data.aligned import TARGET, WHERE
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError
+from mmssl.evaluation.baselines import raw_values
 from mmssl.evaluation.choice import Trial, best, tried
 from mmssl.evaluation.linear_probe import L2_GRID, along_axes, minimise
 from mmssl.masking.noise import permutation, random_bits
@@ -108,18 +109,11 @@ def cell_tokens(encoder: Encoder) -> CellFeatures:
 
 
 def cell_values(encoder: Encoder) -> CellFeatures:
-    """The raw values in every cell of the same modalities, labels as one column a class: the baseline."""
+    """The raw values in every cell of the same modalities (see `raw_values`): the baseline."""
 
     def features(batch: Batch) -> Tensor:
-        parts = []
-        for name in encoder.sizes(batch):
-            modality = encoder.tokenizer(name).modality
-            values = zero_to_one(batch[name])
-            if modality.kind == "categorical":
-                classes, there = modality.labelled(batch[name])
-                values = (F.one_hot(classes, modality.channels) * there[..., None]).movedim(-1, 1).float()
-            parts.append(patchify(values.nan_to_num(0.0), modality.patch))
-        return torch.cat(parts, dim=2)
+        modalities = [encoder.tokenizer(name).modality for name in encoder.sizes(batch)]
+        return torch.cat([patchify(raw_values(batch, each), each.patch) for each in modalities], dim=2)
 
     return features
 

@@ -93,10 +93,11 @@ def next_steps(objective: Objective, media: Source, data: Path, run_dir: Path, l
     paired: list[str] = []
     pictures = where
     if isinstance(whole, PairFiles):
+        pictures = "DIR" if whole.table else where  # a manifest of pairs is none of pictures alone
+    if isinstance(whole, PairFiles) and objective.compares_samples:
         keys = {"--image-key": whole.image_key, "--caption-key": whole.caption_key}
         told = "".join(f" {flag} {shlex.quote(key)}" for flag, key in keys.items() if key)
         paired = [f"         mmssl evaluate --model {model} --data {where} --task retrieval{told}"]
-        pictures = "DIR" if whole.table else where  # a manifest of pairs is none of pictures alone
     labelled = "LABELLED_DIR"
     if media.labels is not None and len(set(media.labels) - {-1}) > 1 and pictures == where:
         labelled = where + (f" --label {shlex.quote(label)}" if label else "")

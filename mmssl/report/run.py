@@ -62,7 +62,10 @@ def draw(report: Report, objective: Objective, batch: dict[str, Tensor], spelt: 
     modality = single_modality(encoder)
     if not modality.patch:
         return
-    batch = {modality.name: batch[modality.name]}
+    there = batch.get(f"{modality.name}.present", torch.ones(len(batch[modality.name]), dtype=torch.bool))
+    if not there.any():
+        return
+    batch = {modality.name: batch[modality.name][there]}
     original = modality.brightness(batch[modality.name])
     report.heading("What its features say")
     tokens = encoder(batch)
