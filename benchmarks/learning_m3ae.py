@@ -1,6 +1,6 @@
 """What M3AE learns from drawings and their names, beside MAE on the drawings alone and MLM on the names alone.
 
-    python -m benchmarks.learning_m3ae --emoji DIR               # everything; half an hour on a CPU core
+    python -m benchmarks.learning_m3ae --emoji DIR               # everything; a quarter of an hour on a CPU core
     python -m benchmarks.learning_m3ae --emoji DIR --steps 4     # does it run at all
 
 The drawings are those of `benchmarks.learning_pairs`, with their names as the only captions, which do not tell the

@@ -208,7 +208,7 @@ def test_classes_are_probed_of_any_modalities(root, tmp_path, monkeypatch, capsy
     ("given", "sentence"),
     [
         (("--data", "{}/data", "--inputs", "lnd"), "the data hold no modality 'lnd': did you mean 'land'"),
-        (("--data", "{}/data", "--label", "kind"), "labelled by class folders .* leave out --label"),
+        (("--data", "{}/data", "--frames", "2"), "which are no videos: leave out --frames"),
         (
             ("--data", "{}/data/val/rgb", "--inputs", "elevation"),
             "does not declare .* the model reads image, elevation",

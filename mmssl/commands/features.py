@@ -55,9 +55,8 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     """The media of the encoder's kind under `data`, of several kinds the samples that have all. Raises UserError for
     texts without a tokenizer (see `told_how`)."""
     if reading.modalities:
-        return open_declared(
-            data, split, inputs_of(encoder, rasters_of(reading.modalities), list(encoder.tokenizers))
-        ).whole()
+        rasters = inputs_of(encoder, rasters_of(reading.modalities), list(encoder.tokenizers))
+        return open_declared(data, split, rasters, reading.label).whole()
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     if modality.name == TEXT.name:
         words = vocabulary(reading, encoder)

@@ -26,11 +26,8 @@ def asked_of(encoder: Encoder, data: Path, reading: Reading) -> tuple[Encoder, R
     if found is not None and not reading.modalities:
         reading = replace(reading, modalities=(str(found),))
     if reading.modalities:
-        if reading.label is not None or reading.frames:
-            raise UserError(
-                "aligned rasters are no videos, and labelled by class folders or by `label` in a manifest: leave out "
-                "--label and --frames"
-            )
+        if reading.frames:
+            raise UserError(f"{data} holds aligned rasters, which are no videos: leave out --frames")
         wanted = [each.name for each in inputs_of(encoder, rasters_of(reading.modalities), reading.inputs)]
     else:
         wanted = list(reading.inputs) or [name for name in names if len(names) == 1 or name == IMAGE.name]

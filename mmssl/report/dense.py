@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmssl.modality import ZERO_TO_ONE, Modality
-from mmssl.report.pictures import heat, side_by_side
+from mmssl.objectives.figures import Palette
+from mmssl.report.pictures import coloured, side_by_side
 
 DENSE, DENSE_PICTURE = "dense.json", "dense.png"
 
@@ -42,14 +43,14 @@ def dense_picture(
 ) -> bytes:
     """The inputs, in 0-1, beside what a probe says and what is true, NaN where nothing is asked: a PNG.
 
-    Class numbers are shown as shares of the largest, numbers between the least and the largest true one.
+    Labels are shown as a colour each, numbers as heat between the least and the largest true one.
     """
     size = max((each.shape[2:] for each in (*inputs, true)), key=lambda sides: sides.numel())
-    low, high = 0.0, 1.0
-    if target.kind == "categorical":
-        high = max(1.0, target.channels - 1.0)
-    elif target.name not in ZERO_TO_ONE and (known := true[true.isfinite()]).numel():
-        low, high = known.min().item(), known.max().item()
-    maps = [((each - low) / max(high - low, 1e-12)).clamp(0, 1) for each in (said, true)]
-    columns = [*inputs, *(heat(each) if each.shape[1] == 1 else each for each in maps)]
+    palette: Palette = "classes" if target.kind == "categorical" else "heat"
+    if target.name in ZERO_TO_ONE:
+        palette = "colours"
+    elif palette == "heat" and (known := true[true.isfinite()]).numel():
+        low, high = known.min(), known.max()
+        said, true = ((each - low) / (high - low).clamp(min=1e-12) for each in (said, true))
+    columns = [*inputs, *(coloured(each, palette) for each in (said, true))]
     return side_by_side([interpolate(each.float(), size=tuple(size), mode="nearest-exact") for each in columns])
