@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from mmssl_kernels import restore_tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -241,14 +241,12 @@ class JointDecoder(nn.Module):
         """The modality's own grid, of the visible tokens and mask tokens, and all visible tokens, both with their
         positions; other modalities' mask tokens are never made."""
         keep, span, first, seen = mask.keep, mask.span(self.modality), x[:, : self.prefix], x[:, self.prefix :]
-        kinds = [self.names.index(name) for name in grids]
         place = torch.cat([self.positions[self.table_of[name]](grid) for name, grid in grids.items()])
         own = torch.arange(*span, device=x.device).expand(len(x), -1)
         queries = restore_tokens(seen, keep.index, self.mask_token, place, rows=keep.rows, restore=own)
         # What learns is added apart: the gradient of a table as long as the grid would cost more than the rest.
-        sizes = torch.tensor(list(mask.sizes.values()), device=x.device)
-        kind = torch.tensor(kinds, device=x.device).repeat_interleave(sizes, output_size=mask.count)
-        at = F.embedding(keep.index, place) + F.embedding(kind[keep.index], self.modalities)
+        kinds = _kinds(self.names, mask, x.device)[keep.index]
+        at = F.embedding(keep.index, place) + F.embedding(kinds, self.modalities)
         context = torch.cat([first, seen + (at if keep.lengths is None else keep.padded(at))], dim=1)
         return queries + self.modalities[self.names.index(self.modality)], context
 
@@ -278,10 +276,8 @@ class SharedDecoder(nn.Module):
     def forward(self, tokens: Tokens, mask: Mask, grids: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "hidden dim"]:
         """The hidden positions decoded, `[S, dim]`, in the order of `mask.hide`. grids: of the batch's modalities."""
         keep, hide, count = mask.keep, mask.hide.flat(), mask.count
-        table = torch.cat(
-            [self.positions[name](grid) + self.modalities[self.names.index(name)] for name, grid in grids.items()]
-        )
-        kinds = [torch.full((places,), self.names.index(name)) for name, places in mask.sizes.items()]
+        kinds = _kinds(self.names, mask, tokens.x.device)
+        table = torch.cat([self.positions[name](grid) for name, grid in grids.items()]) + self.modalities[kinds]
         there = keep.boolean(count) | hide.boolean(count)
         lengths = there.sum(dim=1)
         fewest, longest = (int(each) for each in lengths.aminmax())
@@ -292,10 +288,16 @@ class SharedDecoder(nn.Module):
             torch.cat([table.new_zeros(self.prefix, table.shape[1]), table]),
             prefix=self.prefix,
             rows=keep.rows,
-            kind=torch.cat(kinds).to(table.device),
+            kind=kinds,
             # What is there comes first, in its order; the rest, of which some fills the shorter rows, is never read.
             restore=(~there).byte().argsort(dim=1, stable=True)[:, :longest],
         )
         decoded = self.transformer(sequence, None if fewest == longest else lengths + self.prefix)
         places = there.cumsum(dim=1) - 1
         return decoded[hide.rows, self.prefix + places[hide.rows, hide.index]]
+
+
+def _kinds(names: Sequence[str], mask: Mask, device: torch.device) -> Int64[Tensor, " positions"]:
+    """The number among `names` of the modality of each place in the concatenated grid."""
+    numbers, sizes = [names.index(name) for name in mask.sizes], list(mask.sizes.values())
+    return torch.tensor(numbers).repeat_interleave(torch.tensor(sizes), output_size=mask.count).to(device)
