@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from mmssl.objectives import load, m3ae_config
 from mmssl.training import read_metrics
 from tests.test_data_pairs import WORDS, members, unpacked
 from tests.test_data_shards import write_tar
-from tests.test_recipe_video import recipe
+from tests.test_recipe_video import command, recipe
 
 SMALL = (
     "--model tiny --size 16 --patch 8 --length 8 --batch-size 8 --base-lr 1e-2 --at-once 4 --workers 0 --log-every 1 "
@@ -57,6 +58,11 @@ def test_pairs_pictures_and_texts_train_together_also_from_the_middle_on(given, 
     assert any(f"[CLS] {word} [SEP]" in page for word in WORDS)
     assert (tmp_path / "whole/final/tokenizer.json").read_bytes() == (given / "words/tokenizer.json").read_bytes()
     assert list(Encoder.from_pretrained(tmp_path / "whole" / "final").tokenizers) == ["image", "text"]
+    asked = f"--model {tmp_path}/whole --data {given}/pairs --workers 0 --device cpu --inputs image text"
+    command(monkeypatch, f"embed {asked} --out {tmp_path}/both.npz")
+    assert np.load(tmp_path / "both.npz")["features"].shape == (12, method.encoder.dim)
+    command(monkeypatch, f"evaluate {asked} --label kind")
+    assert "bag of words" in capsys.readouterr().out
     shutil.copytree(tmp_path / "whole" / "step-00000002", tmp_path / "resumed" / "step-00000002")
     trained(monkeypatch, capsys, given, tmp_path / "resumed", f"{ALL} --steps 4")
     runs = [tmp_path / name / "final" / "model.safetensors" for name in ("whole", "resumed")]

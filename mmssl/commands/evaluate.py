@@ -70,13 +70,14 @@ def evaluate(
     folder = model_in(model)
     encoder, reading = asked_of(Encoder.from_pretrained(folder), data, told_how(reading, folder))
     read = [tokenizer.modality for tokenizer in encoder.config.tokenizers]
-    if read[0].name == TEXT.name:
+    if [each.name for each in read] == [TEXT.name]:
         of_words(folder, encoder, data, out, reading, test, texts)
         if reading.label is None:
             return
     encoders: dict[str, Encoder | RawMedia] = {as_text(model.name): encoder}
     if baselines:
-        raw = {"raw values": RawMedia(read)} if reading.modalities else {raw_name(read[0]): RawMedia()}
+        words = [each for each in read if each.name == TEXT.name]  # of pairs, they tell more than pixels do
+        raw = {"raw values": RawMedia(read)} if reading.modalities else {raw_name((words or read)[0]): RawMedia()}
         encoders |= {"random initialisation": untrained(encoder), **raw}
     sources = both_parts(lambda path, split: open_media(encoder, path, split, reading), data, test)
     train_source, test_source, held_out = sources

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmssl.audio import RATE, samples_of
-from mmssl.commands.inputs import inputs_of, pixels
+from mmssl.commands.inputs import PAIR, inputs_of, pixels
 from mmssl.commands.reading import Reading
 from mmssl.data import (
     AlignedSource,
@@ -18,6 +18,8 @@ from mmssl.data import (
     Clips,
     EvalView,
     Ledger,
+    PairSource,
+    PairView,
     SoundClips,
     SoundView,
     Source,
@@ -26,6 +28,7 @@ from mmssl.data import (
     Vocabulary,
     blending_told,
     evaluation_batches,
+    open_pairs,
     open_sounds,
     open_source,
     open_texts,
@@ -48,7 +51,7 @@ from mmssl.evaluation import (
     extract,
     join_clips,
 )
-from mmssl.modality import AUDIO, TEXT, VIDEO
+from mmssl.modality import AUDIO, IMAGE, TEXT, VIDEO
 
 
 def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading) -> Source:
@@ -57,6 +60,11 @@ def open_media(encoder: Encoder, data: Path, split: str | None, reading: Reading
     if reading.modalities:
         rasters = inputs_of(encoder, rasters_of(reading.modalities), list(encoder.tokenizers))
         return open_declared(data, split, rasters, reading.label).whole()
+    if set(encoder.tokenizers) == PAIR:
+        words, (length,) = vocabulary(reading, encoder), encoder.tokenizer(TEXT.name).config.size
+        key = None if reading.field == TEXT.name else reading.field
+        pairs = {"label": reading.label, "background": reading.background, "caption_key": key}
+        return open_pairs(data, words, split, length=length, drawn=False, **pairs)
     modality, size = single_modality(encoder), encoder.config.tokenizers[0].size
     if modality.name == TEXT.name:
         words = vocabulary(reading, encoder)
@@ -84,7 +92,7 @@ def vocabulary(reading: Reading, encoder: Encoder) -> Vocabulary:
     more words."""
     if reading.tokenizer is None:
         raise UserError("a model of texts needs its tokenizer: give --tokenizer, a folder with tokenizer.json")
-    words, known = Vocabulary.read(reading.tokenizer), single_modality(encoder).channels
+    words, known = Vocabulary.read(reading.tokenizer), encoder.tokenizer(TEXT.name).modality.channels
     if words.size > known:
         raise UserError(f"{reading.tokenizer} has {words.size} tokens, but the model knows {known}: take its own")
     return words
@@ -192,8 +200,11 @@ def views(encoder: Encoder, source: Source, reading: Reading) -> Iterator[dict[s
 
 def view_of(encoder: Encoder, source: Source) -> View:
     """How an encoder was trained to see media: the centre, at its size."""
-    if isinstance(aligned := whole_of(source), AlignedSource):
-        return AlignedView(EvalView(pixels(encoder, aligned.rasters)), aligned.rasters)
+    if isinstance(whole := whole_of(source), AlignedSource):
+        return AlignedView(EvalView(pixels(encoder, whole.rasters)), whole.rasters)
+    if isinstance(whole, PairSource):
+        (height, width), (length,) = (encoder.tokenizer(name).config.size for name in (IMAGE.name, TEXT.name))
+        return PairView(EvalView((height, width)), length, whole.vocabulary.pad)
     size, name = encoder.config.tokenizers[0].size, single_modality(encoder).name
     if name == TEXT.name:
         return TextView(size[0])

@@ -14,11 +14,13 @@ from mmssl.modality import AUDIO, IMAGE, TEXT, VIDEO
 
 # What a folder holds that declares nothing.
 _PLAIN = (IMAGE.name, VIDEO.name, AUDIO.name, TEXT.name)
+# What pairs hold.
+PAIR = {IMAGE.name, TEXT.name}
 
 
 def asked_of(encoder: Encoder, data: Path, reading: Reading) -> tuple[Encoder, Reading]:
     """The encoder of those modalities alone that are to be read, and how: as aligned rasters where `modalities.toml`
-    declares that the data are such.
+    declares that the data are such, as pairs where pictures and texts are asked for together.
 
     Raises UserError where the data cannot hold what is to be read.
     """
@@ -31,7 +33,7 @@ def asked_of(encoder: Encoder, data: Path, reading: Reading) -> tuple[Encoder, R
         wanted = [each.name for each in inputs_of(encoder, rasters_of(reading.modalities), reading.inputs)]
     else:
         wanted = list(reading.inputs) or [name for name in names if len(names) == 1 or name == IMAGE.name]
-        if len(wanted) != 1 or wanted[0] in {*names}.difference(_PLAIN):
+        if set(wanted) != PAIR and (len(wanted) != 1 or wanted[0] in {*names}.difference(_PLAIN)):
             raise UserError(
                 f"{data} does not declare which modalities it holds, and the model reads {', '.join(names)}: write "
                 "name=folder for each by --modalities, or choose one of them by --inputs"

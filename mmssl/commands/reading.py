@@ -25,7 +25,8 @@ class Reading:
     frames: int = 0
     """Ask a model of pictures about videos: frames of a clip, whose features are joined."""
     field: str = "text"
-    """What .jsonl, .csv and .parquet call the text, for a model of texts."""
+    """What .jsonl, .csv and .parquet call the text, for a model of texts; what manifests and JSON call the caption of
+    pairs, one of the usual names where this is left as it is."""
     tokenizer: Path | None = None
     """Folder with the tokenizer.json of a model of texts; where not given, the one beside the model."""
     background: str = "white"
