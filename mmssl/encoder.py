@@ -359,23 +359,25 @@ class Encoder(nn.Module):
 
     def save_as(self, form: interop.Form, folder: str | Path) -> Path:
         """Write a folder of one of the forms in `forms`."""
-        return interop.save_as(form, self._settings, self.state_dict(), folder)
+        plain = self._plain()
+        return interop.save_as(form, plain._settings, plain.state_dict(), folder)
 
     @property
     def forms(self) -> dict[str, interop.Form]:
-        """What this encoder can be written as, by the names of `mmssl export --to`."""
-        return interop.forms_of(["Encoder"], self._settings)
+        """What this encoder can be written as, by the names of `mmssl export --to`, for pictures where it reads
+        several modalities."""
+        return interop.forms_of(["Encoder"], self._plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
         `VideoMAEForVideoClassification`, of text its `BertModel` or `RobertaModel`; outputs are equal. Raises UserError
-        for an encoder they cannot express."""
+        for an encoder they cannot express; of several modalities that of pictures is written."""
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:
         """Write the folder that `timm.create_model("local-dir:...", pretrained=True)` loads, of pictures where it reads
         several modalities. Raises UserError for an encoder that timm's ViT cannot express."""
-        return self._plain()._save_for("timm", folder)
+        return self._save_for("timm", folder)
 
     def _save_for(self, library: interop.Library, folder: str | Path) -> Path:
         what = f"an encoder of {', '.join(self.tokenizers)}"

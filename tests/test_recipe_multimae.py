@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmssl.methods import find
 from mmssl.modality import DEPTH, IMAGE, SEMSEG
@@ -91,6 +92,8 @@ def test_pictures_depth_and_labels_become_a_multimae_also_from_the_middle_on(thr
     assert "different sizes, image of 32 x 32, depth of 16 x 32" in (whole / "skipped.jsonl").read_text()
     page = (whole / "report.html").read_text()
     assert ">Norm rgb<" in page and ">Depth<" in page and ">Semseg<" in page
+    command(monkeypatch, f"export --model {whole} --to timm --out {tmp_path / 'timm'}")
+    assert "blocks.0.attn.qkv.weight" in load_file(tmp_path / "timm" / "model.safetensors")
     shutil.copytree(whole / "step-00000001", tmp_path / "resumed" / "step-00000001")
     trained(monkeypatch, capsys, line, tmp_path / "resumed")
     runs = [tmp_path / name / "final" / "model.safetensors" for name in ("whole", "resumed")]

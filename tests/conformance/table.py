@@ -321,7 +321,7 @@ TABLE = (
         partial(toy, test_two_modalities.TwoModalities),
         test_two_modalities.make_batch,
         hides=("image", "depth"),
-        exports=("timm",),
+        exports=("timm", "transformers"),
         exceptions=TOY | RAGGED,
     ),
     Entry(

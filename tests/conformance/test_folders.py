@@ -42,10 +42,11 @@ def test_other_libraries_take_the_encoder_or_it_says_why_not(entry: Entry, libra
             encoder.to_timm() if library == "timm" else encoder.to_transformers(tmp_path)
         return
     first = next(iter(encoder.tokenizers))  # of several modalities, that of pictures is taken
-    tokens = encoder({name: values for name, values in batch.items() if name.partition(".")[0] == first}).x
+    read = {name: values for name, values in batch.items() if name.partition(".")[0] == first}
+    tokens = encoder(read).x
     if library == "timm":
         media = zero_to_one(batch[first])
         found = encoder.to_timm().eval().forward_features(normalised(encoder.only(first), media))
     else:
-        found = Encoder.from_pretrained(encoder.to_transformers(tmp_path)).eval()(batch).x
+        found = Encoder.from_pretrained(encoder.to_transformers(tmp_path)).eval()(read).x
     assert relative(found, tokens) < 1e-5
