@@ -227,6 +227,10 @@ class Recipe:
                 first=stage,
             )
             if distributed.rank() == 0:
+                if (skipped := result.metrics.get("skipped", 0)) > 0:
+                    print(
+                        f"skipped: {skipped} times a sample that cannot be read, as {self.out / 'skipped.jsonl'} tells"
+                    )
                 try:
                     if afterwards is not None:
                         afterwards(objective, device)

@@ -21,11 +21,11 @@ is not given, declares each as a table:
     mean = 280.0            # one number, or one a channel
     std = 15.0
 
-Values that are not a number, and the label 255, are not there: no loss, no statistics. The defaults are the paper's:
-ViT-B/16 at 224 pixels, 1600 epochs, batch 2048 (split into chunks of `--at-once` where memory is short), AdamW with a
-peak rate of 1e-4 * batch / 256, 40 epochs of warm-up, weight decay 0.05, a sixth of all tokens visible, shared out by a
-Dirichlet draw, crops of 20-100 % of the area and flips; decoders of 2 blocks of 256 for every encoder. The paper's
-depth and labels are other models' predictions on ImageNet-1k.
+Values that are not a number (of any but image), and the label 255, are not there: no loss, no statistics. The
+defaults are the paper's: ViT-B/16 at 224 pixels, 1600 epochs, batch 2048 (split into chunks of `--at-once` where
+memory is short), AdamW with a peak rate of 1e-4 * batch / 256, 40 epochs of warm-up, weight decay 0.05, a sixth of
+all tokens visible, shared out by a Dirichlet draw, crops of 20-100 % of the area and flips; decoders of 2 blocks of
+256 for every encoder. The paper's depth and labels are other models' predictions on ImageNet-1k.
 Run the same command again to resume, also after a signal (exit code 75). The paper reports 83.3 % top-1 on ImageNet-1k
 after fine-tuning a ViT-B; nothing of that size has been trained with this recipe.
 """

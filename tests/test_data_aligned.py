@@ -15,6 +15,7 @@ from PIL import Image
 from mmssl.data import (
     AlignedView,
     AskedView,
+    BrokenSample,
     Crop,
     EvalView,
     Keys,
@@ -399,3 +400,18 @@ def test_what_is_asked_stands_beside_what_is_read_cut_alike_and_under_names_of_i
     assert {name: tuple(narrow[name].shape[1:]) for name in narrow} == {
         "depth": (1, 16, 16), "semseg.target": (4, 4), "semseg.where": (4, 4),
     }  # fmt: skip
+
+
+def test_pictures_have_no_gaps_and_other_rasters_may():
+    values, (image, depth) = np.zeros((3, 4, 4), np.float32), rasters_of(["image=rgb", "depth=depth"])
+    values[:, 0, 0] = np.nan
+    with pytest.raises(BrokenSample, match="not a number, which image cannot have"):
+        image.read(npy(values))
+    assert depth.read(npy(values[:1])).isnan().sum() == 1
+
+
+def npy(values):
+    file = BytesIO()
+    np.save(file, values)
+    file.seek(0)
+    return file

@@ -54,7 +54,11 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
     ("method", "settings", "sentence"),
     [
         ("mea", {}, "unknown method 'mea': did you mean 'mae'?"),
-        ("beit", {}, "unknown method 'beit': choose one of audiomae, mae, clip, mlm, siammae, videomae"),
+        (
+            "beit",
+            {},
+            "unknown method 'beit': choose one of audiomae, mae, clip, m3ae, multimae, mlm, siammae, videomae",
+        ),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),
         ("videomae", {"model": "tny"}, "model='tny': did you mean 'tiny'?"),
         ("mae", {"epochs": "3"}, "epochs='3' is of another kind than float, which this setting is"),
@@ -87,7 +91,7 @@ def test_every_recipe_file_is_a_method_with_its_flags(path, monkeypatch, capsys)
     name = path.stem.rpartition("_")[2]
     assert find(name).module.__file__ == str(path)
     assert call(monkeypatch, "train", name, "--help") == 0
-    assert ("--lock-image" if name == "clip" else "--mask-ratio") in capsys.readouterr().out
+    assert {"clip": "--lock-image", "multimae": "--visible"}.get(name, "--mask-ratio") in capsys.readouterr().out
 
 
 def test_the_version_is_told(monkeypatch, capsys):

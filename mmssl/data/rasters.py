@@ -66,10 +66,14 @@ class Raster:
     def read(self, file: BufferedReader | BytesIO) -> Tensor:
         """Raw values [C, H, W]: as `decode_raster` has them, or class numbers, uint8 [1, H, W], 255 for none.
 
-        Raises BrokenSample, also for labels that are no class.
+        Raises BrokenSample, also for labels that are no class, and for pixels that are not there where the modality
+        has no gaps, as pictures.
         """
         if not self.labels:
-            return decode_raster(file, self.modality.channels)
+            values = decode_raster(file, self.modality.channels)
+            if not self.modality.gaps and values.isnan().any():
+                raise BrokenSample(f"holds values that are not a number, which {self.name} cannot have; fill them in")
+            return values
         ids, classes = decode_labels(file), self.modality.channels
         wrong = ids[((ids < 0) | (ids >= classes)) & (ids != NO_CLASS)]
         if len(wrong):
