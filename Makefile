@@ -9,15 +9,16 @@ demo: .venv/ready
 	$(BIN)/mmssl demo
 
 # Two processes for two cores: one for the types, the kernel tests, on the Triton code in its interpreter and then on the
-# PyTorch path, and the methods' conformance, and one for all others.
+# PyTorch path, the methods' conformance and whole programs, and one for all others.
+PROGRAMS := tests/test_compile.py tests/test_first_minutes.py tests/test_wheel.py
 test: lint
 	@told=$$(mktemp); export OMP_NUM_THREADS=1; \
 	{ $(BIN)/mypy; types=$$?; \
 	  TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
-	  $(BIN)/python -m pytest tests/kernels tests/conformance tests/test_kernels_*.py; exit $$((types | triton | $$?)); } > $$told 2>&1 & \
-	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance --ignore-glob='tests/test_kernels_*'; others=$$?; \
+	  $(BIN)/python -m pytest tests/kernels tests/conformance tests/test_kernels_*.py $(PROGRAMS); exit $$((types | triton | $$?)); } > $$told 2>&1 & \
+	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/conformance --ignore-glob='tests/test_kernels_*' $(PROGRAMS:%=--ignore=%); others=$$?; \
 	wait $$!; kernels=$$?; \
-	echo "Types; the kernel tests, on the Triton code in its interpreter and on the PyTorch path, and conformance:"; cat $$told; rm $$told; \
+	echo "Types; the kernel tests, on the Triton code in its interpreter and on the PyTorch path, conformance and whole programs:"; cat $$told; rm $$told; \
 	exit $$((others | kernels))
 
 lint: .venv/ready
