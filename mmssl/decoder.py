@@ -232,7 +232,7 @@ class JointDecoder(nn.Module):
         padding = padding_of(tokens.lengths, context)
         decoded = self.cross(self.query_norm(queries), self.context_norm(context), padding)
         decoded = self.transformer(self.mlp(decoded))
-        hide, _ = mask.hide.within(*mask.span(self.modality))
+        hide, _ = mask.hidden(self.modality)
         return self.pred(decoded[hide.rows, hide.index]), hide
 
     def restored(

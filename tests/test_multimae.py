@@ -290,7 +290,7 @@ def test_what_is_hidden_is_unread():
     batch["depth.statistics"] = sample_statistics(batch["depth"])
     out, dirty = method(batch, mask), dict(batch)
     for name, side in (("image", 8), ("depth", 8), ("semseg", 2)):
-        hidden = where(mask.hide.within(*mask.span(name))[0], side)
+        hidden = where(mask.hidden(name)[0], side)
         dirty[name] = (
             torch.where(hidden, (batch[name] + 1) % CLASSES, batch[name])
             if name == "semseg"
@@ -303,7 +303,7 @@ def test_what_is_hidden_is_unread():
 
 def test_what_is_not_there_is_in_no_loss_and_no_statistics():
     method, batch, mask = tiny(), rasters(), a_mask()
-    hidden = where(mask.hide.within(*mask.span("depth"))[0], 8)[:, None]
+    hidden = where(mask.hidden("depth")[0], 8)[:, None]
     holes = batch["depth"].masked_fill(torch.rand_like(batch["depth"]) < 0.3, torch.nan)
     mean, deviation = sample_statistics(holes)[1, :, 0]
     there = holes[1][~holes[1].isnan()].sort().values
@@ -314,7 +314,7 @@ def test_what_is_not_there_is_in_no_loss_and_no_statistics():
     wanted = (holes - statistics[:, 0, :, None, None]) / statistics[:, 1, :, None, None]
     picture = torch.zeros_like(holes)
     cut = picture.unfold(2, 8, 8).unfold(3, 8, 8)
-    hide, _ = mask.hide.within(*mask.span("depth"))
+    hide, _ = mask.hidden("depth")
     cut[hide.rows, 0, hide.index // 4, hide.index % 4] = out.predictions["depth"].detach().view(-1, 8, 8)
     here = hidden & ~holes.isnan()
     each = [(picture - wanted)[i][here[i]].abs().mean() for i in (1, 2)]  # the first sample has nothing hidden

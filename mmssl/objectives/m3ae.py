@@ -132,6 +132,8 @@ class M3AE(Objective):
         """Patches and words, each by a draw of its own. UserError for a text without a word, and a sample without
         anything (on a GPU only with MMSSL_DEBUG=1)."""
         config, sizes, valid = self.config, self.encoder.sizes(batch), self.encoder.valid(batch)
+        if (drawn := Mask.from_batch(batch, sizes)) is not None:
+            return drawn
         check_texts(batch)
         if (
             valid is not None
@@ -149,6 +151,10 @@ class M3AE(Objective):
             framing = torch.isin(batch["text"], batch["text"].new_tensor(config.special))
             always = F.pad(framing, (sizes.get("image", 0), 0))
         return separate_mask(noise, keep, sizes, valid, always)
+
+    def drawn(self, batch: Batch) -> Batch:
+        """The batch with its mask."""
+        return {**batch, **self.hide(batch).carried}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Samples that have something hidden, of each modality."""

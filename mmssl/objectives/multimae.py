@@ -177,7 +177,7 @@ class MultiMAE(Objective):
         """Samples that have something hidden for each task."""
         mask = self.hide(batch)
         return {
-            f"{name}.samples": self.target(name).samples(batch, mask.hide.within(*mask.span(task.modality))[0])
+            f"{name}.samples": self.target(name).samples(batch, mask.hidden(task.modality)[0])
             for name, task in self.tasks.items()
             if task.modality in mask.sizes
         }

@@ -37,14 +37,14 @@ class TwoModalities(Objective):
 
     def counts(self, batch):
         mask = self.hide(batch)
-        return {f"{name}.hidden": mask.hide.within(*mask.span(name))[0].lengths.sum() for name in mask.sizes}
+        return {f"{name}.hidden": mask.hidden(name)[0].lengths.sum() for name in mask.sizes}
 
     def forward(self, batch, mask=None):
         mask = self.hide(batch) if mask is None else mask
         tokens = self.encoder(batch, mask)
         parts = {}
         for name, decoder in self.decoders.items():
-            hide, _ = mask.hide.within(*mask.span(name))
+            hide, _ = mask.hidden(name)
             prediction = decoder(tokens, hide, self.encoder.tokenizer(name).grid(batch))
             mean = self.targets[name].loss(prediction, batch[name], hide)
             parts[name] = self.part_of_mean(mean, batch, f"{name}.hidden", len(hide.index))
