@@ -16,6 +16,22 @@ from tests.kernels.support import INTERPRETED, TRITON
 _WITHOUT_KERNELS = ["test_attention_choice.py", "test_attention_memory.py", "test_compiled.py"]
 collect_ignore = _WITHOUT_KERNELS if INTERPRETED else [] if TRITON else ["test_triton.py"]
 
+if INTERPRETED:
+    # Most of an interpreted run was Triton's own: it would prepare its language anew for every function that a kernel
+    # calls, and compute whether integers overflow, of which it tells nobody outside of its debug mode.
+    from triton.runtime import interpreter
+
+    prepared: set[str] = set()
+
+    def called(function, *arguments, **named):
+        if (module := function.fn.__module__) not in prepared:
+            interpreter._patch_lang(function.fn)
+            prepared.add(module)
+        return function.rewrite()(*arguments, **named)
+
+    interpreter.InterpretedFunction.__call__ = called
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
 
 @pytest.fixture(autouse=True)
 def _deterministic_poisoned_and_in_pieces(monkeypatch):
