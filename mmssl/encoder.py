@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmssl import interop, version
 from mmssl.errors import UserError, nearest
+from mmssl.heads import GlobalBatchNorm
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality, image
 from mmssl.position import mark_trained
@@ -43,7 +44,8 @@ class EncoderConfig:
     token has a learned vector of its modality added (M3AE).
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
-    transformer's. classes: outputs of a linear head on it.
+    transformer's. classes: outputs of a linear head on it. pool: what that head sees. head_norm: a batch norm before
+    it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their order.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -54,6 +56,13 @@ class EncoderConfig:
     classes: int = 0
     bare_prefix: bool = False
     modality_embedding: bool = False
+    pool: Pool = "mean"
+    head_norm: bool = False
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels and len(self.labels) != self.classes:
+            raise UserError(f"{len(self.labels)} labels name the classes of a head with {self.classes} outputs")
 
 
 def vit_config(
@@ -148,6 +157,7 @@ class Encoder(nn.Module):
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
+        self.head_norm = GlobalBatchNorm(self.dim, scale=False, eps=1e-6) if config.head_norm else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
@@ -271,11 +281,12 @@ class Encoder(nn.Module):
             batch[name] = values
         return batch
 
-    def classify(self, batch: Batch, pool: Pool = "mean") -> Float[Tensor, "batch classes"]:
-        """Logits of the linear head. Raises ValueError where the encoder has none."""
+    def classify(self, media: Any, pool: Pool | None = None) -> Float[Tensor, "batch classes"]:
+        """Logits of the linear head, in the order of `config.labels`, for what `features` takes; pool: what the head
+        was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        return self.head(self.features(batch, pool))
+        return self.head(self.head_norm(self.features(media, pool or self.config.pool)))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
         """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.
@@ -410,10 +421,24 @@ class Encoder(nn.Module):
         return encoder.train(self.training)
 
     def _plain(self) -> Encoder:
-        """What other libraries' encoders of one modality can express."""
+        """What other libraries' encoders of one modality can express; a batch norm before the head is within it."""
+        if self.config.head_norm:
+            return self._folded()._plain()
         if len(self.tokenizers) == 1 and not self.config.bare_prefix:
             return self
         return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))
+
+    def _folded(self) -> Encoder:
+        """A copy of equal logits without the batch norm before the head: W (x - mean) / std + b is linear in x."""
+        norm, state = self.head_norm, {k: v for k, v in self.state_dict().items() if not k.startswith("head_norm.")}
+        assert isinstance(norm, GlobalBatchNorm) and norm.running_var is not None and norm.running_mean is not None
+        weight = state["head.weight"] * (norm.running_var + norm.eps).rsqrt()
+        state |= {"head.weight": weight, "head.bias": state["head.bias"] - weight @ norm.running_mean}
+        folded = Encoder(dataclasses.replace(self.config, head_norm=False)).to(self.prefix_tokens.device)
+        folded.load_state_dict(state)
+        if any(self.tokenizer(name).position.trained for name in self.tokenizers):
+            mark_trained(folded)
+        return folded.train(self.training)
 
 
 def single_modality(encoder: Encoder) -> Modality:
