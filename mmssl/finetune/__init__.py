@@ -1,0 +1,15 @@
+"""Trained models tuned on labelled media, by the loop that pretrained them."""
+
+from mmssl.finetune.classifier import Classifier, ClassifierConfig, classifier_config, layer_scales
+from mmssl.finetune.mixing import Mixer, Mixing
+from mmssl.finetune.recipe import FinetuneRecipe
+
+__all__ = [
+    "Classifier",
+    "ClassifierConfig",
+    "FinetuneRecipe",
+    "Mixer",
+    "Mixing",
+    "classifier_config",
+    "layer_scales",
+]
