@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmssl.training import TrainResult
 
 
-_TASKS = ("finetune",)
+_TASKS = ("finetune", "probe")
 """What is done with a trained model, of each kind of media in another way."""
 
 

@@ -18,44 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmssl.cli import run
-from mmssl.data import EvalView, Source, TrainView, open_source
-from mmssl.finetune import FinetuneRecipe
+from mmssl.finetune import PictureRecipe
 from mmssl.recipe import from_command_line
-from mmssl.training import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFinetune(FinetuneRecipe):
+class ImageFinetune(PictureRecipe):
     """Tune an encoder and a head on labelled pictures."""
 
     out: Path = Path("runs/image_finetune")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the classifier in `final`."""
-    size: int | None = None
-    """Side of the square crops, in pixels; the model's where not given. Positions are interpolated."""
-    background: str = "white"
-    """What transparent parts of pictures show: white, black, grey, #rrggbb or R,G,B."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of a picture's area in a crop."""
-    flip: float = 0.5
-    """Probability that a crop is mirrored."""
-
-    modality = "image"
-    positions_learn = True
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the crops."""
-        height, width = self.given.config.tokenizers[0].size
-        return (self.size, self.size) if self.size else (height, width)
-
-    def opened(self, data: Path, split: str | None) -> Source:
-        """The pictures of a path and a part of them."""
-        channels = self.given.config.tokenizers[0].modality.channels
-        return open_source(data, split, channels, self.background, self.label)
-
-    def run(self) -> TrainResult:
-        """Tune on pictures of `data`."""
-        return self.tune(TrainView(self.input_size, self.crop_scale, flip=self.flip), EvalView(self.input_size))
 
 
 def main() -> None:

@@ -15,19 +15,27 @@ from mmssl.evaluation.features import evaluation_mode
 from mmssl.finetune.classifier import Classifier
 from mmssl.tokenizer import Batch
 
+Answers = tuple[Float[Tensor, "samples classes"], Labels]
+"""Logits, float32, and labels of samples, on the CPU."""
+
+
 @torch.no_grad()
 def answers(
-    classifier: Classifier, batches: Iterable[Batch], low_precision: torch.dtype | None = None
-) -> tuple[Float[Tensor, "samples classes"], Labels]:
-    """Logits, float32, and labels of all samples of the batches, on the CPU. low_precision: what passes are autocast
-    to, if to anything."""
-    device = classifier.encoder.prefix_tokens.device
+    classifier: Classifier, batches: Iterable[Batch], clips: int = 1, low_precision: torch.dtype | None = None
+) -> Answers:
+    """What it says of the samples of the batches, which are where it is. clips: rows in a row that are of one sample;
+    theirs is the logarithm of the mean probability. low_precision: what passes are autocast to, if to anything."""
+    device = next(classifier.parameters()).device
     logits, labels = [], []
     with evaluation_mode(classifier), torch.autocast(device.type, low_precision, enabled=low_precision is not None):
         for batch in batches:
-            placed = {name: value.to(device) for name, value in batch.items()}
-            logits.append(classifier.encoder.classify(placed).float().cpu())
-            labels.append(batch["label"])
+            scores, label = classifier.encoder.classify(batch).float().cpu(), batch["label"].cpu()
+            if clips > 1:
+                chances = scores.sigmoid() if several(label) else scores.softmax(dim=1)
+                mean = chances.unflatten(0, (-1, clips)).mean(dim=1).clamp(min=1e-9)
+                scores, label = mean.logit(1e-7) if several(label) else mean.log(), label[::clips]
+            logits.append(scores)
+            labels.append(label)
     return torch.cat(logits), torch.cat(labels)
 
 

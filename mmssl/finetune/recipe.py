@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,18 +14,19 @@ import tyro
 
 from mmssl.data import Source, Subset, View, evaluation_batches
 from mmssl.data.labelled import both_parts, counted
+from mmssl.data.source import redrawn
 from mmssl.encoder import Encoder, Pool
 from mmssl.finetune.classifier import Classifier, ClassifierConfig
-from mmssl.finetune.judge import answers, measures, told
+from mmssl.finetune.judge import Answers, answers, measures, told
 from mmssl.finetune.mixing import Mixing
 from mmssl.finetune.start import encoder_of, keeps_head, tuned, with_head
 from mmssl.objectives import Objective
 from mmssl.pretraining.initial import take
 from mmssl.recipe import Recipe
 from mmssl.report.classes import CLASSES
-from mmssl.tokenizer import Batch
 from mmssl.training import TrainResult, autocast_dtype, distributed
 from mmssl.training.checkpoints import replace_file
+from mmssl.training.loop import Prepare, placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class FinetuneRecipe(Recipe):
     """The kind of media that is read."""
     positions_learn: ClassVar[bool] = False
     """Whether tables of positions learn that pretraining left as they were."""
+    head_norm: ClassVar[bool] = False
+    """Whether a batch norm stands before a fresh head."""
 
     init: Annotated[str | None, tyro.conf.Suppress] = None
     model: str
@@ -84,8 +87,12 @@ class FinetuneRecipe(Recipe):
         return 1e-6
 
     def opened(self, data: Path, split: str | None) -> Source:
-        """The media of a path and a part of them."""
+        """The media of a path and a part of them, as they are tested on."""
         raise NotImplementedError
+
+    def drawn(self, data: Path) -> Source | None:
+        """Those of the training part as they are trained on, where that draws other samples of the same files."""
+        return None
 
     @cached_property
     def given(self) -> Encoder:
@@ -101,7 +108,9 @@ class FinetuneRecipe(Recipe):
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
         kept = keeps_head(given, media.classes)
-        config = given.config if kept else with_head(given.config, media.classes, self.pool)
+        config = given.config if kept else with_head(
+            given.config, media.classes, self.pool, head_norm=self.head_norm
+        )
         how = {"size": self.input_size, "drop_path": self.drop_path, "positions_learn": self.positions_learn}
         objective = Classifier(
             ClassifierConfig(
@@ -123,44 +132,50 @@ class FinetuneRecipe(Recipe):
             print(f"{'starts':<9} from {self.model}: {what} {head} for {counted(media)}", flush=True)
         return objective
 
-    def tune(self, view: View, held_out_view: View) -> TrainResult:
+    def tune(
+        self, view: View, held_out_view: View, *, prepare: Prepare | None = None, repeats: int = 1, clips: int = 1,
+        beside: Mapping[str, bytes] | None = None,
+    ) -> TrainResult:
         """Train on the samples of the training part that have labels, watched on all of the test part; what becomes of
-        each of its classes is left in the run folder."""
+        each of its classes is left in the run folder. clips: so many of each sample are tested, and averaged."""
 
         @cache
         def parts() -> tuple[Subset, Subset]:
             train, test, how = both_parts(self.opened, self.data, self.test)
             if distributed.rank() == 0:
                 print(f"{'test part':<9} {counted(test)}{how}", flush=True)
-            return train, test
+            drawn = self.drawn(self.data)
+            return train if drawn is None else redrawn(train, drawn), test
 
-        def batches() -> Iterator[Batch]:
-            return evaluation_batches(parts()[1], held_out_view, batch_size=self.held_at_once, workers=self.workers)
+        def asked(objective: Objective, device: torch.device) -> Answers:
+            assert isinstance(objective, Classifier)
+            at_once = max(1, (self.at_once or 64) // clips) * clips
+            batches = evaluation_batches(
+                parts()[1], held_out_view, batch_size=at_once, workers=self.workers, repeats=clips
+            )
+            placed_ = (placed(batch, device, prepare) for batch in batches)
+            return answers(objective, placed_, clips, autocast_dtype(self.precision, device))
 
         def judge(objective: Objective, step: int) -> dict[str, float]:
-            assert isinstance(objective, Classifier)
-            device = objective.encoder.prefix_tokens.device
-            return measures(*answers(objective, batches(), autocast_dtype(self.precision, device)))
+            return measures(*asked(objective, next(objective.parameters()).device))
 
         def afterwards(objective: Objective, device: torch.device) -> None:
-            assert isinstance(objective, Classifier)
-            found = told(*answers(objective, batches(), autocast_dtype(self.precision, device)), parts()[1].classes)
+            found = told(*asked(objective, device), parts()[1].classes)
             replace_file(self.out / CLASSES, json.dumps(found, indent=1).encode())
             print(f"{found['metric']}: {100 * found['accuracy']:.2f} % of {found['samples']} that are held out")
 
+        mixes = Mixing(self.mixup, self.cutmix, probability=self.mixed).mixes
         return self.train(
             parts,
             view,
             held_out_view,
+            prepare=prepare,
+            repeats=repeats,
             watch=12,
             made=lambda: self.classifier(parts()[0]),
             judge=judge,
             labelled=True,
-            partners=Mixing(self.mixup, self.cutmix, probability=self.mixed).mixes,
+            partners=mixes,
             afterwards=afterwards,
+            beside=beside,
         )
-
-    @property
-    def held_at_once(self) -> int:
-        """Samples of the test part that a process holds at once."""
-        return self.at_once or 64

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmssl.encoder import Encoder, EncoderConfig, Pool
 from mmssl.errors import UserError
+from mmssl.modality import TEXT
 from mmssl.training.run_folder import model_in
 
 
@@ -48,7 +49,8 @@ def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_n
     tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). Raises UserError where
     there is no class token.
     """
-    if pool == "class" and not given.prefix:
+    words = any(each.modality.name == TEXT.name for each in given.tokenizers)  # whose first token is of the class
+    if pool == "class" and not (given.prefix or words):
         raise UserError("this encoder has no class token: pool the mean of its patches")
     mean = pool == "mean"
     blocks = dataclasses.replace(given.transformer, final_norm=given.transformer.final_norm and not mean)
