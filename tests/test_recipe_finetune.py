@@ -59,7 +59,9 @@ def run(pictures, pretrained, tmp_path_factory) -> Path:
 
 def test_what_is_tuned_tells_classes_apart_and_says_how_well(run, pictures, capsys):
     rows = read_metrics(run)
-    assert len(rows) == 12 and rows[-1]["heldout_accuracy"] == 1.0 and rows[-1]["heldout_loss"] < rows[5]["heldout_loss"]
+    assert (
+        len(rows) == 12 and rows[-1]["heldout_accuracy"] == 1.0 and rows[-1]["heldout_loss"] < rows[5]["heldout_loss"]
+    )
     found = json.loads((run / "classes.json").read_text())
     assert found["classes"] == ["blue", "red"] and found["confusion"] == [[6, 0], [0, 6]] and found["samples"] == 12
     page = write_report(run).read_text()

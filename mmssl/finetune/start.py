@@ -54,9 +54,16 @@ def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_n
         raise UserError("this encoder has no class token: pool the mean of its patches")
     mean = pool == "mean"
     blocks = dataclasses.replace(given.transformer, final_norm=given.transformer.final_norm and not mean)
-    own_norm = {"pool_norm": mean, "pool_norm_eps": given.pool_norm_eps if mean else None}
-    head = {"classes": len(labels), "labels": tuple(labels), "pool": pool, "head_norm": head_norm}
-    return dataclasses.replace(given, transformer=blocks, **own_norm, **head)
+    return dataclasses.replace(
+        given,
+        transformer=blocks,
+        pool_norm=mean,
+        pool_norm_eps=given.pool_norm_eps if mean else None,
+        classes=len(labels),
+        labels=tuple(labels),
+        pool=pool,
+        head_norm=head_norm,
+    )
 
 
 def tuned(
