@@ -4,7 +4,8 @@
 
 DIR holds .jsonl, .csv or .parquet files, maybe below `train` and `val`, or is such a file; CLASS is what they call the
 class, and `--field` what they call the text. The defaults are of BERT's range: 3 epochs, batch 32, AdamW with a peak
-rate of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS], before the head.
+rate of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS], before the
+head.
 """
 
 from __future__ import annotations
