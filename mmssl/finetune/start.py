@@ -70,7 +70,12 @@ def tuned(
     given: EncoderConfig, *, size: tuple[int, ...] | None = None, drop_path: float = 0.0, positions_learn: bool = False
 ) -> EncoderConfig:
     """`given` as it is trained on: at another size of input, with blocks that are skipped, and with tables of positions
-    that learn, as MAE's do when tuned. What was learnt before still does."""
+    that learn, as MAE's do when tuned. What was learnt before still does. Raises UserError where the patches do not
+    divide the size."""
+    patch = given.tokenizers[0].modality.patch
+    if size and any(side % part for side, part in zip(size, patch)):
+        sides, parts = (" x ".join(map(str, each)) for each in (size, patch))
+        raise UserError(f"the model's patches of {parts} do not divide an input of {sides}: choose another --size")
     tokenizers = tuple(
         dataclasses.replace(
             each, size=size or each.size, trainable=positions_learn or each.position == "learned", recompute=None
