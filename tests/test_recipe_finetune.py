@@ -90,8 +90,8 @@ def test_what_was_tuned_is_tuned_on_with_its_head(run, pictures, pretrained, tmp
 
 
 def test_from_random_weights_it_has_the_models_sizes(pictures, pretrained, tmp_path, capsys):
-    tune(pictures, pretrained, tmp_path, scratch=True, steps=1, size=32, tuned_blocks=0, pool="class")
-    assert "random weights, its sizes alone and a fresh head" in capsys.readouterr().out
+    tune(pictures, pretrained, tmp_path, scratch=True, steps=1, size=32, tuned_blocks=0, pool="class", per_class=5)
+    assert "random weights, its sizes alone and a fresh head for 10 samples, 2 classes" in capsys.readouterr().out
     encoder = Encoder.from_pretrained(tmp_path / "final")
     assert encoder.config.tokenizers[0].size == (32, 32) and encoder.config.pool == "class"
     given = Encoder.from_pretrained(pretrained)
