@@ -304,6 +304,3 @@ def test_classifiers_that_transformers_would_compute_otherwise_are_refused(saved
     config = dataclasses.replace(tiny().encoder.config, classes=5)
     with pytest.raises(UserError, match="classifies a normalised mean of tokens"):
         Encoder(config).to_transformers(tmp_path / "ours")
-    _, folder = saved(transformers.VideoMAEForVideoClassification, use_mean_pooling=False, num_labels=5)
-    with pytest.raises(UserError, match="classifies by its first token"):
-        Encoder.from_pretrained(folder)
