@@ -13,7 +13,7 @@ import torch
 
 from mmssl.commands.features import features_and_patches_of, features_of, open_media, say, told_how
 from mmssl.commands.inputs import asked_of
-from mmssl.commands.labels import both_parts, counted
+from mmssl.data.labelled import both_parts, counted
 from mmssl.commands.reading import Reading
 from mmssl.commands.words import evaluate_words, language_model
 from mmssl.data import (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmssl.commands.features import read_features, say, told_how, vocabulary
-from mmssl.commands.labels import labelled, test_part
+from mmssl.data.labelled import labelled, test_part
 from mmssl.commands.models import method_in
 from mmssl.commands.reading import Reading
 from mmssl.data import (

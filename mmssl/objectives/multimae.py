@@ -108,7 +108,7 @@ class MultiMAE(Objective):
     """
 
     config_class = MultiMAEConfig
-    undecayed: ClassVar[tuple[str, ...]] = ("encoder.prefix_tokens",)
+    undecayed: tuple[str, ...] = ("encoder.prefix_tokens",)
 
     named = staticmethod(multimae_config)
 

@@ -20,6 +20,7 @@ from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
+from mmssl.report.classes import CLASSES, draw_classes
 from mmssl.report.dense import DENSE, DENSE_PICTURE, dense_told
 from mmssl.report.page import Report
 from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
@@ -203,6 +204,7 @@ def write_report(run_dir: Path) -> Path:
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
         told = {heading: _told(run_dir, files) for heading, files in _TOLD.items()}
+        classes = json.loads((run_dir / CLASSES).read_text()) if (run_dir / CLASSES).is_file() else None
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -212,6 +214,8 @@ def write_report(run_dir: Path) -> Path:
     metrics = read_metrics(run_dir)
     report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
     report.text(summary(objective, settings, metrics))
+    if classes is not None:
+        draw_classes(report, classes)
     for heading, lines in told.items():
         if lines:
             report.heading(heading)
