@@ -1,7 +1,7 @@
 """An encoder as a program that runs without mmssl: ONNX, or PyTorch's own `torch.export`.
 
-A program reads what a batch holds, raw values: pictures and clips as float32 in 0-1, spectrograms as log-mel values. The
-statistics are part of it, so that nobody can forget or double them. The number of samples is free, the size is the
+A program reads what a batch holds, raw values: pictures and clips as float32 in 0-1, spectrograms as log-mel values.
+The statistics are part of it, so that nobody can forget or double them. The number of samples is free, the size is the
 encoder's.
 """
 
@@ -26,7 +26,7 @@ from mmssl.errors import UserError
 from mmssl.modality import ZERO_TO_ONE
 
 LABELS = "labels"
-"""Where a program tells its classes' names, a JSON list: ONNX's metadata, or an extra file of torch.export's archive."""
+"""Where a program tells its classes' names, a JSON list: ONNX's metadata, an extra file in torch.export's archive."""
 
 
 class _Model(nn.Module):
@@ -65,15 +65,15 @@ def interface(encoder: Encoder) -> Interface:
 
 
 def is_program(encoder: Encoder) -> bool:
-    """Whether an encoder can be a program: pictures, clips and spectrograms have one size, and nothing in them is missing."""
+    """Whether an encoder can be a program: what it reads has one size, and nothing in it is missing."""
     (tokenizer,) = encoder.plain().config.tokenizers
     modality = tokenizer.modality
     return modality.kind == "continuous" and not (modality.gaps or modality.per_sample)
 
 
 def exported(encoder: Encoder) -> ExportedProgram:
-    """The program `[B, channels, *size]` float32 -> `[B, classes]` logits, or `[B, dim]` features of an encoder without a
-    head; of several modalities that of pictures. It holds no op that is not PyTorch's own."""
+    """The program `[B, channels, *size]` float32 -> `[B, classes]` logits, or `[B, dim]` features of an encoder without
+    a head; of several modalities that of pictures. It holds no op that is not PyTorch's own."""
     shape = interface(encoder).size
     model = _Model(copy.deepcopy(encoder.plain()).cpu().float().eval())
     with torch.no_grad():
@@ -123,5 +123,7 @@ class ProgramForm:
 
 PROGRAMS = {
     "onnx": ProgramForm("onnx", "an ONNX program of the encoder", "model.onnx", write_onnx),
-    "torch-export": ProgramForm("pytorch", "a program of the encoder for torch.export.load", "model.pt2", write_torch_export),
+    "torch-export": ProgramForm(
+        "pytorch", "a program of the encoder for torch.export.load", "model.pt2", write_torch_export
+    ),
 }

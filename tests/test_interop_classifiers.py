@@ -1,4 +1,4 @@
-"""Fine-tuned models go to other libraries with their heads, and come back: equal logits, the classes' names, statistics."""
+"""Fine-tuned models go to other libraries with their heads, and come back: logits, the classes' names, statistics."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,12 @@ COLOURS = dataclasses.replace(image(3, (8, 8)), mean=(0.2, 0.3, 0.4), std=(0.3, 
 # What the head sees, whether all tokens are normalised, and whether their mean is.
 CLASS, CLASS_POOLED, MEAN_POOLED, MEAN = (
     {"pool": pool, "final_norm": final, "pool_norm": pooled}
-    for pool, final, pooled in (("class", True, False), ("class", False, True), ("mean", False, True), ("mean", True, False))
+    for pool, final, pooled in (
+        ("class", True, False),
+        ("class", False, True),
+        ("mean", False, True),
+        ("mean", True, False),
+    )
 )
 
 
@@ -139,7 +144,11 @@ def listed(folder: Path, capsys) -> list[str]:
 
 
 def test_what_a_classifier_can_become_is_listed_by_the_class_that_reads_it(tmp_path, capsys):
-    for name, head, size in (("class", CLASS, (16, 24)), ("mean", MEAN_POOLED, (16, 16)), ("wide", MEAN_POOLED, (16, 24))):
+    for name, head, size in (
+        ("class", CLASS, (16, 24)),
+        ("mean", MEAN_POOLED, (16, 16)),
+        ("wide", MEAN_POOLED, (16, 24)),
+    ):
         classifier(head, size=size).save_pretrained(tmp_path / name)
     assert [line.split()[-1] for line in listed(tmp_path / "class", capsys)][:2] == [
         "ViTForImageClassification", "VisionTransformer"
@@ -150,7 +159,9 @@ def test_what_a_classifier_can_become_is_listed_by_the_class_that_reads_it(tmp_p
 
 def test_a_head_that_transformers_has_not_is_refused_by_what_it_has(tmp_path):
     for head, size in ((MEAN, (16, 16)), (MEAN_POOLED, (16, 24))):
-        with pytest.raises(UserError, match=r"read the class token \(ViT\), or the normalised mean of square pictures'"):
+        with pytest.raises(
+            UserError, match=r"read the class token \(ViT\), or the normalised mean of square pictures'"
+        ):
             classifier(head, size=size).to_transformers(tmp_path)
 
 

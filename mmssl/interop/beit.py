@@ -1,5 +1,6 @@
-"""transformers' BEiT: the form of a ViT that classifies the normalised mean of its patch tokens, as MAE's fine-tuned models
-do. The positions between patches, which BEiT's own models have in their attention, are not read.
+"""transformers' BEiT: the form of a ViT that classifies the normalised mean of its patches, as MAE's tuned models do.
+
+The positions between patches, which BEiT's own models have in their attention, are not read.
 """
 
 from __future__ import annotations

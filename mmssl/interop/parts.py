@@ -59,7 +59,7 @@ def query_key_value(ours: str, theirs: str, names: tuple[str, ...] = ("query", "
 
 
 def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False, keyless: bool = False) -> KeyMap:
-    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`; with `keyless` theirs have no
+    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`; keyless: theirs have no
     bias of keys, and ours have one (see `Rule`)."""
     pairs = (
         ("attn.norm", "layernorm_before"),

@@ -26,9 +26,9 @@ class Rule:
     "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. "split": their rows are those of ours, one
     tensor after the other. "transpose": their rows are our columns. "plane": their `[1, D, *shape]` is our
     `[prod(shape), D]`. "stack": their tensors of the shape given are our rows. "channels": their rows have the
-    channels, as many as the shape says, slowest, ours fastest. "keyless": theirs are the first and the last third of ours,
-    a bias of queries, keys and values; that of keys adds the same to all logits of a query, which no softmax sees, and is
-    read as zeros. optional: the file may lack it.
+    channels, as many as the shape says, slowest, ours fastest. "keyless": theirs are the first and the last third of
+    ours, a bias of queries, keys and values; that of keys adds the same to all logits of a query, which no softmax
+    sees, and is read as zeros. optional: the file may lack it.
     """
 
     ours: tuple[str, ...]

@@ -181,8 +181,8 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         first = settings["pool"] == "class"
         if (transformer["final_norm"], settings["pool_norm"]) != (first, not first):
             raise UserError(
-                "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm), or the first "
-                "of normalised ones; this encoder does not, and its logits would differ"
+                "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm), or the "
+                "first of normalised ones; this encoder does not, and its logits would differ"
             )
         if settings["pool_norm"]:
             fixed_eps("pooling", settings["pool_norm_eps"] or transformer["norm_eps"])

@@ -39,7 +39,6 @@ from mmssl.interop.rules import KeyMap, State
 from mmssl.modality import image
 from mmssl.position import Layout, sincos_table
 
-
 # timm's names of what a head sees.
 _POOLS = {"mean": "avg", "class": "token"}
 
@@ -226,7 +225,7 @@ def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
         found.settings["transformer"] |= {"norm_eps": 1e-5, "activation": activation}
     told = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
     found.settings["tokenizers"][0]["modality"] |= told
-    found.settings |= timm_head(config, found.settings["classes"], source)
+    found.settings.update(timm_head(config, found.settings["classes"], source))
     return found
 
 

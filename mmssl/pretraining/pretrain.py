@@ -30,7 +30,6 @@ from mmssl.errors import UserError, as_text
 from mmssl.evaluation import effective_rank, extract, watched_accuracies
 from mmssl.objectives import Objective
 from mmssl.pretraining.header import header
-from mmssl.report.card import card, leave_card
 from mmssl.report.run import PICTURES
 from mmssl.training import TrainResult, TrainSettings, autocast_dtype, distributed, train
 from mmssl.training.checkpoints import replace_file
@@ -156,9 +155,6 @@ def pretrain(
             print(line)
         _leave(run_dir, {PICTURES: save(shown), **(beside or {})})
         _leave(run_dir / "final", beside or {})
-        place = run_dir / "final"
-        lines = ["from mmssl import Encoder", f"encoder = Encoder.from_pretrained({as_text(str(place))!r})"]
-        leave_card(place, card(objective, place, lines))
     return result
 
 

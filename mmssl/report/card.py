@@ -16,12 +16,12 @@ from mmssl.errors import as_text
 from mmssl.evaluation import Row
 from mmssl.modality import ZERO_TO_ONE
 from mmssl.objectives import Objective
-from mmssl.report.run import ACCURACIES
+from mmssl.report.classes import CLASSES, classes_told
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.training import read_metrics
 from mmssl.training.checkpoints import replace_file
 
-CARD = "README.md"
+CARD, ACCURACIES = "README.md", "accuracies.json"
 _SIGNED = "This card was written by mmssl"
 # What the Hugging Face hub calls the use of a model: with a head, and without.
 _TASKS = {
@@ -41,6 +41,12 @@ _NOT_MEASURED = {"step", "epoch", "parts", "lr", "grad_norm", "samples_per_secon
 _NOT_TOLD = {"recipe", "method", "workers", "log_every", "save_every", "validate_every", "keep", "tracker", "device"}
 
 
+def own_card(model: Encoder | Objective, folder: Path) -> str:
+    """That of a folder of mmssl's own, which the model was read from."""
+    place = as_text(str(folder))
+    return card(model, folder, ["from mmssl import Encoder", f"encoder = Encoder.from_pretrained({place!r})"])
+
+
 def leave_card(folder: Path, text: str) -> None:
     """Write a card, unless the folder has one by another hand."""
     there = folder / CARD
@@ -49,8 +55,8 @@ def leave_card(folder: Path, text: str) -> None:
 
 
 def card(model: Encoder | Objective, source: Path, lines: Sequence[str], library: str = "mmssl") -> str:
-    """The card of `model`, which was read from `source`, a run's `final` or checkpoint or another model's folder, and is
-    loaded in `library` by `lines`."""
+    """The card of `model`, which was read from `source`, a run's `final` or checkpoint or another model's folder, and
+    is loaded in `library` by `lines`."""
     encoder = model if isinstance(model, Encoder) else model.encoder
     run = source.parent if (source.parent / "settings.json").is_file() else None
     used = _TASKS.get(encoder.config.tokenizers[0].modality.name, (None, None))[0 if encoder.config.classes else 1]
@@ -118,6 +124,9 @@ def _run(run: Path, source: Path) -> list[str]:
             f"## Measured while training\n\nAfter step {row['step']}, epoch {row['epoch']:.4g}:\n\n"
             + _listed((name, _brief(value)) for name, value in numbers)
         )
+    if found is None and (run / CLASSES).is_file():
+        lines = classes_told(json.loads((run / CLASSES).read_text(encoding="utf-8")))
+        parts.append("## Measured at the end\n\n" + "\n".join(f"- {as_text(line)}" for line in lines))
     if found is None and (run / ACCURACIES).is_file():
         probed = [Row(**row) for row in json.loads((run / ACCURACIES).read_text(encoding="utf-8"))]
         named = [(f"{row.representation}, {row.probe}, {row.budget}", f"{row} % ({row.metric})") for row in probed]

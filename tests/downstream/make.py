@@ -1,5 +1,7 @@
-"""Tiny models of every kind, exported by `mmssl export`: `make.py FOLDER`. Beside each lie what it is given, raw, and what
-it makes of that here, as .npy files."""
+"""Tiny models of every kind, exported by `mmssl export`: `make.py FOLDER`.
+
+Beside each lie what it is given, raw, and what it makes of that here, as .npy files.
+"""
 
 import sys
 from dataclasses import replace
@@ -18,7 +20,7 @@ from mmssl.objectives.towers import text_config
 from mmssl.tokenizer import TokenizerConfig
 from mmssl.transformer import TransformerConfig
 
-BLOCKS = TransformerConfig(32, 2, 2)
+BLOCKS = TransformerConfig(32, 1, 2)
 NORMED = replace(BLOCKS, final_norm=False)
 LABELS = ("boot", "coat", "dress")
 WORDS, LENGTH = 32, 12
@@ -54,7 +56,7 @@ def main(folder: Path) -> None:
     colours = replace(image(3, (8, 8)), mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25))
     photos = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     mean, first = (drawn(classifier(pictures(colours), pool)) for pool in ("mean", "class"))
-    leave("mean", mean, mean.classify(photos), "beit", "timm", "onnx", "torch-export", image=photos)
+    leave("mean", mean, mean.classify(photos), "beit", "timm", "onnx", image=photos)
     leave("class", first, first.classify(photos), "vit", image=photos)
 
     tubes = TokenizerConfig(replace(VIDEO, patch=(2, 8, 8)), (4, 16, 16), "sincos_interleaved")
@@ -65,7 +67,7 @@ def main(folder: Path) -> None:
 
     sounds = torch.randn(3, 1, 32, 128) * 4 - 4
     audio = drawn(Encoder(EncoderConfig((TokenizerConfig(replace(AUDIO, patch=(8, 64)), (32, 128)),), BLOCKS)))
-    leave("audio", audio, audio.features(sounds), "onnx", audio=sounds)
+    leave("audio", audio, audio.features(sounds), "torch-export", audio=sounds)
 
     texts = torch.randint(3, WORDS - 1, (4, LENGTH))
     words = TokenizerConfig(replace(TEXT, channels=WORDS), (LENGTH,), "learned", segments=2)
@@ -76,7 +78,7 @@ def main(folder: Path) -> None:
     texts[:, -1] = WORDS - 1
     seen = replace(pictures(colours), unbiased=True)
     clip_blocks = replace(BLOCKS, norm_eps=1e-5, activation="quick_gelu")
-    read = text_config((32, 2, 2), vocab=WORDS, length=LENGTH, causal=True, norm_eps=1e-5, activation="quick_gelu")
+    read = text_config((32, 1, 2), vocab=WORDS, length=LENGTH, causal=True, norm_eps=1e-5, activation="quick_gelu")
     clip = drawn(CLIP(CLIPConfig(EncoderConfig((seen,), replace(clip_blocks, input_norm=True)), read, 16)))
     found = clip.encode_image({"image": photos}) @ clip.encode_text({"text": texts}).T
     leave("pairs", clip, found, "clip", "open_clip", image=photos, text=texts)

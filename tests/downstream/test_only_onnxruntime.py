@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import onnxruntime
-import pytest
 
 
 def test_pictures_in_batches_of_any_size(made):
@@ -14,11 +13,3 @@ def test_pictures_in_batches_of_any_size(made):
         (logits,) = model.run(["logits"], {"image": photos[:count].astype(np.float32) / 255})
         np.testing.assert_allclose(logits, expected[:count], atol=1e-4)
     assert json.loads(model.get_modelmeta().custom_metadata_map["labels"]) == ["boot", "coat", "dress"]
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_sounds(made, count):
-    model = onnxruntime.InferenceSession(made / "audio-onnx" / "model.onnx")
-    sounds, expected = (np.load(made / f"audio.{each}.npy") for each in ("audio", "made"))
-    (features,) = model.run(["features"], {"audio": sounds[:count]})
-    np.testing.assert_allclose(features, expected[:count], atol=1e-4)

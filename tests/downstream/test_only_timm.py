@@ -3,6 +3,7 @@
 import numpy as np
 import timm
 import torch
+from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
 
@@ -16,7 +17,7 @@ def test_pictures(made):
     assert list(model.pretrained_cfg["label_names"]) == ["boot", "coat", "dress"]
 
     model = timm.create_model(f"local-dir:{made / 'mean-timm'}", pretrained=True, num_classes=5, drop_path_rate=0.1)
-    optimizer, losses = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.75), []
+    optimizer, losses = create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.75), []
     for _ in range(4):
         loss = F.cross_entropy(model.train()(photos), torch.tensor([4, 3, 2, 1]))
         loss.backward()
