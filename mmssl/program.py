@@ -87,8 +87,7 @@ def write_onnx(encoder: Encoder, folder: str | Path) -> Path:
     import onnxscript  # noqa: F401  torch would name it by an error of its own
 
     inside = interface(encoder)
-    names = {"input_names": [inside.name], "output_names": [inside.out]}
-    program = torch.onnx.export(exported(encoder), **names, verbose=False)
+    program = torch.onnx.export(exported(encoder), input_names=[inside.name], output_names=[inside.out], verbose=False)
     assert program is not None
     program.model.metadata_props[LABELS] = json.dumps(encoder.config.labels)
     return _whole(folder, lambda aside: program.save(aside / "model.onnx"))

@@ -19,15 +19,15 @@ def export(model: Path, out: Path | None, to: str) -> None:
     """Write a model for another library, or as a program; `to` is one of the forms it has, or "list" for a list of
     them."""
     folder = model_in(model)
-    models: list[Encoder | Objective]
+    method: Objective | None = None
     missing = ""
     try:
         method = load(folder)
-        encoder, models = method.encoder, [method.encoder, method]
+        encoder = method.encoder
     except UserError as error:  # an encoder alone; that of a method whose class is not found can be written, too
         encoder = Encoder.from_pretrained(folder)
-        models = [encoder]
         missing = f" ({error})" if read_config(folder).get("mmssl") not in (None, "Encoder") else ""
+    models = [encoder] if method is None else [encoder, method]
     forms = {name: (form, each) for each in models for name, form in each.forms.items()}
     programs = PROGRAMS if is_program(encoder) else {}
     if to == "list":
@@ -42,16 +42,17 @@ def export(model: Path, out: Path | None, to: str) -> None:
         raise UserError(f"{model}: cannot become {to!r}, {others}{missing}")
     if out is None:
         raise UserError("give --out DIR, the folder to write")
+    whole: Encoder | Objective = encoder
     if to in programs:
         programs[to].write(encoder, out)
-        whole, library, lines = encoder, programs[to].library, _program_lines(programs[to], encoder, out)
+        library, lines = programs[to].library, _program_lines(programs[to], encoder, out)
     else:
         form, whole = forms[to]
         whole.save_as(form, out)
         if (words := tokenizer_beside(folder)) is not None:
             Vocabulary.read(words).save(out)
         library, lines = form.library, _lines(form, out)
-    leave_card(out, card(whole, folder, lines, library))
+    leave_card(out, card(whole, method, folder, lines, library))
     print(*lines, sep="\n")
 
 

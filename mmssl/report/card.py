@@ -41,10 +41,10 @@ _NOT_MEASURED = {"step", "epoch", "parts", "lr", "grad_norm", "samples_per_secon
 _NOT_TOLD = {"recipe", "method", "workers", "log_every", "save_every", "validate_every", "keep", "tracker", "device"}
 
 
-def own_card(model: Encoder | Objective, folder: Path) -> str:
-    """That of a folder of mmssl's own, which the model was read from."""
+def own_card(method: Objective, folder: Path) -> str:
+    """That of a folder of mmssl's own, which the method was read from."""
     place = as_text(str(folder))
-    return card(model, folder, ["from mmssl import Encoder", f"encoder = Encoder.from_pretrained({place!r})"])
+    return card(method, method, folder, ["from mmssl import Encoder", f"encoder = Encoder.from_pretrained({place!r})"])
 
 
 def leave_card(folder: Path, text: str) -> None:
@@ -54,9 +54,11 @@ def leave_card(folder: Path, text: str) -> None:
         replace_file(there, text.encode())
 
 
-def card(model: Encoder | Objective, source: Path, lines: Sequence[str], library: str = "mmssl") -> str:
-    """The card of `model`, which was read from `source`, a run's `final` or checkpoint or another model's folder, and
-    is loaded in `library` by `lines`."""
+def card(
+    model: Encoder | Objective, method: Objective | None, source: Path, lines: Sequence[str], library: str = "mmssl"
+) -> str:
+    """The card of `model`, by itself or as a part of the `method` that trained it, if that is known, which was read
+    from `source`, a run's `final` or checkpoint or another model's folder. lines: how it is loaded in `library`."""
     encoder = model if isinstance(model, Encoder) else model.encoder
     run = source.parent if (source.parent / "settings.json").is_file() else None
     used = _TASKS.get(encoder.config.tokenizers[0].modality.name, (None, None))[0 if encoder.config.classes else 1]
@@ -65,7 +67,7 @@ def card(model: Encoder | Objective, source: Path, lines: Sequence[str], library
         "\n".join(head),
         f"# {as_text((run or source).resolve().name)}",
         _SIGNED + f" {version.__version__} from the model and the files of its run.",
-        "## Model\n\n" + _listed(_model(model, encoder)),
+        "## Model\n\n" + _listed(_model(model, method, encoder)),
     ]
     if run is not None:
         parts += _run(run, source)
@@ -73,13 +75,14 @@ def card(model: Encoder | Objective, source: Path, lines: Sequence[str], library
     return "\n\n".join(parts) + "\n"
 
 
-def _model(model: Encoder | Objective, encoder: Encoder) -> list[tuple[str, object]]:
+def _model(model: Encoder | Objective, method: Objective | None, encoder: Encoder) -> list[tuple[str, object]]:
     config, transformer = encoder.config, encoder.config.transformer
     counts = f"{_parameters(encoder)} in the encoder"
     rows: list[tuple[str, object]] = []
+    if method is not None:
+        sentence = (type(method).__doc__ or "").strip().partition("\n")[0]
+        rows.append(("trained as", type(method).__name__ + (f": {sentence}" if sentence else "")))
     if isinstance(model, Objective):
-        sentence = (type(model).__doc__ or "").strip().partition("\n")[0]
-        rows.append(("method", type(model).__name__ + (f": {sentence}" if sentence else "")))
         counts = f"{_parameters(model)}, {counts}"
     rows += [("reads", _read(tokenizer)) for tokenizer in config.tokenizers]
     blocks = f"{transformer.depth} blocks, {transformer.dim} wide, {transformer.heads} heads"
