@@ -3,8 +3,9 @@
     python recipes/text_finetune.py --data DIR --label CLASS --model runs/text_mlm
 
 DIR holds .jsonl, .csv or .parquet files, maybe below `train` and `val`, or is such a file; CLASS is what they call the
-class, and `--field` what they call the text. The defaults are of BERT's range: 3 epochs, batch 32, Adam with a peak rate
-of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS], before the head.
+class, and `--field` what they call the text. The defaults are of BERT's range: 3 epochs, batch 32, AdamW with a peak
+rate of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS], before the
+head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Classification: an encoder and a linear head on what it pools, tuned on labelled media; or the head alone, a probe."""
+"""Classification: an encoder and a linear head on what it pools, tuned on labelled media; the head alone is a probe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,8 +58,8 @@ def classifier_config(
     modality, input_size = square_pictures(size, patch, channels)
     plain = vit_config(model, modality=modality, input_size=input_size)
     blocks = dataclasses.replace(plain.transformer, final_norm=False)
-    head = {"classes": len(labels), "labels": tuple(labels), "pool_norm": True}
-    return ClassifierConfig(dataclasses.replace(plain, transformer=blocks, **head))
+    headed = dataclasses.replace(plain, transformer=blocks, classes=len(labels), labels=tuple(labels), pool_norm=True)
+    return ClassifierConfig(headed)
 
 
 class Classifier(Objective):
@@ -75,16 +74,16 @@ class Classifier(Objective):
 
     def __init__(self, config: ClassifierConfig | str = "base", **settings: Any):
         super().__init__()
-        self.config = config = self.configured(config, settings)
-        self.encoder = Encoder(config.encoder)
-        self.mixer = Mixer(config.mixing, config.seed) if config.mixing.mixes else None
+        self.config = made = self.configured(config, settings)
+        self.encoder = Encoder(made.encoder)
+        self.mixer = Mixer(made.mixing, made.seed) if made.mixing.mixes else None
         assert self.encoder.head is not None
-        nn.init.trunc_normal_(self.encoder.head.weight, std=config.head_std)
-        self.lr_scales = layer_scales(self.encoder, config.layer_decay)
+        nn.init.trunc_normal_(self.encoder.head.weight, std=made.head_std)
+        self.lr_scales = layer_scales(self.encoder, made.layer_decay)
         tables = [name for name, part in self.named_modules() if isinstance(part, Position)]
         self.undecayed = ("encoder.prefix_tokens", "encoder.prefix_position", *(f"{name}.table" for name in tables))
-        if config.tuned_blocks is not None:
-            self._freeze(config.tuned_blocks)
+        if made.tuned_blocks is not None:
+            self._freeze(made.tuned_blocks)
 
     def _freeze(self, tuned: int) -> None:
         """All but the last `tuned` blocks, the norms behind them, and the head; of none all but the head."""
@@ -119,6 +118,9 @@ class Classifier(Objective):
         return F.one_hot(label, classes) * (1 - smoothing) + smoothing / classes
 
 
+_LAST = ("transformer.final_norm", "pool_norm", "head")
+
+
 def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:
     """Multiples of the learning rate by the beginnings of parameters' names: `decay ** (layers - layer)`, where the
     embedding is layer 0, block i layer i + 1, and the head and the norms before it the last (ELECTRA, Clark et al.
@@ -127,6 +129,8 @@ def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:
         return {}
     depth = len(encoder.transformer.blocks)
     blocks = {f"transformer.blocks.{i}": decay ** (depth - i) for i in range(depth)}
-    last = [name for name in ("transformer.final_norm", "pool_norm", "head") if [*encoder.get_submodule(name).parameters()]]
+    last = [
+        name for name in ("transformer.final_norm", "pool_norm", "head") if [*encoder.get_submodule(name).parameters()]
+    ]
     scales = {"": decay ** (depth + 1), **blocks, **dict.fromkeys(last, 1.0)}
     return {f"encoder.{name}".removesuffix("."): scale for name, scale in scales.items()}

@@ -79,16 +79,18 @@ class Mixer(nn.Module):
 def beta_quantiles(alpha: float) -> Float[Tensor, " quantiles"]:
     """Beta(alpha, alpha)'s quantiles of 0, 1/4096 ... 1.
 
-    Below a half, in t = x ** alpha, its density is (1 - x) ** (alpha - 1), up to a factor: smooth for every alpha. The
-    other half is the mirror image.
+    Its density, x and 1 - x to the power alpha - 1 each, is integrated up to a half in t = x ** alpha, where alpha is
+    below 1, so that it is finite; the other half is the mirror image.
     """
-    t = torch.linspace(0, 0.5**alpha, _CELLS + 1, dtype=torch.float64)
-    density = (1 - t ** (1 / alpha)) ** (alpha - 1)
+    power = min(alpha, 1.0)
+    t = torch.linspace(0, 0.5**power, _CELLS + 1, dtype=torch.float64)
+    x = t ** (1 / power)
+    density = x ** (alpha - power) * (1 - x) ** (alpha - 1)
     reached = torch.cat([t.new_zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)])
     wanted = torch.linspace(0, 1, _CELLS // 2 + 1, dtype=torch.float64) * reached[-1]
     above = torch.searchsorted(reached, wanted).clamp(1, _CELLS)
     inside = (wanted - reached[above - 1]) / (reached[above] - reached[above - 1])
-    x = (t[above - 1] + inside * (t[above] - t[above - 1])) ** (1 / alpha)
+    x = (t[above - 1] + inside * (t[above] - t[above - 1])) ** (1 / power)
     return torch.cat([x, 1 - x[:-1].flip(0)]).float()
 
 

@@ -108,13 +108,11 @@ class FinetuneRecipe(Recipe):
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
         kept = keeps_head(given, media.classes)
-        config = given.config if kept else with_head(
-            given.config, media.classes, self.pool, head_norm=self.head_norm
-        )
-        how = {"size": self.input_size, "drop_path": self.drop_path, "positions_learn": self.positions_learn}
+        config = given.config if kept else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm)
+        encoder = tuned(config, size=self.input_size, drop_path=self.drop_path, positions_learn=self.positions_learn)
         objective = Classifier(
             ClassifierConfig(
-                tuned(config, **how),
+                encoder,
                 several=media.label_sets is not None,
                 layer_decay=self.layer_decay,
                 tuned_blocks=self.tuned_blocks,
@@ -133,7 +131,13 @@ class FinetuneRecipe(Recipe):
         return objective
 
     def tune(
-        self, view: View, held_out_view: View, *, prepare: Prepare | None = None, repeats: int = 1, clips: int = 1,
+        self,
+        view: View,
+        held_out_view: View,
+        *,
+        prepare: Prepare | None = None,
+        repeats: int = 1,
+        clips: int = 1,
         beside: Mapping[str, bytes] | None = None,
     ) -> TrainResult:
         """Train on the samples of the training part that have labels, watched on all of the test part; what becomes of

@@ -54,16 +54,28 @@ def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_n
         raise UserError("this encoder has no class token: pool the mean of its patches")
     mean = pool == "mean"
     blocks = dataclasses.replace(given.transformer, final_norm=given.transformer.final_norm and not mean)
-    own_norm = {"pool_norm": mean, "pool_norm_eps": given.pool_norm_eps if mean else None}
-    head = {"classes": len(labels), "labels": tuple(labels), "pool": pool, "head_norm": head_norm}
-    return dataclasses.replace(given, transformer=blocks, **own_norm, **head)
+    return dataclasses.replace(
+        given,
+        transformer=blocks,
+        pool_norm=mean,
+        pool_norm_eps=given.pool_norm_eps if mean else None,
+        classes=len(labels),
+        labels=tuple(labels),
+        pool=pool,
+        head_norm=head_norm,
+    )
 
 
 def tuned(
     given: EncoderConfig, *, size: tuple[int, ...] | None = None, drop_path: float = 0.0, positions_learn: bool = False
 ) -> EncoderConfig:
     """`given` as it is trained on: at another size of input, with blocks that are skipped, and with tables of positions
-    that learn, as MAE's do when tuned. What was learnt before still does."""
+    that learn, as MAE's do when tuned. What was learnt before still does. Raises UserError where the patches do not
+    divide the size."""
+    patch = given.tokenizers[0].modality.patch
+    if size and any(side % part for side, part in zip(size, patch)):
+        sides, parts = (" x ".join(map(str, each)) for each in (size, patch))
+        raise UserError(f"the model's patches of {parts} do not divide an input of {sides}: choose another --size")
     tokenizers = tuple(
         dataclasses.replace(
             each, size=size or each.size, trainable=positions_learn or each.position == "learned", recompute=None
