@@ -27,7 +27,7 @@ def export(model: Path, out: Path | None, to: str) -> None:
     except UserError as error:  # an encoder alone; that of a method whose class is not found can be written, too
         encoder = Encoder.from_pretrained(folder)
         missing = f" ({error})" if read_config(folder).get("mmssl") not in (None, "Encoder") else ""
-    models = [encoder] if method is None else [encoder, method]
+    models: list[Encoder | Objective] = [encoder] if method is None else [encoder, method]
     forms = {name: (form, each) for each in models for name, form in each.forms.items()}
     programs = PROGRAMS if is_program(encoder) else {}
     if to == "list":
