@@ -184,7 +184,7 @@ class Encoder(nn.Module):
         parts, partial = [], False
         for name, count in self.sizes(batch).items():
             values = batch[name]
-            part = torch.ones(len(values), count, dtype=torch.bool, device=values.device)
+            part = torch.ones(values.shape[0], count, dtype=torch.bool, device=values.device)
             if (lengths := batch.get(f"{name}.length")) is not None:
                 part, partial = part & (torch.arange(count, device=values.device) < lengths[:, None]), True
             if (present := batch.get(f"{name}.present")) is not None:
@@ -198,7 +198,8 @@ class Encoder(nn.Module):
             return Positions.from_boolean(valid)
         values = next(batch[name] for name in self.tokenizers if name in batch)
         count = sum(self.sizes(batch).values())
-        return Positions(torch.arange(count, device=values.device).expand(len(values), count))
+        # not len(), here and below: tracing would take the batch for a number
+        return Positions(torch.arange(count, device=values.device).expand(values.shape[0], count))
 
     def embed(self, batch: Batch, keep: Positions) -> Float[Tensor, "*batch kept dim"]:
         """Tokens of the kept positions, `[B, K, dim]`, or `[S, dim]` of ragged ones."""
@@ -237,7 +238,7 @@ class Encoder(nn.Module):
         if prefix:
             first = self.prefix_tokens if self.prefix_position is None else self.prefix_tokens + self.prefix_position
             first = first.to(tokens.dtype)
-            tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
+            tokens = torch.cat([first.expand(tokens.shape[0], prefix, self.dim), tokens], dim=1)
         return tokens, keep, None if lengths is None else lengths + prefix
 
     def forward(self, batch: Batch, mask: Mask | None = None, packed: bool = False) -> Tokens:
@@ -370,14 +371,14 @@ class Encoder(nn.Module):
 
     def save_as(self, form: interop.Form, folder: str | Path) -> Path:
         """Write a folder of one of the forms in `forms`."""
-        plain = self._plain()
+        plain = self.plain()
         return interop.save_as(form, plain._settings, plain.state_dict(), folder)
 
     @property
     def forms(self) -> dict[str, interop.Form]:
         """What this encoder can be written as, by the names of `mmssl export --to`, for pictures where it reads
         several modalities."""
-        return interop.forms_of(["Encoder"], self._plain()._settings)
+        return interop.forms_of(["Encoder"], self.plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
@@ -397,7 +398,7 @@ class Encoder(nn.Module):
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head; of an
         encoder of several modalities that of pictures. Raises UserError for an encoder that it cannot express."""
-        plain = self._plain()
+        plain = self.plain()
         model, rules = interop.vit.timm_model(plain._settings), interop.vit.write_timm(plain._settings).rules
         model.load_state_dict(interop.to_theirs(plain.state_dict(), rules, plain.config.tokenizers[0].modality.patch))
         return model
@@ -420,10 +421,10 @@ class Encoder(nn.Module):
             mark_trained(encoder)
         return encoder.train(self.training)
 
-    def _plain(self) -> Encoder:
+    def plain(self) -> Encoder:
         """What other libraries' encoders of one modality can express; a batch norm before the head is within it."""
         if self.config.head_norm:
-            return self._folded()._plain()
+            return self._folded().plain()
         if len(self.tokenizers) == 1 and not self.config.bare_prefix:
             return self
         return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))

@@ -20,6 +20,7 @@ from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
+from mmssl.report.card import ACCURACIES, leave_card, own_card
 from mmssl.report.classes import CLASSES, draw_classes
 from mmssl.report.dense import DENSE, DENSE_PICTURE, dense_told
 from mmssl.report.page import Report
@@ -32,7 +33,7 @@ from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
 from mmssl.training.settings import record
 
-PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
+PICTURES, TRACKS = "pictures.safetensors", "tracks.safetensors"
 TRACK_PARTS = ("frames", "predicted", "truth")
 PIXELS = "What its patch features know of every pixel"
 # What `mmssl evaluate` leaves beside accuracies, by heading and file.
@@ -190,7 +191,7 @@ def _told(run_dir: Path, files: Mapping[str, Callable[[Any], list[str]]]) -> lis
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw report.html and pictures/ from a run folder; the page's path.
+    """Draw report.html and pictures/ from a run folder, and write the card of its `final`; the page's path.
 
     A run that still trains is drawn as its newest checkpoint is. Raises UserError where the folder holds no run, or one
     without a checkpoint yet.
@@ -211,6 +212,8 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(
             f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
         ) from error
+    if model.name == "final":
+        leave_card(model, own_card(objective, model))
     metrics = read_metrics(run_dir)
     report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
     report.text(summary(objective, settings, metrics))
