@@ -139,7 +139,7 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
     modality |= statistics(source, modality["mean"], modality["std"])
     head = head_settings(config, state)
     if "fc_norm.weight" in state:
-        return settings | head | {"pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
+        return settings | head | {"pool": "mean", "pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
     return settings | head | {"pool": "class" if head["classes"] else "mean"}
 
 

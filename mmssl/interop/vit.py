@@ -257,7 +257,7 @@ def _is_timm_vit(settings: Settings) -> bool:
     name = settings["tokenizers"][0]["modality"]["name"]
     one_norm_at_most = not (settings["transformer"]["final_norm"] and settings["pool_norm"])
     plain = is_clip(settings) or is_plain_vit(settings, name)
-    return one_norm_at_most and name in ("image", "audio") and plain and settings["pool"] in _POOLS
+    return one_norm_at_most and name in ("image", "audio") and plain and (settings["pool"] or "mean") in _POOLS
 
 
 def write_timm(settings: Settings) -> Written:
@@ -274,7 +274,7 @@ def write_timm(settings: Settings) -> Written:
         "architecture": f"vit_base_patch16_{variant}224",  # timm must know it; the sizes below replace all of its own
         "num_classes": classes,
         "num_features": transformer["dim"],
-        "global_pool": _POOLS[settings["pool"]],
+        "global_pool": _POOLS[settings["pool"] or "mean"],
         **({"label_names": list(settings["labels"])} if settings["labels"] else {}),
         "model_args": {
             "img_size": size,
@@ -284,7 +284,7 @@ def write_timm(settings: Settings) -> Written:
             "depth": transformer["depth"],
             "num_heads": transformer["heads"],
             "mlp_ratio": (transformer["hidden"] or 4 * transformer["dim"]) / transformer["dim"],
-            "global_pool": _POOLS[settings["pool"]],
+            "global_pool": _POOLS[settings["pool"] or "mean"],
             "fc_norm": settings["pool_norm"],
             **({"pre_norm": True} if clip else {}),
             **({} if transformer["final_norm"] or settings["pool_norm"] else {"final_norm": False}),
