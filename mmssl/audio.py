@@ -134,16 +134,19 @@ def spectrograms(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch of `SoundView(..., on_device=True)` with the `audio` that it would hold otherwise.
 
     Takes `waveform` [B, samples], `waveform.length` [B] and, of SpecAugment, `waveform.hidden` [B, 4] out of the batch;
-    `audio` float32 [B, 1, frames, 128] is made on their device. A batch without waveforms stays as it is.
+    `audio` float32 [B, 1, frames, 128] is made on their device. So is `audio.partner` of what a loader gives as
+    `waveform.partner` and so on. A batch without waveforms stays as it is.
     """
-    if "waveform" not in batch:
-        return dict(batch)
-    waveforms, lengths = batch["waveform"], batch["waveform.length"].tolist()
+    made = {f"audio{of}": _audio(batch, of) for of in ("", ".partner") if f"waveform{of}" in batch}
+    return made | {name: value for name, value in batch.items() if name.partition(".")[0] != "waveform"}
+
+
+def _audio(batch: Mapping[str, Tensor], of: str) -> Float32[Tensor, "batch 1 frames bands"]:
+    waveforms, lengths = batch[f"waveform{of}"], batch[f"waveform.length{of}"].tolist()
     frames = 1 + (waveforms.shape[1] - WINDOW) // HOP
     audio = filter_bank([row[:length] for row, length in zip(waveforms, lengths, strict=True)], frames)
-    if "waveform.hidden" in batch:
-        audio = hide(audio, batch["waveform.hidden"])
-    return {"audio": audio} | {name: value for name, value in batch.items() if name.partition(".")[0] != "waveform"}
+    hidden = batch.get(f"waveform.hidden{of}")
+    return audio if hidden is None else hide(audio, hidden)
 
 
 def hide(

@@ -270,3 +270,114 @@ def test_a_real_folder_with_one_bad_file_trains_and_lists_it(tmp_path):
     assert made["image"].shape == (9, 3, 16, 16)
     assert torch.equal(made["image"][:, 0, 0, 0].long(), made["sample_id"])
     assert loader.ledger.skipped == [("4.png", "is empty (zero bytes)")]
+
+
+class SeveralLabels(Holes):
+    """Each picture has the classes of its number's last two bits."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.labels, self.label_sets = None, [tuple(k for k in (0, 1) if i >> k & 1) for i in range(count)]
+
+
+def test_labels_come_with_the_samples_also_where_each_has_several():
+    for made in Loader(Holes(9, {4}), TrainView(8), batch_size=6, ceiling=1.0, labelled=True).batches(0, 6):
+        assert made["label"].dtype == torch.int64
+        assert torch.equal(made["label"], made["image"][:, 0, 0, 0].long() % 2)
+    for made in Loader(SeveralLabels(9), TrainView(8), batch_size=6, labelled=True).batches(0, 3):
+        assert torch.equal(made["label"], torch.stack([made["sample_id"] % 2 == 1, made["sample_id"] % 4 > 1], 1))
+    assert "label" not in next(Loader(Holes(9), TrainView(8), batch_size=6).batches(0, 1))
+    with pytest.raises(UserError, match="The samples have no labels"):
+        Loader(noise_source(4), TrainView(4), batch_size=2, labelled=True)
+
+
+@pytest.mark.parametrize("broken", [(), (3, 8)])
+def test_partners_are_the_same_for_any_workers_ranks_and_start(broken):
+    """23 samples twice in batches of 6 over three epochs."""
+    source, steps = Holes(23, broken), 20
+
+    def run(start=0, stop=steps, **changes):
+        options = {"batch_size": 6, "seed": 5, "repeats": 2, "ceiling": 1.0, "labelled": True, "partners": True}
+        return list(Loader(source, TrainView(8, views=2), **options | changes).batches(start, stop))
+
+    whole = run()
+    names = [name for medium in ("image", "image.1", "label") for name in (medium, f"{medium}.partner")]
+    assert list(whole[0]) == [*names[:4], "sample_id", "epoch", "draw", "step", *names[4:]]
+    assert {len(whole[0][name]) for name in [*names, "sample_id", "epoch", "draw"]} == {6}
+    assert_equal(whole, run(workers=2))
+    assert_equal(whole, joined([run(rank=rank, world_size=2) for rank in range(2)]))
+    assert_equal(whole, run(0, 7) + run(7, 9, workers=1) + run(9))
+    alone = run(partners=False)
+    assert_equal(alone, [{name: made[name] for name in alone[0]} for made in whole])
+
+
+def as_they_are(samples, keys):
+    return {"image": torch.stack([sample["image"] for sample in samples])}
+
+
+def partner_of(batch):
+    """The samples' numbers, which are the pictures' values."""
+    return batch["image.partner"][:, 0, 0, 0].long()
+
+
+def test_partners_are_other_samples_uniformly_anew_in_each_epoch_and_repeat():
+    count, repeats, epochs = 6, 4, 60
+    options = {"repeats": repeats, "labelled": True, "partners": True}
+    loader = Loader(Holes(count), as_they_are, batch_size=count * repeats, **options)
+    found = torch.zeros(count, count)
+    drawn = []
+    for made in loader.batches(0, epochs):
+        partner = partner_of(made)
+        assert (partner != made["sample_id"]).all()
+        assert torch.equal(made["label.partner"], partner % 2)
+        found.index_put_((made["sample_id"], partner), torch.ones(len(partner)), accumulate=True)
+        drawn.append(partner[made["sample_id"].argsort(stable=True)].view(count, repeats))
+    expected = epochs * repeats / (count - 1)
+    others = found[~torch.eye(count, dtype=torch.bool)]
+    assert (others - expected).abs().max() < 4.5 * expected**0.5
+    numbers = torch.stack(drawn)
+    for one, another in ((numbers[1:], numbers[:-1]), (numbers[..., 1:], numbers[..., :-1])):
+        assert abs((one == another).float().mean() - 1 / (count - 1)) < 0.06
+    (lone,) = Loader(Holes(1), TrainView(8), batch_size=2, partners=True).batches(0, 1)
+    assert partner_of(lone).tolist() == [0, 0]
+
+
+def test_a_partner_shares_no_view_with_the_same_sample_elsewhere():
+    """Crops of noise: as many different pictures as rows, of partners and substitutes, too."""
+
+    class Torn(ArraySource):
+        def read(self, index):
+            if index in (1, 6):
+                raise BrokenSample("is truncated")
+            return super().read(index)
+
+    pictures = torch.randint(0, 256, (8, 1, 60, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    loader = Loader(Torn(pictures), TrainView(12), batch_size=8, repeats=2, ceiling=1.0, partners=True)
+    rows = [made[name].flatten(1) for made in loader.batches(0, 10) for name in ("image", "image.partner")]
+    assert len(torch.cat(rows).unique(dim=0)) == 160
+
+
+def test_broken_partners_are_substituted_and_counted_like_other_slots():
+    broken = {2, 5}
+    loader = Loader(Holes(40, broken), TrainView(8), batch_size=10, ceiling=0.2, labelled=True, partners=True)
+    for done, made in enumerate(loader.batches(0, 40), 1):
+        assert broken.isdisjoint(partner_of(made).tolist())
+        assert torch.equal(partner_of(made) % 2, made["label.partner"])
+        assert torch.equal(made["image"][:, 0, 0, 0].long(), made["sample_id"])
+        assert loader.ledger.seen + len(loader.ledger.skipped) == 20 * done
+    times = Counter(loader.ledger.skipped)
+    assert times.keys() == {("picture 2", "is truncated"), ("picture 5", "is truncated")}
+    assert 2 * 10 < times.total() < 2 * 35  # ten times in their own slots, and about ten as partners
+
+
+def test_a_partner_that_is_the_neighbouring_rows_sample_is_decoded_once():
+    reads = []
+
+    class Counting(Holes):
+        def read(self, index):
+            reads.append(index)
+            return super().read(index)
+
+    (made,) = Loader(Counting(2), TrainView(8), batch_size=6, repeats=3, partners=True).batches(0, 1)
+    assert partner_of(made).tolist() == [1 - index for index in made["sample_id"].tolist()]
+    assert len(reads) == 3  # the first, the second, which is also the first's partner, and the first again

@@ -246,13 +246,15 @@ def test_a_batch_is_the_log_mel_of_its_sounds_padded(tree):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_device_makes_the_same_bits_as_the_workers(tree, workers):
     settings = {"gain": True, "roll": True, "spec_augment": (20, 30)}
-    source = MixedSource(SoundSource(tree, SoundClips(0.4)), 0.5)
-    for frames in (32, 64):
-        here = Loader(source, SoundView(frames, **settings), batch_size=6, workers=workers)
-        there = Loader(source, SoundView(frames, on_device=True, **settings), batch_size=6)
+    plain = SoundSource(tree, SoundClips(0.4))
+    for frames, source in ((32, MixedSource(plain, 0.5)), (64, plain)):
+        options = {"batch_size": 6, "partners": source is plain}
+        here = Loader(source, SoundView(frames, **settings), workers=workers, **options)
+        there = Loader(source, SoundView(frames, on_device=True, **settings), **options)
         for one, other in zip(here.batches(0, 2), there.batches(0, 2), strict=True):
             made = spectrograms(other)
             assert made.keys() == one.keys() and all(torch.equal(made[name], one[name]) for name in one)
+            assert ("audio.partner" in made) == (source is plain)
             assert spectrograms(one).keys() == one.keys()
 
 

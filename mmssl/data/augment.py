@@ -1,6 +1,7 @@
-"""Colours of the views of two-view methods: torchvision's operations with parameters that the noise draws.
+"""What becomes of the pixels that a view has cut out, by parameters that the noise draws; here the colours of two-view
+methods, by torchvision's operations.
 
-A view's colours are a pure function of the picture and (seed, epoch, sample, draw, view); nothing else in its batch and
+A view's pixels are a pure function of the picture and (seed, epoch, sample, draw, view); nothing else in its batch and
 no number of workers or threads changes a value.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -20,6 +22,43 @@ from mmssl.masking.noise import Keys, uniform
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 _ORDERS = tuple(permutations(range(len(JITTERS))))
+
+
+@runtime_checkable
+class Change(Protocol):
+    """What becomes of the `image` and `video` of a view: uint8 0-255 or floating point 0-1 [B, C, ..., H, W]."""
+
+    def draw(self, keys: Keys, view: int) -> Sequence[Any]:
+        """What the noise says of each row of view k, from a stream of this change's own."""
+        ...
+
+    def __call__(
+        self, medium: Shaped[Tensor, "batch c *extra h w"], drawn: Sequence[Any]
+    ) -> Shaped[Tensor, "batch c *extra h w"]:
+        """The medium changed, each row by its own of `drawn`; all frames of a clip are treated alike."""
+        ...
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Some changes, one after the other. Raises UserError for two of a kind, which would draw the same noise."""
+
+    changes: tuple[Change, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [type(change).__name__ for change in self.changes]
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise UserError(f"Changes are composed one of each kind, at least one, not ({', '.join(kinds)}).")
+
+    def draw(self, keys: Keys, view: int) -> list[tuple[Any, ...]]:
+        return list(zip(*(change.draw(keys, view) for change in self.changes), strict=True))
+
+    def __call__(
+        self, medium: Shaped[Tensor, "batch c *extra h w"], drawn: Sequence[tuple[Any, ...]]
+    ) -> Shaped[Tensor, "batch c *extra h w"]:
+        for change, each in zip(self.changes, zip(*drawn, strict=True), strict=True):
+            medium = change(medium, each)
+        return medium
 
 
 @dataclass(frozen=True)

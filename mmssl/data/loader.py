@@ -15,7 +15,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -61,7 +61,10 @@ class Ledger:
 
 
 class Plan(NamedTuple):
-    """What one batch is to be made of: its slots' places in their epoch, and the keys of the samples planned there."""
+    """What one batch is to be made of: its slots' places in their epoch, and the keys of the samples planned there.
+
+    Of a batch with partners the second half are theirs, whose places and draws lie beyond all that the epoch has.
+    """
 
     position: Int64[Tensor, " batch"]
     keys: Keys
@@ -143,6 +146,15 @@ class Loader:
     A broken sample's slot is filled by a substitute and entered in `ledger` (this rank's) as its batch is consumed;
     where more than `ceiling` of the files, and more than one, are broken, the run stops with a UserError. So are, from
     the beginning, the lines of texts that were skipped when these were opened (see `TextSource`).
+
+    labelled: batches hold `label`, int64 [B], or bool [B, classes] where samples have several. A sample without a label
+        among others that have one has -1.
+    partners: batches hold another sample for each row, to be mixed with: every `NAME` [B, ...] but `sample_id`, `epoch`
+        and `draw` is followed by `NAME.partner` [B, ...]. The noise draws it uniformly among all samples but the row's
+        own (stream "mix/partner"), and it is cut as one more repeat of its own, so that chunks, ranks and workers
+        change nothing (timm mixes with the batch in reverse). A broken partner has a substitute, too, which may by
+        chance be the row's own sample, as a lone sample's partner is. `ledger` counts partners like all slots: `seen`
+        and `skipped` together grow by 2 B a batch.
     """
 
     def __init__(
@@ -158,6 +170,8 @@ class Loader:
         repeats: int = 1,
         shuffle: bool = True,
         ceiling: float = 0.001,
+        labelled: bool = False,
+        partners: bool = False,
     ) -> None:
         if len(source) == 0:
             raise UserError("The data source is empty; there is nothing to make batches of.")
@@ -169,7 +183,12 @@ class Loader:
             raise UserError(f"rank {rank}, world_size {world_size}, workers {workers} or repeats {repeats} is wrong.")
         self.source, self.view, self.batch_size, self.seed, self.workers = source, view, batch_size, seed, workers
         self.rank, self.world_size, self.repeats, self.shuffle = rank, world_size, repeats, shuffle
-        self.ceiling = ceiling
+        self.ceiling, self.partners = ceiling, partners
+        self._labels = _labels_of(source) if labelled else None
+        if labelled and self._labels is None:
+            raise UserError(
+                "The samples have no labels: give a folder with a folder for each class, or a manifest with `label`."
+            )
         self.ledger = Ledger()
         # A source of texts has met its bad lines when it was opened; ranks are added up.
         if (met := getattr(whole_of(source), "ledger", None)) is not None:
@@ -183,7 +202,7 @@ class Loader:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Tensor]]:
         """This rank's batches of the steps [start_step, stop_step): the views' tensors [B, ...] (see TrainView),
-        `sample_id`, `epoch` and `draw` int64 [B], `step` int64 scalar.
+        `sample_id`, `epoch` and `draw` int64 [B], `step` int64 scalar; labels and partners where asked for.
 
         Raises UserError at the batch with which too many files turn out broken.
         """
@@ -193,7 +212,9 @@ class Loader:
             self.ledger.blended.update(shown)
             if broken:
                 self.ledger.judge(self.ceiling, len(self.source))
-            yield batch
+            if self._labels is not None:
+                batch["label"] = self._labels[batch["sample_id"]]
+            yield _apart(batch) if self.partners else batch
 
     def plan(self, step: int) -> Plan:
         """What this rank's batch of one step is made of, before a file is opened."""
@@ -206,7 +227,21 @@ class Loader:
         for number in epoch.unique().tolist():
             inside = epoch == number
             sample_id[inside] = self._order(number)[position[inside] // self.repeats]
-        return Plan(position, Keys(self.seed, sample_id, epoch, position % self.repeats))
+        plan = Plan(position, Keys(self.seed, sample_id, epoch, position % self.repeats))
+        return self._with_partners(plan) if self.partners else plan
+
+    def _with_partners(self, plan: Plan) -> Plan:
+        """As many rows again: a partner for each of the plan's."""
+        keys, count = plan.keys, len(self.source)
+        further = random_bits(1, stream="mix/partner", **keys._asdict())[:, 0] % max(1, count - 1)
+        # Substitutes have the draws from `repeats` on, one for each place.
+        slots = count * self.repeats
+        position = slots + plan.position
+        theirs = (keys.sample_id + 1 + further) % count, keys.epoch, self.repeats + slots + position
+        return Plan(
+            torch.cat([plan.position, position]),
+            Keys(self.seed, *(torch.cat(both) for both in zip(keys[1:], theirs, strict=True))),
+        )
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -230,9 +265,7 @@ def evaluation_batches(
             f"batch_size={batch_size} and repeats={repeats} must be above 0 and workers={workers} not negative."
         )
     ledger = Ledger() if ledger is None else ledger
-    sets = label_sets(source)
-    labels = None if source.labels is None else torch.tensor(source.labels)
-    labels = labels if sets is None else multi_hot(sets, len(source.classes))
+    labels = _labels_of(source)
     reader = Reader(source, view, partial(_plan_in_order, len(source), repeats, batch_size), repeats)
     for batch, broken, _, shown in read_ahead(reader, range(-(-len(source) * repeats // batch_size)), workers):
         ledger.record(len(batch["sample_id"]), [(name, reason) for _, name, reason in broken])
@@ -245,6 +278,23 @@ def evaluation_batches(
             batch = {key: value[whole] if value.ndim else value for key, value in batch.items()}
         if len(batch["sample_id"]):
             yield batch
+
+
+def _labels_of(source: Source) -> Int64[Tensor, " samples"] | Bool[Tensor, "samples classes"] | None:
+    """Each sample's label, or which of the classes it has where samples have several; None where there are none."""
+    if (sets := label_sets(source)) is not None:
+        return multi_hot(sets, len(source.classes))
+    return None if source.labels is None else torch.tensor(source.labels)
+
+
+def _apart(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of a batch with partners apart: the second half as `NAME.partner` behind the first, `NAME`."""
+    apart: dict[str, Tensor] = {}
+    for name, value in batch.items():
+        apart[name] = value[: len(value) // 2] if value.ndim else value
+        if value.ndim and name not in Keys._fields:
+            apart[f"{name}.partner"] = value[len(value) // 2 :]
+    return apart
 
 
 def _plan_in_order(count: int, repeats: int, batch_size: int, step: int) -> Plan:

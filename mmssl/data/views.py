@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from jaxtyping import Float32, Float64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mmssl.data.augment import Augmentation
+from mmssl.data.augment import Change
 from mmssl.errors import UserError
 from mmssl.masking.noise import Keys, random_bits
 from mmssl.modality import ZERO_TO_ONE
@@ -74,19 +74,20 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Crop:
-    """RandomResizedCrop to `size` (bicubic, antialiased), a horizontal flip with probability `flip`, other colours.
+    """RandomResizedCrop to `size` (bicubic, antialiased), a horizontal flip with probability `flip`, then changes.
 
     size: pixels of both sides, or (height, width). Box areas are uniform in `scale` (shares of the picture) and the
     boxes' aspects, width to height, log-uniform in `ratio`: torchvision's distribution, with its ten tries and its
     central fallback. As there, a size that is not square wants a `ratio` round its aspect, or boxes are squeezed.
-    augmentation: what becomes of `image` and `video` then; whatever else a sample holds keeps its values.
+    augmentation: what becomes of `image` and `video` then, an Augmentation, RandAugment, Erasing or a Compose of them;
+    whatever else a sample holds keeps its values.
     """
 
     size: Size
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    augmentation: Augmentation | None = None
+    augmentation: Change | None = None
 
     def __post_init__(self) -> None:
         if min(sides(self.size)) < 1:
@@ -99,11 +100,11 @@ class Crop:
             raise UserError(f"flip must be a probability, not {self.flip}.")
 
     def shot(self, keys: Keys, view: int) -> Shot:
-        """Boxes and flips drawn from the stream "view/k" of view k, colours from "colour/k"."""
+        """Boxes and flips drawn from the stream "view/k" of view k, changes from their own."""
         cut = partial(self._cut, draw_numbers(f"view/{view}", keys))
         if self.augmentation is None:
             return Shot(sides(self.size), cut)
-        return Shot(sides(self.size), cut, partial(_recolour, self.augmentation, self.augmentation.draw(keys, view)))
+        return Shot(sides(self.size), cut, partial(_changed, self.augmentation, self.augmentation.draw(keys, view)))
 
     def _cut(self, noise: np.ndarray, rows: Sequence[int], height: int, width: int) -> Cut:
         numbers = noise[rows]
@@ -113,11 +114,11 @@ class Crop:
 
 @dataclass(frozen=True)
 class MultiView:
-    """A crop of each sample for each of `crops`, of sizes and colours of their own, as `image`, `image.1`, ...
+    """A crop of each sample for each of `crops`, of sizes and changes of their own, as `image`, `image.1`, ...
 
     uint8 stays uint8; floating point stays float32; a batch with both kinds becomes float32 0-1. Pictures come as
     [B, C, height, width], clips as [B, C, T, height, width]. Raises UserError when samples hold such names themselves
-    (pairs of frames) and there are several crops, or when colours shall change and they hold neither image nor video.
+    (pairs of frames) and there are several crops, or neither image nor video and one of the crops augments.
     """
 
     crops: tuple[Crop, ...]
@@ -132,7 +133,7 @@ class MultiView:
         if len(views) > 1 and taken:
             raise UserError(f"{len(views)} views cannot be named: the samples hold {taken[0]} already; take one view.")
         if any(crop.augmentation for crop in self.crops) and not any(map(_coloured, views[0])):
-            raise UserError(f"Colours are those of image or video, and the samples hold only {', '.join(views[0])}.")
+            raise UserError(f"Only image and video are augmented, and the samples hold only {', '.join(views[0])}.")
         return {f"{name}.{k}" if k else name: batch for k, view in enumerate(views) for name, batch in view.items()}
 
 
@@ -291,21 +292,35 @@ def random_boxes(
 
     noise: 22 numbers in [0, 1) a box: ten areas, ten aspects, the row, the column.
     """
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * noise[:, :TRIES])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + (high - low) * noise[:, TRIES : 2 * TRIES])
-    widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    rows, first = np.arange(len(noise)), fits.argmax(1)
-    found = fits[rows, first]
+    found, box_height, box_width = tried_boxes(noise, height * width, (height, width), scale, ratio)
     central_height = min(height, round(width / ratio[0]))
     central_width = min(width, round(height * ratio[1]))
-    box_height = np.where(found, heights[rows, first], central_height)
-    box_width = np.where(found, widths[rows, first], central_width)
+    box_height, box_width = np.where(found, box_height, central_height), np.where(found, box_width, central_width)
     free_height, free_width = height - box_height, width - box_width
     top = np.floor(np.where(found, noise[:, -2] * (free_height + 1), free_height // 2))
     left = np.floor(np.where(found, noise[:, -1] * (free_width + 1), free_width // 2))
     return top.astype(np.int64), left.astype(np.int64), box_height.astype(np.int64), box_width.astype(np.int64)
+
+
+def tried_boxes(
+    noise: Float64[np.ndarray, "n numbers"],
+    area: int,
+    most: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(whether one of the ten tries fits, its height, its width), bool and float64 [n]: the first that is neither empty
+    nor larger than `most`, height and width, with shares `scale` of `area` pixels and aspects `ratio`.
+
+    noise: see `random_boxes`.
+    """
+    areas = area * (scale[0] + (scale[1] - scale[0]) * noise[:, :TRIES])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = np.exp(low + (high - low) * noise[:, TRIES : 2 * TRIES])
+    widths, heights = np.rint(np.sqrt(areas * aspect)), np.rint(np.sqrt(areas / aspect))
+    fits = (widths > 0) & (widths <= most[1]) & (heights > 0) & (heights <= most[0])
+    rows, first = np.arange(len(noise)), fits.argmax(1)
+    return fits[rows, first], heights[rows, first], widths[rows, first]
 
 
 def render(samples: Iterable[dict[str, Tensor]], shots: Sequence[Shot]) -> list[dict[str, Tensor]]:
@@ -352,9 +367,7 @@ def _is_small(name: str, medium: Tensor, shot: Shot) -> bool:
     return name not in shot.strides and medium.dtype == torch.uint8 and max(*medium.shape[-2:], *shot.size) <= SMALL
 
 
-def _recolour(
-    augmentation: Augmentation, drawn: list[dict[str, float]], name: str, rows: Sequence[int], medium: Tensor
-) -> Tensor:
+def _changed(augmentation: Change, drawn: Sequence[Any], name: str, rows: Sequence[int], medium: Tensor) -> Tensor:
     return augmentation(medium, [drawn[row] for row in rows]) if _coloured(name) else medium
 
 
