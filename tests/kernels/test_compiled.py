@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.test_compile import run
+from tests.processes import printed
 
 # One after the other, and why each failed that did.
 ALL = """
@@ -53,9 +53,9 @@ def check(compiled, low):
 
 for dynamic in (False, True):
     torch._dynamo.reset()
-    check(torch.compile(path, backend="aot_eager", fullgraph=True, dynamic=dynamic), None)
+    check(torch.compile(path, backend="aot_eager_default_partitioner", fullgraph=True, dynamic=dynamic), None)
 torch._dynamo.reset()
-check(torch.compile(path, backend="aot_eager", fullgraph=True), torch.float16)
+check(torch.compile(path, backend="aot_eager_default_partitioner", fullgraph=True), torch.float16)
 """
 
 OF_PIXELS = """
@@ -103,7 +103,7 @@ for losses.WHOLE, function, dynamic, low in (
     (0, clip, None, torch.float16),
 ):
     torch._dynamo.reset()
-    check(function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic), low)
+    check(function, torch.compile(function, backend="aot_eager_default_partitioner", fullgraph=True, dynamic=dynamic), low)
 """
 
 
@@ -116,7 +116,7 @@ def retrieve(a, b):
     own = torch.arange(len(a), device=DEVICE)
     return *similarity_topk(a, b, 3, exclude=1), similarity_rank(a, b, own, exclude=len(b))
 
-compiled = torch.compile(retrieve, backend="aot_eager", fullgraph=True, dynamic=True)
+compiled = torch.compile(retrieve, backend="aot_eager_default_partitioner", fullgraph=True, dynamic=True)
 for rows in (5, 8, 12):
     a, b = draw(rows, 6).requires_grad_(), draw(rows + 2, 6)
     for plain, found in zip(retrieve(a, b), compiled(a, b), strict=True):
@@ -159,7 +159,7 @@ def check(function, compiled, low=None):
 
 for function, dynamic, low in ((plain, True, None), (ours, None, torch.float16)):
     torch._dynamo.reset()
-    check(function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic), low)
+    check(function, torch.compile(function, backend="aot_eager_default_partitioner", fullgraph=True, dynamic=dynamic), low)
 """
 
 PROGRAMS = {
@@ -174,7 +174,7 @@ PROGRAMS = {
 @pytest.fixture(scope="module")
 def failed() -> dict[str, str]:
     """The tracebacks of those that failed."""
-    return json.loads(run(ALL, json.dumps(PROGRAMS)))
+    return json.loads(printed(ALL, json.dumps(PROGRAMS)))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

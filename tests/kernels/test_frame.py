@@ -14,7 +14,7 @@ from tests.kernels import test_masked_patch_embed as embed
 from tests.kernels import test_masked_patch_mse as mse
 from tests.kernels import test_restore_tokens as restore
 from tests.kernels.support import DEVICE, TRITON, draw, pixels_of, ragged, upstream_of
-from tests.test_compile import run
+from tests.processes import printed
 
 
 def embed_arguments(flat=False, float_pixels=False, weight=torch.float32):
@@ -265,7 +265,7 @@ check("ieee")
 
 def test_float32_is_multiplied_as_torch_is_told_to():
     """By each of its interfaces, one after the other. In a process of its own, whose end undoes it."""
-    run(PRECISIONS)
+    printed(PRECISIONS)
 
 
 def test_a_launch_names_the_kernels_arguments_and_no_others():
