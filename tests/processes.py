@@ -34,7 +34,7 @@ def server() -> ForkServerContext:
 
 
 class Script:
-    """`python SCRIPT ARGUMENTS`, with one thread: started, and ended by itself or a signal. A script is a file or text."""
+    """`python SCRIPT ARGUMENTS`, with one thread: started, and ended by itself or a signal. It is a file or text."""
 
     def __init__(self, script: Path | str, *arguments: object) -> None:
         self._told = tempfile.mkdtemp()

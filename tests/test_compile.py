@@ -41,6 +41,7 @@ def test_a_compiled_run_saves_the_plain_names_and_values(tmp_path):
 
 
 def test_other_counts_of_hidden_patches_are_not_compiled_anew():
-    _, second, *later = (line.split() for line in printed(COUNTS).splitlines())  # the second step learns what may change
+    # the second step learns what may change
+    _, second, *later = (line.split() for line in printed(COUNTS).splitlines())
     assert {graphs for graphs, *_ in later} == {second[0]}
     assert len({tuple(counts) for _, *counts in later}) == len(later)
