@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+MMSSL = "from mmssl.cli import main; main()"
 ELSEWHERE = """
 import sys
 import timm, torch
@@ -60,29 +62,40 @@ def write_pictures(folder: Path, scale: Scale) -> Path:
     return folder
 
 
-def first_minutes(folder: Path, scale: Scale, command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Seconds from the first command typed to each milestone; raises RuntimeError with what a command that failed said.
+Call = Callable[[str, list[str]], Iterator[str]]
+"""Runs a program, its text, with these arguments: the lines that it prints, each as it comes. Raises RuntimeError with
+what one that failed said."""
 
-    `command` starts mmssl; `folder` takes the pictures, the run and the export.
-    """
+
+def started(program: str, arguments: list[str]) -> Iterator[str]:
+    """In a new Python."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    call, said = [sys.executable, "-c", program, *arguments], ""
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            yield line
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said}")
+
+
+def first_minutes(folder: Path, scale: Scale, call: Call) -> dict[str, float]:
+    """Seconds from the first command typed to each milestone; `folder` takes the pictures, the run and the export."""
     data, run, export = write_pictures(folder / "pictures", scale), folder / "run", folder / "timm"
     milestones: dict[str, float] = {}
     start = time.perf_counter()
 
-    def typed(*arguments: object, milestone: str = "", program: list[str] = command) -> str:
-        call = [*program, *map(str, arguments)]
+    def typed(*arguments: object, milestone: str, program: str = MMSSL) -> str:
         said = ""
-        with subprocess.Popen(
-            call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                said += line
-                milestones.setdefault("first line", time.perf_counter() - start)
-                if line.startswith("step "):
-                    milestones.setdefault("first step", time.perf_counter() - start)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(call)} ended with {process.returncode}:\n{said}")
+        for line in call(program, list(map(str, arguments))):
+            said += line
+            milestones.setdefault("first line", time.perf_counter() - start)
+            if line.startswith("step "):
+                milestones.setdefault("first step", time.perf_counter() - start)
         milestones[milestone] = time.perf_counter() - start
         return said
 
@@ -91,17 +104,15 @@ def first_minutes(folder: Path, scale: Scale, command: list[str], environment: d
     typed("train", "mae", "--data", data, "--out", run, *sizes, *length, milestone="trained")
     print(typed("evaluate", "--model", run, "--data", data, "--workers", 0, milestone="evaluated"))
     typed("export", "--model", run, "--to", "timm", "--out", export, milestone="exported")
-    shape = typed("-c", ELSEWHERE, export, program=[sys.executable], milestone="loaded in timm")
+    shape = typed(export, program=ELSEWHERE, milestone="loaded in timm")
     if shape.strip() != "(1, 192)":
         raise RuntimeError(f"timm's model gives {shape}")
     return milestones
 
 
 def main() -> None:
-    command = [sys.executable, "-c", "from mmssl.cli import main; main()"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     with tempfile.TemporaryDirectory() as folder:
-        found = first_minutes(Path(folder), FULL, command, {**os.environ, "PYTHONPATH": paths})
+        found = first_minutes(Path(folder), FULL, started)
     for name, seconds in found.items():
         print(f"{name:<16} {seconds:6.1f} s")
 
