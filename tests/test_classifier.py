@@ -182,7 +182,7 @@ def test_a_probes_batch_norm_is_within_the_head_that_is_exported(tmp_path):
     batch = {"image": pictures(4, 3).float() / 255}
     logits = probe.eval().encoder.classify(batch)
     assert probe.encoder.head_norm.running_mean.abs().max() > 0
-    torch.testing.assert_close(probe.encoder._plain().classify(batch), logits)
+    torch.testing.assert_close(probe.encoder.plain().classify(batch), logits)
     probe.save_pretrained(tmp_path)
     again = Encoder.from_pretrained(tmp_path).eval()
     assert torch.equal(again.classify(batch), logits) and again.config.labels == LABELS
