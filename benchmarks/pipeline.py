@@ -26,23 +26,19 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.machine import markdown, write
-from mmssl.data import FolderSource, Loader, TrainView
+from mmssl.data import FolderSource, Loader, TrainView, View
 
 BATCH = 64
-OURS = "mmssl, uint8"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the input pipeline against torchvision's ImageFolder.")
-    parser.add_argument("--data", type=Path, help="a folder of class folders of pictures")
-    parser.add_argument("--workers", type=int, default=1, help="processes on either side")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=224)
-    settings = parser.parse_args()
-    torch.set_num_threads(1)
+    settings = arguments("Times the input pipeline against torchvision's ImageFolder.")
     with tempfile.TemporaryDirectory() as scratch:
         folder = settings.data or write_pictures(Path(scratch))
-        pipelines = {OURS: our_pipeline(folder, settings.size, settings.workers)}
+        crop = transforms.RandomResizedCrop(
+            settings.size, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+        )
+        pipelines = {"mmssl, uint8": our_pipeline(folder, TrainView(settings.size), settings.workers)}
         for name, convert in {
             "ImageFolder, PILToTensor": [transforms.PILToTensor()],
             "ImageFolder, ToTensor + Normalize": [
@@ -50,24 +46,28 @@ def main() -> None:
                 transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             ],
         }.items():
-            pipelines[name] = torchvision_pipeline(folder, settings.size, settings.workers, convert)
-        rates: dict[str, list[float]] = {name: [] for name in pipelines}
-        for _ in range(settings.rounds):
-            for name, batches in pipelines.items():
-                rates[name].append(rate(batches) / max(settings.workers, 1))
-    report(rates, settings)
+            chain = transforms.Compose([crop, transforms.RandomHorizontalFlip(), *convert])
+            pipelines[name] = torchvision_pipeline(folder, chain, settings.workers)
+        compare("pipeline", pipelines, settings)
 
 
-def our_pipeline(folder: Path, size: int, workers: int) -> Callable[[], Iterable[torch.Tensor]]:
-    loader = Loader(FolderSource(folder), TrainView(size), batch_size=BATCH, workers=workers)
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help="a folder of class folders of pictures")
+    parser.add_argument("--workers", type=int, default=1, help="processes on either side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=224)
+    return parser.parse_args()
+
+
+def our_pipeline(folder: Path, view: View, workers: int) -> Callable[[], Iterable[torch.Tensor]]:
+    loader = Loader(FolderSource(folder), view, batch_size=BATCH, workers=workers)
     steps = round(loader.steps_per_epoch)
     return lambda: (batch["image"] for batch in loader.batches(0, steps))
 
 
-def torchvision_pipeline(folder: Path, size: int, workers: int, convert: list) -> Callable[[], Iterable[torch.Tensor]]:
-    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
-    dataset = ImageFolder(folder, transforms.Compose([crop, transforms.RandomHorizontalFlip(), *convert]))
-    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+def torchvision_pipeline(folder: Path, transform: Callable, workers: int) -> Callable[[], Iterable[torch.Tensor]]:
+    loader = DataLoader(ImageFolder(folder, transform), BATCH, shuffle=True, num_workers=workers)
     return lambda: (images for images, _ in loader)
 
 
@@ -78,20 +78,28 @@ def rate(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def report(rates: dict[str, list[float]], settings: argparse.Namespace) -> None:
-    rows = []
-    for name, values in rates.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True))
+def compare(
+    name: str, pipelines: dict[str, Callable[[], Iterable[torch.Tensor]]], settings: argparse.Namespace
+) -> None:
+    """Times the pipelines in turn, the first of which is ours, prints their rates and writes them under this name."""
+    torch.set_num_threads(1)
+    rates: dict[str, list[float]] = {pipeline: [] for pipeline in pipelines}
+    for _ in range(settings.rounds):
+        for pipeline, batches in pipelines.items():
+            rates[pipeline].append(rate(batches) / max(settings.workers, 1))
+    rows, first = [], next(iter(rates))
+    for pipeline, values in rates.items():
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[first], values, strict=True))
         rows.append(
             {
-                "pipeline": name,
+                "pipeline": pipeline,
                 "pictures/s a worker": round(statistics.median(values)),
                 "range": f"{min(values):.0f}-{max(values):.0f}",
-                "mmssl is faster by": "" if name == OURS else f"{ratio:.2f}x",
+                "mmssl is faster by": "" if pipeline == first else f"{ratio:.2f}x",
             }
         )
     chosen = {"workers": settings.workers, "size": settings.size, "batch": BATCH, "own data": bool(settings.data)}
-    path = write("pipeline", torch.device("cpu"), {"settings": chosen, "rows": rows})
+    path = write(name, torch.device("cpu"), {"settings": chosen, "rows": rows})
     print(f"{markdown(rows)}\n\n{path}")
 
 

@@ -57,6 +57,10 @@ class ImageProbe(PictureRecipe):
     """Alpha of the shares by which samples are mixed with others; 0: never."""
     cutmix: float = 0.0
     """Alpha of the areas that stay a sample's own around a box of another; 0: never."""
+    randaugment: tuple[float, int] = (9.0, 0)
+    """Strength, 0 to 10, and number of the random operations on a crop; none by default."""
+    erase: float = 0.0
+    """Probability that a box of a crop is filled with noise."""
     head_std: float = 0.01
     """Standard deviation of the head's first weights."""
 

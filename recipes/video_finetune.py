@@ -4,9 +4,9 @@
 
 DIR holds a folder for each class, maybe below `train` and `val`, or is a manifest (.csv, .parquet, .jsonl) with labels.
 The defaults are those by which VideoMAE's authors tune ViT-B on Kinetics-400, to 81.5 % top-1: 75 epochs of two clips a
-video, batch 512, a peak rate of 5e-4 * batch / 256, 0.75 of it from layer to layer downwards, mixup, CutMix, and the
-mean of the patches behind a norm of its own. Of each video five clips are tested and averaged; the authors show three
-crops of each besides. Nothing of that size has been tuned with this recipe.
+video, batch 512, a peak rate of 5e-4 * batch / 256, 0.75 of it from layer to layer downwards, RandAugment, random
+erasing, mixup, CutMix, and the mean of the patches behind a norm of its own. Of each video five clips are tested and
+averaged; the authors show three crops of each besides. Nothing of that size has been tuned with this recipe.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from mmssl.data.randaugment import OPERATIONS
 from mmssl.errors import UserError
 from tests.test_data_augment import keys, media
 
-BICUBIC, FILL = InterpolationMode.BICUBIC, [124, 116, 104]  # ImageNet's mean
+BILINEAR, FILL = InterpolationMode.BILINEAR, [124, 116, 104]  # ImageNet's mean
 SIGNED = ("rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 TIMMS = dict(zip(OPERATIONS, auto_augment._RAND_INCREASING_TRANSFORMS, strict=True))
 
@@ -40,15 +40,17 @@ def torchvisions(picture, operation, parameter):
     fill = FILL if picture.mode == "RGB" else [119]
     match operation:
         case "rotate":
-            return functional.rotate(picture, parameter, BICUBIC, fill=fill)
+            return functional.rotate(picture, parameter, BILINEAR, fill=fill)
         case "shear_x" | "shear_y":
             degrees = np.degrees(np.arctan(parameter))
             shear = [degrees, 0.0] if operation == "shear_x" else [0.0, degrees]
-            return functional.affine(picture, 0.0, [0, 0], 1.0, shear, BICUBIC, fill, [0.0, 0.0])
+            return functional.affine(picture, 0.0, [0, 0], 1.0, shear, BILINEAR, fill, [0.0, 0.0])
         case "translate_x":
-            return functional.affine(picture, 0.0, [parameter * picture.width, 0.0], 1.0, [0.0, 0.0], BICUBIC, fill)
+            moved = [parameter * picture.width, 0.0]
+            return functional.affine(picture, 0.0, moved, 1.0, [0.0, 0.0], BILINEAR, fill, [0.0, 0.0])
         case "translate_y":
-            return functional.affine(picture, 0.0, [0.0, parameter * picture.height], 1.0, [0.0, 0.0], BICUBIC, fill)
+            moved = [0.0, parameter * picture.height]
+            return functional.affine(picture, 0.0, moved, 1.0, [0.0, 0.0], BILINEAR, fill, [0.0, 0.0])
         case "solarize_add":
             values = functional.pil_to_tensor(picture).int()
             added = torch.where(values < 128, (values + int(parameter)).clamp(max=255), values)
@@ -73,12 +75,16 @@ def test_each_operation_is_torchvisions_and_gives_timms_values(operation):
     expected = [torchvisions(as_picture(p), operation, row[0][1]) for p, row in zip(pictures, drawn, strict=True)]
     assert torch.equal(made, torch.stack([functional.pil_to_tensor(picture) for picture in expected]))
     assert not torch.equal(made, pictures)
-    theirs, settings = auto_augment.NAME_TO_OP[TIMMS[operation]], {"resample": Image.BICUBIC, "fillcolor": tuple(FILL)}
+    theirs, settings = auto_augment.NAME_TO_OP[TIMMS[operation]], {"resample": Image.BILINEAR, "fillcolor": tuple(FILL)}
     for picture, [(_, parameter)], got in zip(pictures, drawn, made, strict=True):
         parameter = int(parameter) if operation in ("posterize", "solarize_add") else parameter
         parameter = -parameter if operation.startswith("translate") else parameter
         arguments = [parameter] if auto_augment.LEVEL_TO_ARG[TIMMS[operation]] else []
         assert torch.equal(got, functional.pil_to_tensor(theirs(as_picture(picture), *arguments, **settings)))
+
+
+def test_no_bit_left_is_black():
+    assert not RandAugment()(smooth(1, 3, 9, 9), [[("posterize", 0.0)]]).any()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmssl.data.folders import NoTestPart
 from mmssl.data.source import Source, Subset, hold_out, label_sets, subset
 from mmssl.errors import UserError
+from mmssl.masking.noise import permutation
 
 
 def both_parts(
@@ -29,6 +30,18 @@ def both_parts(
     except NoTestPart:
         (train, asked), held_out = hold_out(train, 0.2), " (held out, stratified by class)"
     return train, _same_classes(asked, train), held_out
+
+
+def few(part: Subset, count: int, seed: int = 0) -> Subset:
+    """`count` samples of each class, all where it has no more, the same for the same seed. Raises UserError where
+    samples have several classes each."""
+    if part.labels is None or count < 1:
+        raise UserError(f"{count} samples a class: take at least one, of samples that have one class each")
+    order = permutation(len(part), seed=seed, stream="few").tolist()
+    members: dict[int, list[int]] = {}
+    for index in order:
+        members.setdefault(part.labels[index], []).append(index)
+    return subset(part, sorted(index for some in members.values() for index in some[:count]))
 
 
 def class_names(source: Source) -> list[tuple[str, ...]]:

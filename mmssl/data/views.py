@@ -272,13 +272,13 @@ def whole(boxes: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], size: Si
     return Cut(*boxes, height, width, zero, zero, flip)
 
 
-def draw_numbers(stream: str, keys: Keys, count: int = NUMBERS) -> Float64[np.ndarray, "batch numbers"]:
-    """`count` numbers in [0, 1) a sample, multiples of 2**-20; a crop's: ten areas, ten aspects, row, column, flip."""
+def draw_numbers(stream: str, keys: Keys) -> Float64[np.ndarray, "batch numbers"]:
+    """23 numbers in [0, 1) a sample, multiples of 2**-20: ten areas, ten aspects, the row, the column, the flip."""
     # Three numbers to a hash: for small pictures the hashes are a large part of the cost.
     seed, sample_id, epoch, draw = keys
-    bits = random_bits(-(-count // 3), seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).numpy()
+    bits = random_bits(-(-NUMBERS // 3), seed=seed, stream=stream, sample_id=sample_id, epoch=epoch, draw=draw).numpy()
     thirds = (bits[:, :, None] >> np.array([0, 20, 40])) & (2**20 - 1)
-    return thirds.reshape(len(bits), -1)[:, :count] * 2.0**-20
+    return thirds.reshape(len(bits), -1)[:, :NUMBERS] * 2.0**-20
 
 
 def random_boxes(

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from mmssl.data import Source, Subset, View, evaluation_batches
-from mmssl.data.labelled import both_parts, counted
+from mmssl.data.labelled import both_parts, counted, few
 from mmssl.data.source import redrawn
 from mmssl.encoder import Encoder, Pool
 from mmssl.finetune.classifier import Classifier, ClassifierConfig
@@ -49,6 +49,8 @@ class FinetuneRecipe(Recipe):
     """Take the model's sizes alone, and start from random weights."""
     test: Path | None = None
     """What to test on, such as a second manifest, where DATA has no part for it; otherwise a fifth is held out."""
+    per_class: int | None = None
+    """So many samples of each class alone, drawn by the seed; all where not given."""
     epochs: float = 100.0
     """Times that every sample is seen. May be raised on a run that is there, finished or not."""
     batch_size: int = 1024
@@ -148,6 +150,7 @@ class FinetuneRecipe(Recipe):
             train, test, how = both_parts(self.opened, self.data, self.test)
             if distributed.rank() == 0:
                 print(f"{'test part':<9} {counted(test)}{how}", flush=True)
+            train = train if self.per_class is None else few(train, self.per_class, self.seed)
             drawn = self.drawn(self.data)
             return train if drawn is None else redrawn(train, drawn), test
 
