@@ -44,8 +44,9 @@ class EncoderConfig:
     token has a learned vector of its modality added (M3AE).
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
-    transformer's. classes: outputs of a linear head on it. pool: what that head sees. head_norm: a batch norm before
-    it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their order.
+    transformer's. classes: outputs of a linear head on it. pool: what that head sees, the mean where None. head_norm: a
+    batch norm before it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their
+    order.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -56,7 +57,7 @@ class EncoderConfig:
     classes: int = 0
     bare_prefix: bool = False
     modality_embedding: bool = False
-    pool: Pool = "mean"
+    pool: Pool | None = None
     head_norm: bool = False
     labels: tuple[str, ...] = ()
 
@@ -287,7 +288,7 @@ class Encoder(nn.Module):
         was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        return self.head(self.head_norm(self.features(media, pool or self.config.pool)))
+        return self.head(self.head_norm(self.features(media, pool or self.config.pool or "mean")))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
         """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.

@@ -238,6 +238,11 @@ def head_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def head_pool(settings: Mapping[str, Any]) -> str:
+    """What a head sees."""
+    return settings["pool"] or "mean"
+
+
 def _made_up(number: int) -> str:
     """transformers' name of a class that has none."""
     return f"LABEL_{number}"

@@ -88,7 +88,7 @@ def _model(model: Encoder | Objective, method: Objective | None, encoder: Encode
     blocks = f"{transformer.depth} blocks, {transformer.dim} wide, {transformer.heads} heads"
     rows += [("architecture", f"transformer of {blocks}"), ("parameters", counts)]
     if config.classes:
-        pooled = _POOLS[config.pool] + (", normalised" if config.pool_norm else "")
+        pooled = _POOLS[config.pool or "mean"] + (", normalised" if config.pool_norm else "")
         rows.append(("head", f"linear, of {pooled}"))
         named = f": {', '.join(map(as_text, config.labels))}" if config.labels else ""
         rows.append(("classes", f"{config.classes}{named}"))
