@@ -308,7 +308,7 @@ class Export:
     model: Path
     """Model folder: of this library or transformers' ViT, ViTMAE, BEiT or VideoMAE, or timm's; or a run's."""
     to: str = "vit"
-    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder, with its head if any, of clips
+    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder, or with its head, of clips
     too), beit (transformers, a head on the mean), timm; onnx, torch-export (programs that need no mmssl)."""
     out: Path | None = None
     """Folder to write."""

@@ -45,8 +45,8 @@ class EncoderConfig:
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it. pool: what that head sees, the mean where None. head_norm: a
-    batch norm before it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their
-    order.
+    batch norm before it, without scale and shift, as MAE's linear probe has. pooler: a layer of tanh before these, as
+    BERT's classifiers have. labels: the names of the classes, in their order.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -60,6 +60,7 @@ class EncoderConfig:
     pool: Pool | None = None
     head_norm: bool = False
     labels: tuple[str, ...] = ()
+    pooler: bool = False
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != self.classes:
@@ -159,6 +160,7 @@ class Encoder(nn.Module):
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
         self.head_norm = GlobalBatchNorm(self.dim, scale=False, eps=1e-6) if config.head_norm else nn.Identity()
+        self.pooler = nn.Sequential(nn.Linear(self.dim, self.dim), nn.Tanh()) if config.pooler else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
@@ -288,7 +290,8 @@ class Encoder(nn.Module):
         was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        return self.head(self.head_norm(self.features(media, pool or self.config.pool or "mean")))
+        features = self.features(media, pool or self.config.pool or "mean")
+        return self.head(self.head_norm(self.pooler(features)))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
         """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.

@@ -220,10 +220,10 @@ def decoder_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"decoder_{name}": fields[name] for name in names} | {"norm_pix_loss": settings["norm_pix"]}
 
 
-def head_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """EncoderConfig's settings of the head of a transformers classifier: its classes, and their names where config.json
-    has other ones than transformers makes up."""
-    classes = len(state["classifier.weight"]) if "classifier.weight" in state else 0
+def head_settings(config: Mapping[str, Any], state: Mapping[str, Tensor], head: str = "classifier") -> dict[str, Any]:
+    """EncoderConfig's settings of the head of a transformers classifier, a layer of this name if it is there: its
+    classes, and their names where config.json has other ones than transformers makes up."""
+    classes = len(state[f"{head}.weight"]) if f"{head}.weight" in state else 0
     names = config.get("id2label") or {}
     told = tuple(names.get(str(number), _made_up(number)) for number in range(classes))
     return {"classes": classes, "labels": () if told == tuple(map(_made_up, range(classes))) else told}

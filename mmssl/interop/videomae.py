@@ -162,7 +162,7 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
     modality, size = tokenizer["modality"], tokenizer["size"]
     patch, plain = modality["patch"], is_plain(transformer, "query_value")
-    alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0
+    alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0 and not settings["pooler"]
     if not (plain and alone and tokenizer["position"] == "sincos_interleaved" and modality["channels"] == 3):
         raise UserError(f"transformers' VideoMAE is a plain encoder of RGB clips; this one is {settings}")
     classes = settings["classes"]

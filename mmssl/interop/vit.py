@@ -203,8 +203,8 @@ def write_classifier(settings: Settings) -> Written:
 def is_plain_vit(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    biased = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"])
-    return names == [modality] and settings["prefix"] == 1 and biased and is_plain(settings["transformer"], "all")
+    usual = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"] or settings["pooler"])
+    return names == [modality] and settings["prefix"] == 1 and usual and is_plain(settings["transformer"], "all")
 
 
 def is_clip(settings: Settings) -> bool:
