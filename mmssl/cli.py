@@ -303,12 +303,13 @@ class Evaluate(ReadMedia):
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model for another library. `--to list` lists what this one can become."""
+    """Write a model for another library, or as a program, with a card. `--to list` lists what this one can become."""
 
     model: Path
-    """Model folder: of this library or transformers' ViT, ViTMAE or VideoMAE; or a run's."""
+    """Model folder: of this library or transformers' ViT, ViTMAE, BEiT or VideoMAE, or timm's; or a run's."""
     to: str = "vit"
-    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder alone, of clips too), timm."""
+    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder alone or with its head, also
+    of clips), beit (transformers, a head on the mean), timm; onnx, torch-export (programs that need no mmssl)."""
     out: Path | None = None
     """Folder to write."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmssl import interop, version
 from mmssl.errors import UserError, nearest
+from mmssl.heads import GlobalBatchNorm
 from mmssl.masking import Mask, Positions
 from mmssl.modality import IMAGE, Modality, image
 from mmssl.position import mark_trained
@@ -43,7 +44,9 @@ class EncoderConfig:
     token has a learned vector of its modality added (M3AE).
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
-    transformer's. classes: outputs of a linear head on it.
+    transformer's. classes: outputs of a linear head on it. pool: what that head sees (None: the mean). head_norm: a
+    batch norm before it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their
+    order.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -54,6 +57,13 @@ class EncoderConfig:
     classes: int = 0
     bare_prefix: bool = False
     modality_embedding: bool = False
+    pool: Pool | None = None
+    head_norm: bool = False
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels and len(self.labels) != self.classes:
+            raise UserError(f"{len(self.labels)} labels name the classes of a head with {self.classes} outputs")
 
 
 def vit_config(
@@ -148,6 +158,7 @@ class Encoder(nn.Module):
         self.transformer = Transformer(config.transformer)
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
+        self.head_norm = GlobalBatchNorm(self.dim, scale=False, eps=1e-6) if config.head_norm else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
@@ -174,7 +185,7 @@ class Encoder(nn.Module):
         parts, partial = [], False
         for name, count in self.sizes(batch).items():
             values = batch[name]
-            part = torch.ones(len(values), count, dtype=torch.bool, device=values.device)
+            part = torch.ones(values.shape[0], count, dtype=torch.bool, device=values.device)
             if (lengths := batch.get(f"{name}.length")) is not None:
                 part, partial = part & (torch.arange(count, device=values.device) < lengths[:, None]), True
             if (present := batch.get(f"{name}.present")) is not None:
@@ -188,7 +199,8 @@ class Encoder(nn.Module):
             return Positions.from_boolean(valid)
         values = next(batch[name] for name in self.tokenizers if name in batch)
         count = sum(self.sizes(batch).values())
-        return Positions(torch.arange(count, device=values.device).expand(len(values), count))
+        # not len(), here and below: tracing would take the batch for a number
+        return Positions(torch.arange(count, device=values.device).expand(values.shape[0], count))
 
     def embed(self, batch: Batch, keep: Positions) -> Float[Tensor, "*batch kept dim"]:
         """Tokens of the kept positions, `[B, K, dim]`, or `[S, dim]` of ragged ones."""
@@ -227,7 +239,7 @@ class Encoder(nn.Module):
         if prefix:
             first = self.prefix_tokens if self.prefix_position is None else self.prefix_tokens + self.prefix_position
             first = first.to(tokens.dtype)
-            tokens = torch.cat([first.expand(len(tokens), prefix, self.dim), tokens], dim=1)
+            tokens = torch.cat([first.expand(tokens.shape[0], prefix, self.dim), tokens], dim=1)
         return tokens, keep, None if lengths is None else lengths + prefix
 
     def forward(self, batch: Batch, mask: Mask | None = None, packed: bool = False) -> Tokens:
@@ -271,11 +283,12 @@ class Encoder(nn.Module):
             batch[name] = values
         return batch
 
-    def classify(self, batch: Batch, pool: Pool = "mean") -> Float[Tensor, "batch classes"]:
-        """Logits of the linear head. Raises ValueError where the encoder has none."""
+    def classify(self, media: Any, pool: Pool | None = None) -> Float[Tensor, "batch classes"]:
+        """Logits of the linear head, in the order of `config.labels`, for what `features` takes; pool: what the head
+        was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        return self.head(self.features(batch, pool))
+        return self.head(self.head_norm(self.features(media, pool or self.config.pool or "mean")))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
         """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.
@@ -359,14 +372,14 @@ class Encoder(nn.Module):
 
     def save_as(self, form: interop.Form, folder: str | Path) -> Path:
         """Write a folder of one of the forms in `forms`."""
-        plain = self._plain()
+        plain = self.plain()
         return interop.save_as(form, plain._settings, plain.state_dict(), folder)
 
     @property
     def forms(self) -> dict[str, interop.Form]:
         """What this encoder can be written as, by the names of `mmssl export --to`, for pictures where it reads
         several modalities."""
-        return interop.forms_of(["Encoder"], self._plain()._settings)
+        return interop.forms_of(["Encoder"], self.plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
         """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
@@ -386,7 +399,7 @@ class Encoder(nn.Module):
     def to_timm(self) -> nn.Module:
         """timm's VisionTransformer with these weights: equal `forward_features`, and equal logits of the head; of an
         encoder of several modalities that of pictures. Raises UserError for an encoder that it cannot express."""
-        plain = self._plain()
+        plain = self.plain()
         model, rules = interop.vit.timm_model(plain._settings), interop.vit.write_timm(plain._settings).rules
         model.load_state_dict(interop.to_theirs(plain.state_dict(), rules, plain.config.tokenizers[0].modality.patch))
         return model
@@ -409,11 +422,25 @@ class Encoder(nn.Module):
             mark_trained(encoder)
         return encoder.train(self.training)
 
-    def _plain(self) -> Encoder:
-        """What other libraries' encoders of one modality can express."""
+    def plain(self) -> Encoder:
+        """What other libraries' encoders of one modality can express; a batch norm before the head is within it."""
+        if self.config.head_norm:
+            return self._folded().plain()
         if len(self.tokenizers) == 1 and not self.config.bare_prefix:
             return self
         return self.only("image" if "image" in self.tokenizers else next(iter(self.tokenizers)))
+
+    def _folded(self) -> Encoder:
+        """A copy of equal logits without the batch norm before the head: W (x - mean) / std + b is linear in x."""
+        norm, state = self.head_norm, {k: v for k, v in self.state_dict().items() if not k.startswith("head_norm.")}
+        assert isinstance(norm, GlobalBatchNorm) and norm.running_var is not None and norm.running_mean is not None
+        weight = state["head.weight"] * (norm.running_var + norm.eps).rsqrt()
+        state |= {"head.weight": weight, "head.bias": state["head.bias"] - weight @ norm.running_mean}
+        folded = Encoder(dataclasses.replace(self.config, head_norm=False)).to(self.prefix_tokens.device)
+        folded.load_state_dict(state)
+        if any(self.tokenizer(name).position.trained for name in self.tokenizers):
+            mark_trained(folded)
+        return folded.train(self.training)
 
 
 def single_modality(encoder: Encoder) -> Modality:

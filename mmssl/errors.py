@@ -12,7 +12,7 @@ EXTRAS |= dict.fromkeys(
     ("torchvision", "PIL", "sklearn", "pyarrow", "decord", "av", "soundfile", "torchaudio"), "media"
 )
 EXTRAS |= dict.fromkeys(("datasets", "tokenizers", "ftfy"), "text")
-EXTRAS |= dict.fromkeys(("transformers", "timm", "huggingface_hub"), "interop")
+EXTRAS |= dict.fromkeys(("transformers", "timm", "huggingface_hub"), "interop") | {"onnxscript": "onnx"}
 
 
 class UserError(ValueError):

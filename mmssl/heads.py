@@ -68,8 +68,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     need those of a large batch need it at once, on as many ranks as that takes.
     """
 
-    def __init__(self, dim: int, *, scale: bool = True, shift: bool = True) -> None:
-        super().__init__(dim, affine=scale)
+    def __init__(self, dim: int, *, scale: bool = True, shift: bool = True, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps=eps, affine=scale)
         if not shift:
             self.register_parameter("bias", None)
 

@@ -1,4 +1,5 @@
-"""The recipes by name: each file `MEDIA_METHOD.py` among them is a method of `mmssl train` and `mmssl methods`.
+"""The recipes by name: each file `MEDIA_METHOD.py` among them is a method of `mmssl train` and `mmssl methods`; what is
+done with a trained model is called `MEDIA-finetune`.
 
 A user's own class is one too, as `module:Class`.
 """
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from mmssl.encoder import Encoder
     from mmssl.objectives import Objective
     from mmssl.training import TrainResult
+
+
+_TASKS = ("finetune", "probe")
+"""What is done with a trained model, of each kind of media in another way."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,19 @@ def _files() -> dict[str, Path]:
     """The recipes by name: those inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     folder = next(each for each in (package / "recipes", package.parent / "recipes") if each.is_dir())
-    return {path.stem.rpartition("_")[2]: path for path in sorted(folder.glob("[!_]*_*.py"))}
+    return {_name(path.stem): path for path in sorted(folder.glob("[!_]*_*.py"))}
+
+
+def _name(stem: str) -> str:
+    media, _, name = stem.rpartition("_")
+    return f"{media}-{name}" if name in _TASKS else name
 
 
 def listing() -> str:
     """A table of the methods, read off their recipes and classes."""
     rows = [("name", "media", "paper", "defaults", "what it does")]
     for method in map(find, _files()):
-        config = method.config(data=Path())
+        config = method.config(data=Path(), **({"model": "any"} if method.name.endswith(_TASKS) else {}))
         settings = method.config.objective.config_class()
         tokenizer = settings.encoder.tokenizers[0]
         paper = re.search(r"\((.*?)\)", method.module.__doc__ or "")

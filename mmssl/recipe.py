@@ -20,7 +20,7 @@ from mmssl.objectives import Objective
 from mmssl.pretraining.header import next_steps
 from mmssl.pretraining.initial import start_from
 from mmssl.pretraining.media import open_clips
-from mmssl.pretraining.pretrain import accumulation, pretrain
+from mmssl.pretraining.pretrain import Judge, accumulation, pretrain
 from mmssl.report.run import write_report
 from mmssl.training import TrainResult, TrainSettings, distributed
 from mmssl.training.loop import Prepare
@@ -189,17 +189,21 @@ class Recipe:
         afterwards: Callable[[Objective, torch.device], None] | None = None,
         beside: Mapping[str, bytes] | None = None,
         first: Callable[[], Stage] | None = None,
+        made: Callable[[], Objective] | None = None,
+        judge: Judge | None = None,
+        labelled: bool = False,
+        partners: bool = False,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
-        runs on rank 0, before the report is drawn. beside, first: files that go with the model, and what the first
-        steps read instead (see `pretrain`).
+        runs on rank 0, before the report is drawn. made: what is trained, where `build` cannot tell without the data.
+        All else goes to `pretrain`.
         """
         device = distributed.init(self.device)
         torch.manual_seed(self.seed)
         try:
-            sources, objective = data(), self.build()
+            sources, objective = data(), (made or self.build)()
             stage = None if first is None else first()
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
             context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
@@ -225,6 +229,9 @@ class Recipe:
                 context=context,
                 beside=beside,
                 first=stage,
+                judge=judge,
+                labelled=labelled,
+                partners=partners,
             )
             if distributed.rank() == 0:
                 if (skipped := result.metrics.get("skipped", 0)) > 0:

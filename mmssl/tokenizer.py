@@ -196,7 +196,7 @@ def _values(batch: Batch, name: str) -> Tensor:
     """The modality's values in the batch."""
     if name not in batch:
         raise UserError(f"the batch holds {sorted(batch)}, but {name!r} is read")
-    if not len(batch[name]):
+    if batch[name].shape[0] == 0:
         raise UserError(f"{name}: got shape {tuple(batch[name].shape)}, which holds no sample; give at least one")
     return batch[name]
 

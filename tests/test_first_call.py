@@ -26,6 +26,15 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
+TASKS = ("image-finetune", "image-probe", "text-finetune", "video-finetune")
+
+
+def named(recipe: Path) -> str:
+    """A method's name; what is done with a trained model has the media's before it."""
+    task = recipe.stem.replace("_", "-")
+    return task if task in TASKS else recipe.stem.rpartition("_")[2]
+
+
 def call(monkeypatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["mmssl", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -57,7 +66,8 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
         (
             "beit",
             {},
-            "unknown method 'beit': choose one of audiomae, mae, clip, m3ae, multimae, mlm, siammae, videomae",
+            "unknown method 'beit': choose one of audiomae, image-finetune, mae, image-probe, clip, m3ae, multimae, "
+            "text-finetune, mlm, video-finetune, siammae, videomae",
         ),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),
         ("videomae", {"model": "tny"}, "model='tny': did you mean 'tiny'?"),
@@ -80,7 +90,7 @@ def test_every_recipe_is_listed_with_paper_and_defaults(monkeypatch, capsys):
     assert call(monkeypatch, "methods") == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["name", "media", "paper"]
-    assert sorted(row.split()[0] for row in rows) == sorted(p.stem.rpartition("_")[2] for p in RECIPES.glob("*.py"))
+    assert sorted(row.split()[0] for row in rows) == sorted(map(named, RECIPES.glob("*.py")))
     mae = next(row for row in rows if row.startswith("mae"))
     assert "arXiv 2111.06377" in mae and "base, 224 x 224 in 16 x 16, 75% hidden, 800 epochs" in mae
     assert "Hide most patches" in mae
@@ -88,10 +98,11 @@ def test_every_recipe_is_listed_with_paper_and_defaults(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_recipe_file_is_a_method_with_its_flags(path, monkeypatch, capsys):
-    name = path.stem.rpartition("_")[2]
+    name = named(path)
     assert find(name).module.__file__ == str(path)
     assert call(monkeypatch, "train", name, "--help") == 0
-    assert {"clip": "--lock-image", "multimae": "--visible"}.get(name, "--mask-ratio") in capsys.readouterr().out
+    own = {"clip": "--lock-image", "multimae": "--visible"} | dict.fromkeys(TASKS, "--layer-decay")
+    assert own.get(name, "--mask-ratio") in capsys.readouterr().out
 
 
 def test_the_version_is_told(monkeypatch, capsys):

@@ -58,9 +58,10 @@ def test_what_a_model_can_become_is_listed_and_anything_else_refused(tmp_path, c
     Encoder(vit_config("tiny", modality=DEPTH, input_size=(32, 32))).save_pretrained(tmp_path / "depth")
     export(tmp_path / "mae", None, "list")
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == ["vit", "timm", "vit_mae"] and "ViTMAEForPreTraining" in listed[2]
+    assert [line.split()[0] for line in listed] == ["vit", "timm", "vit_mae", "onnx", "torch-export"]
+    assert "ViTMAEForPreTraining" in listed[2]
     for model, to, sentence in (
-        ("mae", "videomae", "cannot become 'videomae', only vit, timm, vit_mae"),
+        ("mae", "videomae", "cannot become 'videomae', only vit, timm, vit_mae, onnx, torch-export"),
         ("mae", "vit", "give --out DIR"),
         ("depth", "timm", "nor anything else that mmssl writes"),
     ):

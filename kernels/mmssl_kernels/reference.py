@@ -1,7 +1,7 @@
 """What the ops must equal, as their authors write it: everything computed and held, then selected or summed.
 
 Plain PyTorch, differentiable, in the dtype of its floating-point inputs (float64 makes it an oracle). Tests and
-benchmarks import these; nothing else does.
+benchmarks import these, and `plain`, for programs that run elsewhere; nothing else does.
 """
 
 from __future__ import annotations

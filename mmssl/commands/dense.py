@@ -11,10 +11,10 @@ import torch
 
 from mmssl.commands.features import read_all, say
 from mmssl.commands.inputs import inputs_of, pixels
-from mmssl.commands.labels import test_part
 from mmssl.commands.reading import Reading
 from mmssl.data import AskedView, EvalView, NoTestPart, Source, evaluation_batches, hold_out, notes, subset
 from mmssl.data.aligned import open_declared
+from mmssl.data.labelled import test_part
 from mmssl.data.rasters import Raster, declared, raster_named
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text

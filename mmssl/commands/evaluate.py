@@ -13,7 +13,6 @@ import torch
 
 from mmssl.commands.features import features_and_patches_of, features_of, open_media, say, told_how
 from mmssl.commands.inputs import asked_of
-from mmssl.commands.labels import both_parts, counted
 from mmssl.commands.reading import Reading
 from mmssl.commands.words import evaluate_words, language_model
 from mmssl.data import (
@@ -22,6 +21,7 @@ from mmssl.data import (
     notes,
 )
 from mmssl.data.folders import listed
+from mmssl.data.labelled import both_parts, counted
 from mmssl.encoder import Encoder
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import (

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from mmssl.commands.features import read_features, say, told_how, vocabulary
-from mmssl.commands.labels import labelled, test_part
 from mmssl.commands.models import method_in
 from mmssl.commands.reading import Reading
 from mmssl.data import (
@@ -27,6 +26,7 @@ from mmssl.data import (
     subset,
     text_batch,
 )
+from mmssl.data.labelled import labelled, test_part
 from mmssl.errors import UserError, as_text
 from mmssl.evaluation import FeatureSet, PictureTower, class_vectors, retrieval, text_features, zero_shot
 from mmssl.evaluation.templates import IMAGENET, PHOTO

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from mmssl.commands.features import say, views
-from mmssl.commands.labels import documents
 from mmssl.commands.models import method_in
 from mmssl.commands.reading import Reading
-from mmssl.data import Source, Vocabulary, notes, subset
+from mmssl.data import NoTestPart, Source, Vocabulary, notes, subset
+from mmssl.data.labelled import test_part
 from mmssl.evaluation import Counts, masked_accuracy, pseudo_perplexity, word_counts
 from mmssl.objectives import MLM
+from mmssl.pretraining.media import held_out_documents
 
 
 def language_model(folder: Path, reading: Reading) -> MLM:
@@ -62,6 +63,17 @@ def evaluate_words(
         one_by_one = pseudo_perplexity(method, _read(method, some, reading, "each word"), device=device)
         result |= {"pseudo_perplexity": one_by_one, "texts": len(some)}
     return result
+
+
+def documents(
+    opened: Callable[[Path, str | None], Source], data: Path, test: Path | None
+) -> tuple[Source, Source, str]:
+    """As `both_parts`, of texts that need no labels. Where there is no test part, it is what training holds out."""
+    train = opened(data, "train")
+    try:
+        return train, test_part(opened, data, test), ""
+    except NoTestPart:
+        return *held_out_documents(train), " (those that training with --seed 0 holds out)"
 
 
 def _counts(counts: Counts) -> dict[str, int | float]:

@@ -401,6 +401,17 @@ def subset(source: Source, indices: Sequence[int]) -> Subset:
     return Subset(source, indices)
 
 
+def redrawn(part: Subset, source: Source) -> Subset:
+    """The same samples, under the same class numbers, out of `source`, which has the files of what `part` is taken from
+    and draws its samples otherwise."""
+    indices, whole = part.indices, part.source
+    while isinstance(whole, Subset):
+        indices, whole = [whole.indices[index] for index in indices], whole.source
+    again = subset(source, indices)
+    again.labels, again.label_sets, again.classes = part.labels, part.label_sets, part.classes
+    return again
+
+
 def notes(*sources: Source) -> list[str]:
     """What a person should be told of how these sources were found, each sentence once."""
     whole = [whole_of(part) for source in sources for part in _parts(source)]

@@ -114,6 +114,7 @@ def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
     (mean,), (std,) = (config["pretrained_cfg"][name] for name in ("mean", "std"))
     if mean < 0 and not math.isclose(2 * std, AUDIO.std[0], rel_tol=1e-3):
         found.settings["tokenizers"][0]["modality"] |= {"mean": (mean,), "std": (std,)}
+    found.settings.update(vit.timm_head(config, found.settings["classes"], source))
     return found
 
 

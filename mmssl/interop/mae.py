@@ -68,7 +68,7 @@ def read_official(
 def read_transformers(config: Mapping[str, Any], state: State, source: str) -> Found:
     """A ViTMAEForPreTraining folder."""
     settings = {
-        "encoder": vit.transformers_settings(config),
+        "encoder": vit.transformers_settings(config, source),
         "decoder": {"transformer": blocks_settings(config, "decoder_")},
         "mask_ratio": config["mask_ratio"],
         "norm_pix": config.get("norm_pix_loss", False),

@@ -58,8 +58,9 @@ def query_key_value(ours: str, theirs: str, names: tuple[str, ...] = ("query", "
     )
 
 
-def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) -> KeyMap:
-    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`."""
+def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False, keyless: bool = False) -> KeyMap:
+    """transformers' ViT blocks in the names of hub files; `query_value` as in `timm_blocks`; keyless: theirs have no
+    bias of keys, and ours have one (see `Rule`)."""
     pairs = (
         ("attn.norm", "layernorm_before"),
         ("attn.layer.proj", "attention.output.dense"),
@@ -71,6 +72,8 @@ def transformers_blocks(ours: str, theirs: str, *, query_value: bool = False) ->
     weight, bias = query_key_value(*attn)
     if query_value:
         bias = Rule((f"{attn[0]}.query_value_bias",), (f"{attn[1]}.q_bias", f"{attn[1]}.v_bias"), "rows")
+    if keyless:
+        bias = Rule((f"{attn[0]}.qkv.bias",), (f"{attn[1]}.query.bias", f"{attn[1]}.value.bias"), "keyless")
     return (*numbered(ours, theirs, pairs), weight, bias)
 
 
@@ -105,7 +108,7 @@ def decoder(embed: str, mask_token: str, position: str, norm: str, pred: str) ->
 
 # transformers 5 renames its modules on load; 5.23 writes a ViTMAE decoder's layers as "decoder_encoder.layer".
 _HUB_NAMES = (
-    (r"^(vit\.)?layers\.", r"\1encoder.layer."),
+    (r"^((?:vit|beit)\.)?layers\.", r"\1encoder.layer."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
     (r"\.attention\.([qkv])_proj\.", lambda m: f".attention.attention.{dict(q='query', k='key', v='value')[m[1]]}."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
@@ -115,7 +118,7 @@ _HUB_NAMES = (
 
 
 def hub_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A transformers ViT or ViTMAE state dict of any version under the names of hub files."""
+    """A transformers ViT, ViTMAE or BEiT state dict of any version under the names of hub files."""
     out = {}
     for key, value in state.items():
         for pattern, replacement in _HUB_NAMES:
@@ -215,6 +218,34 @@ def decoder_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     fields = blocks_config(decoder)
     return {f"decoder_{name}": fields[name] for name in names} | {"norm_pix_loss": settings["norm_pix"]}
+
+
+def head_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """EncoderConfig's settings of the head of a transformers classifier: its classes, and their names where config.json
+    has other ones than transformers makes up."""
+    classes = len(state["classifier.weight"]) if "classifier.weight" in state else 0
+    names = config.get("id2label") or {}
+    told = tuple(names.get(str(number), _made_up(number)) for number in range(classes))
+    return {"classes": classes, "labels": () if told == tuple(map(_made_up, range(classes))) else told}
+
+
+def head_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as config.json fields."""
+    names = settings["labels"] or [_made_up(number) for number in range(settings["classes"])]
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def _made_up(number: int) -> str:
+    """transformers' name of a class that has none."""
+    return f"LABEL_{number}"
+
+
+def norms_agree(settings: Mapping[str, Any]) -> bool:
+    """Whether the norm behind the pooling, if there is one, has the eps of the others: many libraries have one."""
+    return settings["pool_norm_eps"] in (None, settings["transformer"]["norm_eps"])
 
 
 def is_plain(transformer: Mapping[str, Any], qkv_bias: str) -> bool:

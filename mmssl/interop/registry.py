@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.interop import audiomae, bert, clip, mae, multimae, siammae, siglip, videomae, vit
+from mmssl.interop import audiomae, beit, bert, clip, mae, multimae, siammae, siglip, videomae, vit
 from mmssl.interop.folder import save_folder
 from mmssl.interop.forms import Form, Library, Settings
 from mmssl.interop.rules import State, to_theirs
@@ -21,6 +21,7 @@ FORMS: tuple[Form, ...] = (
     *bert.FORMS,
     *clip.FORMS,
     *multimae.FORMS,
+    *beit.FORMS,
     *vit.FORMS,
     *mae.FORMS,
     *siammae.FORMS,
@@ -55,8 +56,14 @@ def forms_of(methods: Sequence[str], settings: Settings) -> dict[str, Form]:
     return {form.name: form for form in known if form.fits(settings)}
 
 
-# Why a library that has a model of a modality is not written all the same.
-_OTHERS = {("transformers", "audio"): ": its ASTModel has another geometry, mel x time, in patches that overlap"}
+def _others(library: Library, settings: Settings) -> str:
+    """Why a library that has models of a modality has none that a model of these settings could be written as."""
+    media, classes = _media(settings), _encoder(settings)["classes"]
+    if library == "transformers" and media == "audio":
+        return ": its ASTModel has another geometry, mel x time, in patches that overlap"
+    if library == "transformers" and media == "image" and classes:
+        return ": its classifiers read the class token (ViT), or the normalised mean of square pictures' patches (BEiT)"
+    return ""
 
 
 def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Settings, remedy: str = "") -> Form:
@@ -65,7 +72,7 @@ def form_of(forms: Mapping[str, Form], library: Library, what: str, settings: Se
     for form in forms.values():
         if form.library == library:
             return form
-    others = _OTHERS.get((library, _media(settings)), "")
+    others = _others(library, settings)
     raise UserError(f"{library} has nothing that {what} could be written as{others}{remedy}")
 
 

@@ -26,20 +26,24 @@ class Rule:
     "position": their `[1, P + N, D]` is our P prefix rows and N grid rows. "split": their rows are those of ours, one
     tensor after the other. "transpose": their rows are our columns. "plane": their `[1, D, *shape]` is our
     `[prod(shape), D]`. "stack": their tensors of the shape given are our rows. "channels": their rows have the
-    channels, as many as the shape says, slowest, ours fastest. optional: the file may lack it.
+    channels, as many as the shape says, slowest, ours fastest. "keyless": theirs are the first and the last third of
+    ours, a bias of queries, keys and values; that of keys adds the same to all logits of a query, which no softmax
+    sees, and is read as zeros. optional: the file may lack it.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    kind: Literal["same", "shape", "rows", "conv", "position", "split", "transpose", "plane", "stack", "channels"] = (
-        "same"
-    )
+    kind: Literal[
+        "same", "shape", "rows", "conv", "position", "split", "transpose", "plane", "stack", "channels", "keyless"
+    ] = "same"
     shape: tuple[int, ...] = ()
     optional: bool = False
 
     def to_ours(self, values: list[Tensor], like: list[Tensor]) -> list[Tensor]:
         if self.kind == "rows":
             return [torch.cat(values)]
+        if self.kind == "keyless":
+            return [torch.cat([values[0], torch.zeros_like(values[0]), values[1]])]
         if self.kind == "conv":
             return [values[0].flatten(2).transpose(1, 2).flatten(1)]
         if self.kind in ("transpose", "plane"):
@@ -60,6 +64,8 @@ class Rule:
     def to_theirs(self, values: list[Tensor], patch: tuple[int, ...]) -> list[Tensor]:
         if self.kind == "rows":
             return list(values[0].chunk(len(self.theirs)))
+        if self.kind == "keyless":
+            return list(values[0].chunk(3)[::2])
         if self.kind in ("transpose", "plane"):
             return [values[0].T if self.kind == "transpose" else values[0].T.unflatten(1, self.shape)[None]]
         if self.kind == "stack":

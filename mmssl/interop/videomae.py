@@ -19,6 +19,8 @@ from mmssl.interop.parts import (
     default_heads,
     depth,
     grid_of_size,
+    head_fields,
+    head_settings,
     image_processor,
     is_plain,
     layer,
@@ -26,6 +28,7 @@ from mmssl.interop.parts import (
     optional,
     pair,
     projection,
+    statistics,
     timm_blocks,
     transformers_blocks,
 )
@@ -112,14 +115,17 @@ def official_settings(
         "final_norm": f"{part}norm.weight" in state,
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
+    # a head behind the norm of all tokens reads the first one's (MCG-NJU/VideoMAE, `use_mean_pooling`)
+    pool = "class" if classes and not fine_tuned else "mean"
     known = PAPERS_SIZE if size is None else (size,) if isinstance(size, int) else tuple(size)
     grid_of_size(known, patch, source)
     settings = _settings(channels, patch, known, transformer, recompute=True if size is None else None)
-    return settings | {"pool_norm": fine_tuned, "classes": classes}
+    return settings | {"pool_norm": fine_tuned, "classes": classes, "pool": pool}
 
 
-def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """EncoderConfig's settings of a VideoMAE config.json; norms and head are those that the weights hold."""
+def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """EncoderConfig's settings of a VideoMAE config.json in the folder `source`; norms and head are those that the
+    weights hold."""
     biases = config.get("qv_bias", config.get("qkv_bias", True))
     transformer = {
         **blocks_settings(config),
@@ -129,11 +135,12 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
     patch = (config.get("tubelet_size", 2), *pair(config["patch_size"]))
     size = (config.get("num_frames", 16), *pair(config["image_size"]))
     settings = _settings(config.get("num_channels", 3), patch, size, transformer)
-    if "classifier.weight" in state and "fc_norm.weight" not in state:
-        raise UserError("this VideoMAE classifies by its first token (use_mean_pooling is false): not supported")
+    modality = settings["tokenizers"][0]["modality"]
+    modality |= statistics(source, modality["mean"], modality["std"])
+    head = head_settings(config, state)
     if "fc_norm.weight" in state:
-        settings |= {"pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
-    return settings | {"classes": len(state["classifier.weight"]) if "classifier.weight" in state else 0}
+        return settings | head | {"pool": "mean", "pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
+    return settings | head | {"pool": "class" if head["classes"] else "mean"}
 
 
 def _settings(
@@ -171,14 +178,15 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "use_mean_pooling": not transformer["final_norm"],
     }
     if classes:
-        if transformer["final_norm"] or not settings["pool_norm"]:
+        first = settings["pool"] == "class"
+        if (transformer["final_norm"], settings["pool_norm"]) != (first, not first):
             raise UserError(
-                "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm); this "
-                "encoder does not, and its logits would differ"
+                "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm), or the "
+                "first of normalised ones; this encoder does not, and its logits would differ"
             )
-        fixed_eps("pooling", settings["pool_norm_eps"] or transformer["norm_eps"])
-        config["id2label"] = {str(label): f"LABEL_{label}" for label in range(classes)}
-        config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
+        if settings["pool_norm"]:
+            fixed_eps("pooling", settings["pool_norm_eps"] or transformer["norm_eps"])
+        config |= head_fields(settings)
     return config
 
 
@@ -246,12 +254,12 @@ def read_transformers_encoder(config: Mapping[str, Any], state: State, source: s
     """The encoder in a transformers folder."""
     prefix = "videomae." if any(key.startswith("videomae.") for key in state) else ""
     tensors = _without_decoder(hub_names(state))
-    return Found(transformers_settings(config, state), transformers_videomae("", prefix), tensors)
+    return Found(transformers_settings(config, state, source), transformers_videomae("", prefix), tensors)
 
 
 def read_transformers(config: Mapping[str, Any], state: State, source: str) -> Found:
     """A VideoMAEForPreTraining folder."""
-    encoder = transformers_settings(config, state)
+    encoder = transformers_settings(config, state, source)
     kept = {"final_norm_eps": TRANSFORMERS_EPS, "qkv_bias": encoder["transformer"]["qkv_bias"]}
     decoder = _decoder(blocks_settings(config, "decoder_") | kept)
     settings = {"encoder": encoder, "decoder": decoder, "norm_pix": config.get("norm_pix_loss", True)}
@@ -260,9 +268,8 @@ def read_transformers(config: Mapping[str, Any], state: State, source: str) -> F
 
 def write_transformers_encoder(settings: Settings) -> Written:
     """As VideoMAEModel, or with a head VideoMAEForVideoClassification."""
-    return Written(
-        transformers_config(settings), transformers_videomae(), image_processor(settings, "VideoMAEImageProcessor")
-    )
+    rules = transformers_videomae("", "videomae." if settings["classes"] else "")
+    return Written(transformers_config(settings), rules, image_processor(settings, "VideoMAEImageProcessor"))
 
 
 def write_transformers(settings: Settings) -> Written:
@@ -299,6 +306,18 @@ FORMS = (
         "vit",
         "video",
         write_transformers_encoder,
+        lambda settings: not settings["classes"],
+    ),
+    Form(
+        "Encoder",
+        "transformers",
+        "transformers' VideoMAEForVideoClassification",
+        lambda config, state: config.get("model_type") == "videomae" and "classifier.weight" in state,
+        read_transformers_encoder,
+        "vit",
+        "video",
+        write_transformers_encoder,
+        lambda settings: settings["classes"] > 0,
     ),
     Form("VideoMAE", "official", "the authors' files", lambda _, state: True, read_official, media="video"),
     Form(

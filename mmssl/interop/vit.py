@@ -20,13 +20,17 @@ from mmssl.interop.parts import (
     depth,
     embeddings,
     grid_of_size,
+    head_fields,
+    head_settings,
     hub_names,
     image_processor,
     is_plain,
     layer,
+    norms_agree,
     one_or_pair,
     optional,
     pair,
+    statistics,
     table_size,
     timm_blocks,
     transformers_blocks,
@@ -34,6 +38,9 @@ from mmssl.interop.parts import (
 from mmssl.interop.rules import KeyMap, State
 from mmssl.modality import image
 from mmssl.position import Layout, sincos_table
+
+# timm's names of what a head sees.
+_POOLS = {"mean": "avg", "class": "token"}
 
 
 def timm_vit(ours: str = "", modality: str = "image", *, pre_norm: bool = False) -> KeyMap:
@@ -48,14 +55,16 @@ def timm_vit(ours: str = "", modality: str = "image", *, pre_norm: bool = False)
     )
 
 
-def transformers_vit(ours: str = "", theirs: str = "") -> KeyMap:
-    """An encoder under `ours` against transformers' ViTModel under `theirs`, in the names of hub files."""
+def transformers_vit(ours: str = "", theirs: str = "", norm: str = "transformer.final_norm") -> KeyMap:
+    """An encoder under `ours` against transformers' ViTModel under `theirs`, in the names of hub files; norm: which of
+    ours is theirs at the end, and a head if there is one."""
     first = f"{theirs}embeddings."
     patches = f"{first}patch_embeddings.projection"
     return (
         *embeddings(ours, f"{first}cls_token", f"{first}position_embeddings", patches),
         *transformers_blocks(f"{ours}transformer.blocks", f"{theirs}encoder.layer"),
-        *layer(f"{ours}transformer.final_norm", f"{theirs}layernorm"),
+        *layer(f"{ours}{norm}", f"{theirs}layernorm"),
+        *optional(*layer(f"{ours}head", "classifier")),
     )
 
 
@@ -89,7 +98,10 @@ def official_settings(
         "final_norm": "norm.weight" in state,  # neither fine-tuned models nor MultiMAE's encoder have one
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
-    return {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned, "classes": classes}
+    # a head behind the norm of all tokens reads the class token's (facebookresearch/mae, `--cls_token`)
+    pool = "class" if classes and not fine_tuned else "mean"
+    settings = {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned}
+    return settings | {"classes": classes, "pool": pool}
 
 
 def read_official(
@@ -111,10 +123,11 @@ def without_decoder(state: State) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
 
 
-def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """EncoderConfig's settings of a ViT or ViTMAE config.json."""
+def transformers_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """EncoderConfig's settings of a ViT or ViTMAE config.json in the folder `source`."""
+    modality = asdict(image(config.get("num_channels", 3), pair(config["patch_size"])))
     tokenizer = {
-        "modality": asdict(image(config.get("num_channels", 3), pair(config["patch_size"]))),
+        "modality": modality | statistics(source, modality["mean"], modality["std"]),
         "size": pair(config["image_size"]),
         "position": "sincos" if config["model_type"] == "vit_mae" else "learned",
     }
@@ -125,21 +138,33 @@ def transformers_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def read_transformers(config: Mapping[str, Any], state: State, source: str) -> Found:
     """The encoder in a transformers folder."""
     prefix = "vit." if any(key.startswith("vit.") for key in state) else ""
-    # Pooler, classifier and decoder are heads of other tasks.
-    tensors = {k: v for k, v in hub_names(state).items() if k.startswith(prefix) and "pooler." not in k}
-    return Found(transformers_settings(config), transformers_vit("", prefix), tensors)
+    # Pooler and decoder are heads of other tasks.
+    kept = {k: v for k, v in hub_names(state).items() if k.startswith((prefix, "classifier.")) and "pooler." not in k}
+    head = head_settings(config, state)
+    settings = transformers_settings(config, source) | head | {"pool": "class" if head["classes"] else "mean"}
+    return Found(settings, transformers_vit("", prefix), kept)
 
 
 def transformers_config(settings: Settings) -> dict[str, Any]:
-    """The config.json that ViTModel reads, and that ViTMAE's shares. Raises UserError for what they cannot express."""
-    transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
-    if not _is_vit(settings):
+    """The config.json that ViTModel reads, and that ViTMAE's shares; with a head ViTForImageClassification. Raises
+    UserError for what they cannot express."""
+    if not (_is_vit(settings) or _is_vit_classifier(settings)):
         raise UserError(f"transformers' ViT is a plain encoder of pictures; this one is {settings}")
+    classes = settings["classes"]
     return {
-        "architectures": ["ViTModel"],
+        "architectures": ["ViTForImageClassification" if classes else "ViTModel"],
         "model_type": "vit",
-        **blocks_config(transformer),
+        **picture_fields(settings),
         "qkv_bias": True,
+        **(head_fields(settings) if classes else {}),
+    }
+
+
+def picture_fields(settings: Settings) -> dict[str, Any]:
+    """The sizes of a ViT of pictures as config.json fields."""
+    tokenizer = settings["tokenizers"][0]
+    return {
+        **blocks_config(settings["transformer"]),
         "image_size": one_or_pair(tokenizer["size"]),
         "patch_size": one_or_pair(tokenizer["modality"]["patch"]),
         "num_channels": tokenizer["modality"]["channels"],
@@ -147,8 +172,16 @@ def transformers_config(settings: Settings) -> dict[str, Any]:
 
 
 def _is_vit(settings: Settings) -> bool:
-    """Whether transformers' ViT can express it."""
-    return _is_plain(settings) and settings["transformer"]["final_norm"] and not settings["pool_norm"]
+    """Whether transformers' ViTModel can express it."""
+    normed = settings["transformer"]["final_norm"] and not settings["pool_norm"]
+    return is_plain_vit(settings) and normed and not settings["classes"]
+
+
+def _is_vit_classifier(settings: Settings) -> bool:
+    """Whether transformers' ViTForImageClassification can, which normalises all tokens and reads the class token: the
+    norm of that alone, behind the pooling, is the same."""
+    one_norm = settings["transformer"]["final_norm"] != settings["pool_norm"] and norms_agree(settings)
+    return is_plain_vit(settings) and one_norm and settings["classes"] > 0 and settings["pool"] == "class"
 
 
 def write_transformers(settings: Settings) -> Written:
@@ -159,7 +192,14 @@ def write_transformers(settings: Settings) -> Written:
     return Written(config, transformers_vit(), processor, pooler)
 
 
-def _is_plain(settings: Settings, modality: str = "image") -> bool:
+def write_classifier(settings: Settings) -> Written:
+    """As ViTForImageClassification."""
+    config, processor = transformers_config(settings), image_processor(settings, "ViTImageProcessor")
+    norm = "pool_norm" if settings["pool_norm"] else "transformer.final_norm"
+    return Written(config, transformers_vit("", "vit.", norm), processor)
+
+
+def is_plain_vit(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
     biased = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"])
@@ -173,7 +213,7 @@ def is_clip(settings: Settings) -> bool:
     own = transformer["input_norm"] and tokenizer["unbiased"] and transformer["norm_eps"] == 1e-5
     blocks = {**transformer, "input_norm": False, "activation": "gelu"}
     biased = [{**each, "unbiased": False} for each in settings["tokenizers"]]
-    plain = _is_plain({**settings, "transformer": blocks, "tokenizers": biased})
+    plain = is_plain_vit({**settings, "transformer": blocks, "tokenizers": biased})
     return own and plain and transformer["activation"] in ("gelu", "quick_gelu")
 
 
@@ -183,8 +223,9 @@ def read_timm(config: Mapping[str, Any], state: State, source: str) -> Found:
     if "norm_pre.weight" in state:
         activation = "quick_gelu" if "quickgelu" in config["architecture"] else "gelu"
         found.settings["transformer"] |= {"norm_eps": 1e-5, "activation": activation}
-    statistics = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
-    found.settings["tokenizers"][0]["modality"] |= statistics
+    told = {"mean": tuple(details["mean"]), "std": tuple(details["std"])}
+    found.settings["tokenizers"][0]["modality"] |= told
+    found.settings.update(timm_head(config, found.settings["classes"], source))
     return found
 
 
@@ -194,11 +235,29 @@ def timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": config.get("model_args", {}).get("num_heads"), "size": size}
 
 
+def timm_head(config: Mapping[str, Any], classes: int, source: str) -> dict[str, Any]:
+    """EncoderConfig's settings of the head of a timm folder: what it sees, and its classes' names. UserError where that
+    is neither the class token nor a mean."""
+    if not classes:
+        return {}
+    pool = config.get("model_args", {}).get("global_pool") or config.get("global_pool", "token")
+    if pool not in _POOLS.values():
+        raise UserError(f"{source}: its head reads tokens pooled by {pool!r}, which only timm has")
+    names = config.get("label_names") or config["pretrained_cfg"].get("label_names") or ()
+    if isinstance(names, Mapping):  # by number, which may have gaps
+        names = [names.get(str(number), "") for number in range(classes)]
+    return {
+        "pool": next(ours for ours, theirs in _POOLS.items() if theirs == pool),
+        "labels": tuple(names) if len(names) == classes else (),
+    }
+
+
 def _is_timm_vit(settings: Settings) -> bool:
     """Whether timm's ViT can express it."""
     name = settings["tokenizers"][0]["modality"]["name"]
     one_norm_at_most = not (settings["transformer"]["final_norm"] and settings["pool_norm"])
-    return one_norm_at_most and name in ("image", "audio") and (is_clip(settings) or _is_plain(settings, name))
+    plain = is_clip(settings) or is_plain_vit(settings, name)
+    return one_norm_at_most and name in ("image", "audio") and plain and (settings["pool"] or "mean") in _POOLS
 
 
 def write_timm(settings: Settings) -> Written:
@@ -215,7 +274,8 @@ def write_timm(settings: Settings) -> Written:
         "architecture": f"vit_base_patch16_{variant}224",  # timm must know it; the sizes below replace all of its own
         "num_classes": classes,
         "num_features": transformer["dim"],
-        "global_pool": "avg",
+        "global_pool": _POOLS[settings["pool"] or "mean"],
+        **({"label_names": list(settings["labels"])} if settings["labels"] else {}),
         "model_args": {
             "img_size": size,
             "patch_size": list(modality["patch"]),
@@ -224,7 +284,7 @@ def write_timm(settings: Settings) -> Written:
             "depth": transformer["depth"],
             "num_heads": transformer["heads"],
             "mlp_ratio": (transformer["hidden"] or 4 * transformer["dim"]) / transformer["dim"],
-            "global_pool": "avg",
+            "global_pool": _POOLS[settings["pool"] or "mean"],
             "fc_norm": settings["pool_norm"],
             **({"pre_norm": True} if clip else {}),
             **({} if transformer["final_norm"] or settings["pool_norm"] else {"final_norm": False}),
@@ -271,6 +331,16 @@ FORMS = (
         "vit",
         write=write_transformers,
         fits=_is_vit,
+    ),
+    Form(
+        "Encoder",
+        "transformers",
+        "transformers' ViTForImageClassification",
+        lambda config, state: config.get("model_type") == "vit" and "classifier.weight" in state,
+        read_transformers,
+        "vit",
+        write=write_classifier,
+        fits=_is_vit_classifier,
     ),
     Form(
         "Encoder",

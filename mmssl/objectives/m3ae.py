@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmssl_kernels import grid_of
@@ -104,7 +104,7 @@ class M3AE(Objective):
     """
 
     config_class = M3AEConfig
-    undecayed: ClassVar[tuple[str, ...]] = (
+    undecayed: tuple[str, ...] = (
         *(f"encoder.{name}" for name in ("prefix_tokens", "modalities", "tokenizers.text.words.weight")),
         *(f"decoder.{name}" for name in ("mask_tokens", "modalities")),
     )

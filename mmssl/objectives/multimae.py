@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class MultiMAE(Objective):
     """
 
     config_class = MultiMAEConfig
-    undecayed: ClassVar[tuple[str, ...]] = ("encoder.prefix_tokens",)
+    undecayed: tuple[str, ...] = ("encoder.prefix_tokens",)
 
     named = staticmethod(multimae_config)
 

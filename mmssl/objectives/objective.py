@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float, Int64
@@ -57,8 +58,8 @@ class Objective(nn.Module):
 
     config_class: ClassVar[type]
     named: ClassVar[Callable[..., Any]]
-    undecayed: ClassVar[tuple[str, ...]] = ()
-    lr_scales: ClassVar[Mapping[str, float]] = {}
+    undecayed: tuple[str, ...] = ()
+    lr_scales: Mapping[str, float] = MappingProxyType({})
     optimizer: ClassVar[str] = "adamw"
     config: Any
     encoder: Encoder
@@ -179,7 +180,7 @@ class Objective(nn.Module):
     def told(self) -> dict[str, Any]:
         """The method and its settings, as config.json holds them; with the module, where it is not mmssl's."""
         kind, own = type(self), type(self).__module__
-        where = {} if own.startswith("mmssl.") else {"module": importable(own)}
+        where = {} if own.startswith("mmssl.objectives.") else {"module": importable(own)}
         return {"mmssl": kind.__name__, **where, **version.stamp(), "config": self._settings}
 
     @property

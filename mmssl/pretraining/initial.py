@@ -107,9 +107,10 @@ def _adopted(asked: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
     return dataclasses.replace(asked, tokenizers=tokenizers, transformer=transformer)
 
 
-def take(fresh: nn.Module, given: nn.Module, source: str) -> None:
-    """Load `given`'s weights, positions made for the grids of `fresh`."""
-    state, there = fresh.state_dict(), given.state_dict()
+def take(fresh: nn.Module, given: nn.Module, source: str, but: tuple[str, ...] = ()) -> None:
+    """Load `given`'s weights, positions made for the grids of `fresh`; but: beginnings of names that stay fresh."""
+    state = fresh.state_dict()
+    there = {name: value for name, value in given.state_dict().items() if not name.startswith(but)}
     tables = {name: part for name, part in given.named_modules() if isinstance(part, Position)}
     mark_trained(given)
     for name, part in fresh.named_modules():

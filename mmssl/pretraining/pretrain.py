@@ -37,6 +37,9 @@ from mmssl.training.loop import Prepare, placed
 
 _SHOWN = 12
 
+Judge = Callable[[Objective, int], Mapping[str, float]]
+"""Measures an objective in eval mode at a step, for the curves."""
+
 
 def accumulation(batch_size: int, world_size: int, at_once: int) -> int:
     """Into how many equal chunks a rank's batch is split so that none is larger than `at_once`.
@@ -77,14 +80,18 @@ def pretrain(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     beside: Mapping[str, bytes] | None = None,
     first: Stage | None = None,
+    judge: Judge | None = None,
+    labelled: bool = False,
+    partners: bool = False,
 ) -> TrainResult:
     """Train on `media`, watching loss and effective rank on `watch` samples of `held_out`, and where these have labels,
-    what kNN and a linear probe make of their features.
+    what kNN and a linear probe make of their features; or what `judge` finds, instead.
 
     prepare: what the views leave to the device, done there with each batch of training and with those that are watched
     (see `mmssl.audio.spectrograms`). repeats: views of each sample in a row, for media that are costly to open. The run
     folder gets all a report needs. beside: files, by name, that go with the model: into the run's folder and its last
-    model's. first: what the first steps read instead of `media`.
+    model's. first: what the first steps read instead of `media`. labelled, partners: what batches of training hold
+    besides (see `Loader`).
     """
     if as_text(str(run_dir)) != str(run_dir):
         raise UserError(f"the run folder {run_dir} has a name that is not UTF-8, which TensorBoard needs: rename it.")
@@ -97,6 +104,8 @@ def pretrain(
         world_size=distributed.world_size(),
         repeats=repeats,
         ceiling=ceiling,
+        labelled=labelled,
+        partners=partners,
     )
     rest = loading(media, view)
     low_precision = autocast_dtype(settings.precision, device)
@@ -136,7 +145,7 @@ def pretrain(
         run_dir,
         device=device,
         prepare=prepare,
-        validate=validate,
+        validate=judge or validate,
         on_log=logged,
         context=told,
     )

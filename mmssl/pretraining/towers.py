@@ -87,6 +87,8 @@ def with_image_tower(config: C, source: str, pool: Pool | None = None) -> C:
         transformer=blocks,
         pool_norm=False,
         classes=0,
+        head_norm=False,
+        labels=(),
     )
     usual: Pool = (pool or config.image_pool) if tower.prefix else "mean"
     return replace(config, encoder=tower, image_pool=trained or usual)

@@ -19,6 +19,12 @@ _CHARTS = (
         "masks in every step: either may lie above the other. Held out rising while training falls is overfitting.",
     ),
     (
+        "Accuracy of the classifier",
+        {"parts/accuracy": "training", "heldout_accuracy": "held out"},
+        "On what is held out; in training by the class of which a mixed sample has its name, so that it may lie far "
+        "below. Of several classes a sample it is mean average precision.",
+    ),
+    (
         "Accuracy on half of the watched samples",
         {"knn_accuracy": "kNN", "linear_accuracy": "linear probe"},
         "Of the held-out media that are watched, one half tells the classes of the other: a trend, not a result.",

@@ -43,6 +43,7 @@ td small { color: var(--soft); font-size: 0.8em; } td.best small { color: inheri
 .words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
 .words td:first-child:not(.picture) { min-width: 20rem; }
 .words .picture img { max-width: none; } mark { background: var(--best); color: var(--best-ink); font-weight: 650; }
+.confusion td { background: color-mix(in srgb, var(--series-1) var(--share), transparent); padding: 0.4rem 0.6rem; }
 figure { margin: 1.25rem 0; }
 .charts figure { margin: 0; }
 pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--panel); border-radius: 8px; font-size: 0.85rem;
@@ -127,6 +128,21 @@ class Report:
         self._sections.append(
             f'<figure><div class="wide"><table class="words"><thead><tr>{names}</tr></thead><tbody>{lines}</tbody>'
             f"</table></div><figcaption>{escape(caption)}</figcaption></figure>"
+        )
+
+    def confusion(self, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """How many samples of each class, a row, are taken for each, a column: the darker, the larger a share of the
+        row."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
+        lines = "".join(
+            f'<tr><th scope="row">{escape(name)}</th>'
+            + "".join(f'<td style="--share:{100 * each / max(1, sum(row)):.0f}%">{each or ""}</td>' for each in row)
+            + "</tr>"
+            for name, row in zip(classes, counts, strict=True)
+        )
+        self._sections.append(
+            f'<div class="wide"><table class="confusion"><thead><tr><th>is, taken for</th>{head}</tr></thead>'
+            f"<tbody>{lines}</tbody></table></div>"
         )
 
     def curves(self, metrics: Sequence[Mapping[str, Any]]) -> None:

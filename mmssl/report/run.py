@@ -20,6 +20,8 @@ from mmssl.errors import UserError, as_text
 from mmssl.evaluation import Row
 from mmssl.objectives import Figure, Objective, load
 from mmssl.report.axes import with_axes
+from mmssl.report.card import ACCURACIES, leave_card, own_card
+from mmssl.report.classes import CLASSES, draw_classes
 from mmssl.report.dense import DENSE, DENSE_PICTURE, dense_told
 from mmssl.report.page import Report
 from mmssl.report.pairs import RETRIEVAL, ZERO_SHOT, retrieval_told, zero_shot_told
@@ -31,7 +33,7 @@ from mmssl.training.checkpoints import replace_file
 from mmssl.training.run_folder import model_in
 from mmssl.training.settings import record
 
-PICTURES, TRACKS, ACCURACIES = "pictures.safetensors", "tracks.safetensors", "accuracies.json"
+PICTURES, TRACKS = "pictures.safetensors", "tracks.safetensors"
 TRACK_PARTS = ("frames", "predicted", "truth")
 PIXELS = "What its patch features know of every pixel"
 # What `mmssl evaluate` leaves beside accuracies, by heading and file.
@@ -189,7 +191,7 @@ def _told(run_dir: Path, files: Mapping[str, Callable[[Any], list[str]]]) -> lis
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw report.html and pictures/ from a run folder; the page's path.
+    """Draw report.html and pictures/ from a run folder, and write the card of its `final`; the page's path.
 
     A run that still trains is drawn as its newest checkpoint is. Raises UserError where the folder holds no run, or one
     without a checkpoint yet.
@@ -203,15 +205,20 @@ def write_report(run_dir: Path) -> Path:
         followed = load_file(run_dir / TRACKS) if (run_dir / TRACKS).is_file() else {}
         settings = json.loads((run_dir / "settings.json").read_text())
         told = {heading: _told(run_dir, files) for heading, files in _TOLD.items()}
+        classes = json.loads((run_dir / CLASSES).read_text()) if (run_dir / CLASSES).is_file() else None
         found = (run_dir / ACCURACIES).is_file()
         rows = [Row(**row) for row in json.loads((run_dir / ACCURACIES).read_text())] if found else []
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{run_dir}: a file of the run is damaged or missing ({error}); run the same command again"
         ) from error
+    if model.name == "final":
+        leave_card(model, own_card(objective, model))
     metrics = read_metrics(run_dir)
     report, place = Report(f"{as_text(run_dir.name)}: {type(objective).__name__}"), as_text(shlex.quote(str(run_dir)))
     report.text(summary(objective, settings, metrics))
+    if classes is not None:
+        draw_classes(report, classes)
     for heading, lines in told.items():
         if lines:
             report.heading(heading)

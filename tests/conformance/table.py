@@ -13,6 +13,7 @@ from torch import Tensor
 from mmssl import CLIP, FLIP, M3AE, MAE, MLM, AudioMAE, LiT, MultiMAE, SiamMAE, SigLIP, VideoMAE
 from mmssl.decoder import mae_decoder_config
 from mmssl.encoder import EncoderConfig
+from mmssl.finetune import Classifier, ClassifierConfig, Mixing
 from mmssl.modality import AUDIO, TEXT, VIDEO, image
 from mmssl.objectives import (
     AudioMAEConfig,
@@ -156,6 +157,12 @@ def siglip() -> SigLIP:
     return SigLIP(SigLIPConfig(pictures, captions(activation="gelu_tanh")))
 
 
+def classifier() -> Classifier:
+    head = {"classes": 3, "labels": ("ant", "bee", "cat"), "pool_norm": True}
+    encoder = dataclasses.replace(vit(final_norm=False), **head)
+    return Classifier(ClassifierConfig(encoder, layer_decay=0.8, mixing=Mixing(0.8, 1.0), head_std=0.02))
+
+
 def toy(method: Callable[[], Objective]) -> Objective:
     """A contract method, with the settings that it lacks: a run writes them down."""
     objective = method()
@@ -165,6 +172,13 @@ def toy(method: Callable[[], Objective]) -> Objective:
 
 def one_picture(step: int) -> Batch:
     return {"image": pictures(6, 3, seed=step), **keys(6, step)}
+
+
+def labelled(step: int) -> Batch:
+    """Pictures of one of three classes, each with a partner that it is mixed with."""
+    label = torch.arange(6) % 3
+    partner = {"image.partner": pictures(6, 3, seed=step + 9), "label.partner": (label + step + 1) % 3}
+    return {"image": pictures(6, 3, seed=step), "label": label, **partner, **keys(6, step)}
 
 
 def spectrogram(step: int) -> Batch:
@@ -297,6 +311,13 @@ TABLE = (
         siglip,
         captioned,
         exceptions=WHOLE | PAIRS,
+    ),
+    Entry(
+        "Classifier",
+        classifier,
+        labelled,
+        exports=("timm",),
+        exceptions=WHOLE | without("its part is a measure, no term", "parts_are_scalars_and_make_up_the_loss"),
     ),
     Entry(
         "BlockTargets",

@@ -43,7 +43,7 @@ def positions(name: str, index: Tensor, rows: Tensor | None, batch: int, count: 
     Where there is no sample or no position there is nothing to clamp to: then there must be no index either.
     """
     dtype((torch.int64,), **{name: index, f"{name}'s rows": rows})
-    if rows is None and (index.ndim != 2 or len(index) != batch):
+    if rows is None and (index.ndim != 2 or index.shape[0] != batch):
         raise ValueError(f"{name} has shape {tuple(index.shape)}, expected ({batch}, K), or flat with rows")
     if rows is not None and (index.ndim != 1 or index.shape != rows.shape):
         raise ValueError(f"{name} has shape {tuple(index.shape)} and its rows {tuple(rows.shape)}; expected both flat")

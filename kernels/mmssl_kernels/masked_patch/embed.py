@@ -54,7 +54,7 @@ def masked_patch_embed(
     because = f"weight has shape {tuple(weight.shape)}"
     checks.shape((len(weight),), because, bias=bias)
     checks.shape((math.prod(grid), len(weight)), f"{because} and the grid is {grid}", position=position)
-    checks.positions("index", index, rows, len(pixels), math.prod(grid))
+    checks.positions("index", index, rows, pixels.shape[0], math.prod(grid))  # len() would fix it while tracing
     return _op(pixels, weight, bias, position, index, rows, exact(mean), exact(std), patch)
 
 

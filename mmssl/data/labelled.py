@@ -1,13 +1,14 @@
-"""The labelled parts of a data set: what a probe is trained on, and what it is asked, under the same class numbers."""
+"""The labelled parts of a data set: what is trained on, and what is asked, under the same class numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from mmssl.data import NoTestPart, Source, Subset, hold_out, label_sets, subset
+from mmssl.data.folders import NoTestPart
+from mmssl.data.source import Source, Subset, hold_out, label_sets, subset
 from mmssl.errors import UserError
-from mmssl.pretraining.media import held_out_documents
+from mmssl.masking.noise import permutation
 
 
 def both_parts(
@@ -19,7 +20,7 @@ def both_parts(
     UserError where a part has no labels, or the test part classes that the training part has not.
     """
     classless = (
-        f"{data}: no labels; evaluation needs a folder of class folders, at least two, or a manifest with labels; "
+        f"{data}: no labels: they are a folder of class folders, at least two, or a manifest with labels; "
         "where texts have a class beside them, name it by --label"
     )
     train, held_out = labelled(opened(data, "train"), classless), ""
@@ -31,15 +32,16 @@ def both_parts(
     return train, _same_classes(asked, train), held_out
 
 
-def documents(
-    opened: Callable[[Path, str | None], Source], data: Path, test: Path | None
-) -> tuple[Source, Source, str]:
-    """As `both_parts`, of texts that need no labels. Where there is no test part, it is what training holds out."""
-    train = opened(data, "train")
-    try:
-        return train, test_part(opened, data, test), ""
-    except NoTestPart:
-        return *held_out_documents(train), " (those that training with --seed 0 holds out)"
+def few(part: Subset, count: int, seed: int = 0) -> Subset:
+    """`count` samples of each class, all where it has no more, the same for the same seed. Raises UserError where
+    samples have several classes each."""
+    if part.labels is None or count < 1:
+        raise UserError(f"{count} samples a class: take at least one, of samples that have one class each")
+    order = permutation(len(part), seed=seed, stream="few").tolist()
+    members: dict[int, list[int]] = {}
+    for index in order:
+        members.setdefault(part.labels[index], []).append(index)
+    return subset(part, sorted(index for some in members.values() for index in some[:count]))
 
 
 def class_names(source: Source) -> list[tuple[str, ...]]:
