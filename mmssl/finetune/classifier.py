@@ -91,7 +91,7 @@ class Classifier(Objective):
         encoder.requires_grad_(False)
         blocks = encoder.transformer.blocks[len(encoder.transformer.blocks) - tuned :]
         behind = [*blocks, encoder.transformer.final_norm, encoder.pool_norm] if tuned else []
-        for part in [*behind, encoder.head]:
+        for part in [*behind, encoder.pooler, encoder.head]:
             assert part is not None
             part.requires_grad_(True)
 
@@ -118,7 +118,7 @@ class Classifier(Objective):
         return F.one_hot(label, classes) * (1 - smoothing) + smoothing / classes
 
 
-_LAST = ("transformer.final_norm", "pool_norm", "head")
+_LAST = ("transformer.final_norm", "pool_norm", "pooler", "head")
 
 
 def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:

@@ -40,6 +40,8 @@ class FinetuneRecipe(Recipe):
     """Whether tables of positions learn that pretraining left as they were."""
     head_norm: ClassVar[bool] = False
     """Whether a batch norm stands before a fresh head."""
+    pooler: ClassVar[bool] = False
+    """Whether a layer of tanh does, BERT's."""
 
     init: Annotated[str | None, tyro.conf.Suppress] = None
     model: str
@@ -110,7 +112,11 @@ class FinetuneRecipe(Recipe):
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
         kept = keeps_head(given, media.classes)
-        config = given.config if kept else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm)
+        config = (
+            given.config
+            if kept
+            else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm, pooler=self.pooler)
+        )
         encoder = tuned(config, size=self.input_size, drop_path=self.drop_path, positions_learn=self.positions_learn)
         objective = Classifier(
             ClassifierConfig(

@@ -42,11 +42,14 @@ def keeps_head(encoder: Encoder, labels: Sequence[str]) -> bool:
     return True
 
 
-def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_norm: bool = False) -> EncoderConfig:
+def with_head(
+    given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_norm: bool = False, pooler: bool = False
+) -> EncoderConfig:
     """`given` with a fresh head for these classes.
 
     pool "mean": of the patches, then a norm of its own in the place of the transformer's last (MAE's and VideoMAE's
-    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). Raises UserError where
+    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). head_norm, pooler: what
+    stands before the head (see `EncoderConfig`). Raises UserError where
     there is no class token.
     """
     words = any(each.modality.name == TEXT.name for each in given.tokenizers)  # whose first token is of the class
@@ -63,6 +66,7 @@ def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_n
         labels=tuple(labels),
         pool=pool,
         head_norm=head_norm,
+        pooler=pooler,
     )
 
 
