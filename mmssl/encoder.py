@@ -253,17 +253,18 @@ class Encoder(nn.Module):
         x, keep, lengths = self.sequence(batch, mask, packed)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
-    def features(self, media: Any, pool: Pool = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample, from all its positions. Texts of different lengths run packed, without padding; their
-        "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP], included, as sentence-transformers'
-        pooling has it, and of an encoder without a class token "class" is the first token, BERT's [CLS].
+    def features(self, media: Any, pool: Pool = "mean", mask: Mask | None = None) -> Float[Tensor, "batch dim"]:
+        """One vector a sample, from all its positions, or those that `mask` keeps. Texts of different lengths run
+        packed, without padding; their "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP],
+        included, as sentence-transformers' pooling has it, and of an encoder without a class token "class" is the first
+        token, BERT's [CLS].
 
         media: a batch as everywhere, its values tensors or numpy arrays; or where the encoder reads one modality that
         alone, e.g. pictures `[B, C, H, W]`, uint8 0-255 or floating point 0-1. Arrays go to the encoder's device.
         Raises UserError for anything else.
         """
         packed = not self.config.prefix
-        return self.pool_norm(self(self._batch(media), packed=packed).pooled(pool))
+        return self.pool_norm(self(self._batch(media), mask, packed).pooled(pool))
 
     def _batch(self, media: Any) -> dict[str, Tensor]:
         names = list(self.tokenizers)
@@ -285,12 +286,14 @@ class Encoder(nn.Module):
             batch[name] = values
         return batch
 
-    def classify(self, media: Any, pool: Pool | None = None) -> Float[Tensor, "batch classes"]:
+    def classify(
+        self, media: Any, pool: Pool | None = None, mask: Mask | None = None
+    ) -> Float[Tensor, "batch classes"]:
         """Logits of the linear head, in the order of `config.labels`, for what `features` takes; pool: what the head
         was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        features = self.features(media, pool or self.config.pool or "mean")
+        features = self.features(media, pool or self.config.pool or "mean", mask)
         return self.head(self.head_norm(self.pooler(features)))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -147,9 +147,14 @@ class FinetuneRecipe(Recipe):
         repeats: int = 1,
         clips: int = 1,
         beside: Mapping[str, bytes] | None = None,
+        mixed: Callable[[Subset], Subset] | None = None,
     ) -> TrainResult:
         """Train on the samples of the training part that have labels, watched on all of the test part; what becomes of
-        each of its classes is left in the run folder. clips: so many of each sample are tested, and averaged."""
+        each of its classes is left in the run folder.
+
+        clips: so many of each sample are tested, and averaged. mixed: makes of the training part a source whose samples
+        come mixed with others.
+        """
 
         @cache
         def parts() -> tuple[Subset, Subset]:
@@ -157,8 +162,9 @@ class FinetuneRecipe(Recipe):
             if distributed.rank() == 0:
                 print(f"{'test part':<9} {counted(test)}{how}", flush=True)
             train = train if self.per_class is None else few(train, self.per_class, self.seed)
-            drawn = self.drawn(self.data)
-            return train if drawn is None else redrawn(train, drawn), test
+            if (drawn := self.drawn(self.data)) is not None:
+                train = redrawn(train, drawn)
+            return train if mixed is None else mixed(train), test
 
         def asked(objective: Objective, device: torch.device) -> Answers:
             assert isinstance(objective, Classifier)
