@@ -46,7 +46,8 @@ class EncoderConfig:
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it. pool: what that head sees, the mean where None. head_norm: a
     batch norm before it, without scale and shift, as MAE's linear probe has. pooler: a layer of tanh before these, as
-    BERT's classifiers have. labels: the names of the classes, in their order.
+    BERT's classifiers have. labels: the names of the classes, in their order. several: whether a sample may have
+    several of them, each output then being a yes or no.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -61,6 +62,7 @@ class EncoderConfig:
     head_norm: bool = False
     labels: tuple[str, ...] = ()
     pooler: bool = False
+    several: bool = False
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != self.classes:

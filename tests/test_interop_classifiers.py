@@ -94,6 +94,16 @@ def test_the_pipeline_of_transformers_names_what_it_sees(tmp_path):
     assert told == pytest.approx(dict(zip(LABELS, scores, strict=True)), abs=1e-5)
 
 
+def test_several_classes_a_sample_are_a_yes_or_no_each(tmp_path):
+    ours = Encoder(dataclasses.replace(classifier(CLASS).config, several=True)).eval()
+    pipeline = transformers.pipeline("image-classification", str(ours.to_transformers(tmp_path)))
+    picture = Image.effect_noise((16, 16), 80).convert("RGB")
+    told = {each["label"]: each["score"] for each in pipeline(picture)}
+    scores = ours.classify(torch.from_numpy(np.array(picture)).movedim(-1, 0)[None]).sigmoid()[0].tolist()
+    assert told == pytest.approx(dict(zip(LABELS, scores, strict=True)), abs=1e-5)
+    assert Encoder.from_pretrained(tmp_path).config.several
+
+
 @pytest.mark.parametrize("head", [CLASS, CLASS_POOLED, MEAN_POOLED, MEAN])
 @pytest.mark.parametrize(
     ("modality", "size"), [(COLOURS, (16, 24)), (dataclasses.replace(AUDIO, patch=(8, 64)), (32, 128))]

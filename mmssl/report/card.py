@@ -105,7 +105,8 @@ def _model(model: Encoder | Objective, method: Objective | None) -> list[tuple[s
             seen = _POOLS[config.pool or "mean"] + (", normalised" if config.pool_norm else "")
             seen += ", behind a layer of tanh" if config.pooler else ""
             named = f": {', '.join(map(as_text, config.labels))}" if config.labels else ""
-            rows += [("head", f"linear, of {seen}"), ("classes", f"{config.classes}{named}")]
+            several = ", of which a sample may have several" if config.several else ""
+            rows += [("head", f"linear, of {seen}"), ("classes", f"{config.classes}{several}{named}")]
     return rows
 
 
