@@ -321,8 +321,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, VideoMAE, BERT or
-        RoBERTa, or timm's.
+        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, BEiT, VideoMAE, BERT or
+        RoBERTa, or timm's, of classifiers with their heads.
 
         Raises UserError for any other.
         """
@@ -387,9 +387,11 @@ class Encoder(nn.Module):
         return interop.forms_of(["Encoder"], self.plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
-        `VideoMAEForVideoClassification`, of text its `BertModel` or `RobertaModel`; outputs are equal. Raises UserError
-        for an encoder they cannot express; of several modalities that of pictures is written."""
+        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, of text its `BertModel` or
+        `RobertaModel`; with a head the classifier of the same family that computes it, of pictures
+        `ViTForImageClassification` from the class token and `BeitForImageClassification` from the mean. Outputs are
+        equal. Raises UserError for an encoder they cannot express; of several modalities that of pictures is
+        written."""
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:

@@ -118,6 +118,17 @@ def test_timm_classifies_pictures_and_sounds_as_we_do(head, modality, size, tmp_
     assert_same(Encoder.from_pretrained(folder), ours, media)
 
 
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_folders_that_timm_writes_are_read_with_their_heads(pool, tmp_path):
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 2, "num_classes": 5, "global_pool": pool}
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", **sizes)).eval()
+    names = {"label_names": list(LABELS)}
+    timm.models.save_for_hf(theirs, tmp_path, model_config=names, safe_serialization=True)
+    ours, pixels = Encoder.from_pretrained(tmp_path).eval(), torch.rand(2, 3, 32, 32)
+    assert relative(ours.classify(pixels), theirs(normalised(ours, pixels))) < 1e-5
+    assert ours.config.labels == LABELS
+
+
 @pytest.mark.parametrize("head", [CLASS, MEAN_POOLED])
 def test_transformers_classifies_clips_as_we_do(head, tmp_path):
     clips = dataclasses.replace(VIDEO, patch=(2, 8, 8), mean=(0.2, 0.3, 0.4))
