@@ -46,7 +46,8 @@ class EncoderConfig:
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
     transformer's. classes: outputs of a linear head on it. pool: what that head sees, the mean where None. head_norm: a
     batch norm before it, without scale and shift, as MAE's linear probe has. pooler: a layer of tanh before these, as
-    BERT's classifiers have. labels: the names of the classes, in their order.
+    BERT's classifiers have. labels: the names of the classes, in their order. several: whether a sample may have
+    several of them, each output then being a yes or no.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -61,6 +62,7 @@ class EncoderConfig:
     head_norm: bool = False
     labels: tuple[str, ...] = ()
     pooler: bool = False
+    several: bool = False
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != self.classes:
@@ -322,8 +324,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, VideoMAE, BERT or
-        RoBERTa, or timm's.
+        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, BEiT, VideoMAE, BERT or
+        RoBERTa, or timm's, of classifiers with their heads.
 
         Raises UserError for any other.
         """
@@ -388,9 +390,11 @@ class Encoder(nn.Module):
         return interop.forms_of(["Encoder"], self.plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
-        `VideoMAEForVideoClassification`, of text its `BertModel` or `RobertaModel`; outputs are equal. Raises UserError
-        for an encoder they cannot express; of several modalities that of pictures is written."""
+        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, of text its `BertModel` or
+        `RobertaModel`; with a head the classifier of the same family that computes it, of pictures
+        `ViTForImageClassification` from the class token and `BeitForImageClassification` from the mean. Outputs are
+        equal. Raises UserError for an encoder they cannot express; of several modalities that of pictures is
+        written."""
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:

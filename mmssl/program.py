@@ -38,9 +38,9 @@ class _Model(nn.Module):
 
     def forward(self, media: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch values"]:
         encoder = self.encoder
-        return (
-            encoder.features(media, encoder.config.pool or "mean") if encoder.head is None else encoder.classify(media)
-        )
+        if encoder.head is not None:
+            return encoder.classify(media)
+        return encoder.features(media, encoder.config.pool or "mean")
 
 
 @dataclass(frozen=True)
