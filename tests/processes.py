@@ -34,10 +34,13 @@ def server() -> ForkServerContext:
 
 
 class Script:
-    """`python SCRIPT ARGUMENTS`, with one thread: started, and ended by itself or a signal."""
+    """`python SCRIPT ARGUMENTS`, with one thread: started, and ended by itself or a signal. It is a file or text."""
 
-    def __init__(self, script: Path, *arguments: object) -> None:
+    def __init__(self, script: Path | str, *arguments: object) -> None:
         self._told = tempfile.mkdtemp()
+        if isinstance(script, str):
+            text, script = script, Path(self._told, "script.py")
+            script.write_text(text)
         words = [str(script), *map(str, arguments)]
         self.process: BaseProcess = server().Process(target=_run, args=(words, self._told))
         self.process.start()
@@ -48,6 +51,13 @@ class Script:
         output, errors = (Path(self._told, stream).read_text() for stream in ("stdout", "stderr"))
         shutil.rmtree(self._told)
         return CompletedProcess(self.process.name, self.process.exitcode or 0, output, errors)
+
+
+def printed(script: Path | str, *arguments: object) -> str:
+    """What a script that ends well has printed."""
+    done = Script(script, *arguments).finish()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _run(words: list[str], told: str) -> None:

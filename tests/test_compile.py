@@ -1,9 +1,6 @@
 """A compiled run, in a process of its own: the shape checks of the tests cannot be traced."""
 
-import subprocess
-import sys
-
-from tests.processes import environment
+from tests.processes import printed
 
 PLAIN_NAMES = """
 import sys
@@ -15,7 +12,7 @@ from mmssl.training import checkpoints, train
 from tests.training_toy import Toy, ToyLoader, settings
 
 folder, cpu = Path(sys.argv[1]), torch.device("cpu")
-torch.compile = partial(torch.compile, backend="aot_eager")
+torch.compile = partial(torch.compile, backend="aot_eager_default_partitioner")
 for name in ("plain", "compiled"):
     train(Toy(), ToyLoader(), settings(steps=3, compile=name == "compiled"), folder / name, device=cpu)
 plain, compiled = (checkpoints.load(folder / name / "step-00000003").state for name in ("plain", "compiled"))
@@ -39,19 +36,12 @@ for epoch in range(6):
 """
 
 
-def run(program: str, *arguments: str) -> str:
-    """What the program prints."""
-    call = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_a_compiled_run_saves_the_plain_names_and_values(tmp_path):
-    run(PLAIN_NAMES, str(tmp_path))
+    printed(PLAIN_NAMES, tmp_path)
 
 
 def test_other_counts_of_hidden_patches_are_not_compiled_anew():
-    _, second, *later = (line.split() for line in run(COUNTS).splitlines())  # the second step learns what may change
+    # the second step learns what may change
+    _, second, *later = (line.split() for line in printed(COUNTS).splitlines())
     assert {graphs for graphs, *_ in later} == {second[0]}
     assert len({tuple(counts) for _, *counts in later}) == len(later)

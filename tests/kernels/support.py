@@ -5,8 +5,9 @@ interpreter (`make test` does both), MMSSL_DEVICE=cuda runs it on a GPU (`benchm
 """
 
 import inspect
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ EXAMPLES = 8 if INTERPRETED else 40
 def bare(op: Callable[..., Any]) -> Callable[..., Any]:
     """The op as users call it, without the tests' own shape checks."""
     return inspect.unwrap(op)
+
+
+def with_dtypes(*choices: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Every combination of these in every dtype; in the interpreter, where a dtype is but a cast, in each by turns."""
+    turns = itertools.cycle(DTYPES)
+    cases = itertools.product(*choices)
+    return [(*case, dtype) for case in cases for dtype in ([next(turns)] if INTERPRETED else DTYPES)]
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,10 +104,11 @@ def doubled(fixed: dict[str, Any]) -> dict[str, Any]:
     return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in fixed.items()}
 
 
-def check_parity(op: Any, reference: Any, leaves: dict[str, Tensor], fixed: dict[str, Any], terms: float = 0.0) -> None:
-    """The op against its reference in the same dtypes and in float64."""
+def check_parity(op: Any, reference: Any, leaves: dict[str, Tensor], fixed: dict[str, Any], terms: float = 0.0) -> dict:
+    """The op against its reference in the same dtypes and in float64; what the op found."""
     found, eager = (gradients(function, leaves, fixed, None) for function in (op, reference))
     as_good_as(found, eager, gradients(reference, leaves, doubled(fixed), torch.float64), terms)
+    return found
 
 
 class Largest(TorchDispatchMode):
