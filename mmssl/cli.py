@@ -308,8 +308,8 @@ class Export:
     model: Path
     """Model folder: of this library or transformers' ViT, ViTMAE, BEiT or VideoMAE, or timm's; or a run's."""
     to: str = "vit"
-    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder alone or with its head, also
-    of clips), beit (transformers, a head on the mean), timm; onnx, torch-export (programs that need no mmssl)."""
+    """vit_mae, videomae (transformers, with the decoder), vit (transformers, the encoder, or with its head, of clips
+    too), beit (transformers, a head on the mean), timm; onnx, torch-export (programs that need no mmssl)."""
     out: Path | None = None
     """Folder to write."""
 

@@ -44,9 +44,10 @@ class EncoderConfig:
     token has a learned vector of its modality added (M3AE).
 
     pool_norm: a norm behind the pooling, as MAE's fine-tuned models have, with pool_norm_eps where that is not the
-    transformer's. classes: outputs of a linear head on it. pool: what that head sees (None: the mean). head_norm: a
-    batch norm before it, without scale and shift, as MAE's linear probe has. labels: the names of its classes, in their
-    order.
+    transformer's. classes: outputs of a linear head on it. pool: what that head sees, the mean where None. head_norm: a
+    batch norm before it, without scale and shift, as MAE's linear probe has. pooler: a layer of tanh before these, as
+    BERT's classifiers have. labels: the names of the classes, in their order. several: whether a sample may have
+    several of them, each output then being a yes or no.
     """
 
     tokenizers: tuple[TokenizerConfig, ...]
@@ -60,6 +61,8 @@ class EncoderConfig:
     pool: Pool | None = None
     head_norm: bool = False
     labels: tuple[str, ...] = ()
+    pooler: bool = False
+    several: bool = False
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != self.classes:
@@ -159,6 +162,7 @@ class Encoder(nn.Module):
         eps = config.transformer.norm_eps if config.pool_norm_eps is None else config.pool_norm_eps
         self.pool_norm = nn.LayerNorm(self.dim, eps=eps) if config.pool_norm else nn.Identity()
         self.head_norm = GlobalBatchNorm(self.dim, scale=False, eps=1e-6) if config.head_norm else nn.Identity()
+        self.pooler = nn.Sequential(nn.Linear(self.dim, self.dim), nn.Tanh()) if config.pooler else nn.Identity()
         self.head = nn.Linear(self.dim, config.classes) if config.classes else None
         xavier_init(self)
 
@@ -251,17 +255,18 @@ class Encoder(nn.Module):
         x, keep, lengths = self.sequence(batch, mask, packed)
         return Tokens(self.transformer(x, lengths), self.config.prefix, keep, lengths)
 
-    def features(self, media: Any, pool: Pool = "mean") -> Float[Tensor, "batch dim"]:
-        """One vector a sample, from all its positions. Texts of different lengths run packed, without padding; their
-        "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP], included, as sentence-transformers'
-        pooling has it, and of an encoder without a class token "class" is the first token, BERT's [CLS].
+    def features(self, media: Any, pool: Pool = "mean", mask: Mask | None = None) -> Float[Tensor, "batch dim"]:
+        """One vector a sample, from all its positions, or those that `mask` keeps. Texts of different lengths run
+        packed, without padding; their "mean" is that of all tokens, those at the ends, such as [CLS] and [SEP],
+        included, as sentence-transformers' pooling has it, and of an encoder without a class token "class" is the first
+        token, BERT's [CLS].
 
         media: a batch as everywhere, its values tensors or numpy arrays; or where the encoder reads one modality that
         alone, e.g. pictures `[B, C, H, W]`, uint8 0-255 or floating point 0-1. Arrays go to the encoder's device.
         Raises UserError for anything else.
         """
         packed = not self.config.prefix
-        return self.pool_norm(self(self._batch(media), packed=packed).pooled(pool))
+        return self.pool_norm(self(self._batch(media), mask, packed).pooled(pool))
 
     def _batch(self, media: Any) -> dict[str, Tensor]:
         names = list(self.tokenizers)
@@ -283,12 +288,15 @@ class Encoder(nn.Module):
             batch[name] = values
         return batch
 
-    def classify(self, media: Any, pool: Pool | None = None) -> Float[Tensor, "batch classes"]:
+    def classify(
+        self, media: Any, pool: Pool | None = None, mask: Mask | None = None
+    ) -> Float[Tensor, "batch classes"]:
         """Logits of the linear head, in the order of `config.labels`, for what `features` takes; pool: what the head
         was trained on, unless given. Raises ValueError where the encoder has no head."""
         if self.head is None:
             raise ValueError("this encoder has no classification head; use features() and train one")
-        return self.head(self.head_norm(self.features(media, pool or self.config.pool or "mean")))
+        features = self.features(media, pool or self.config.pool or "mean", mask)
+        return self.head(self.head_norm(self.pooler(features)))
 
     def class_attention(self, batch: Batch) -> Float[Tensor, "batch heads *grid"]:
         """How the class token attends to the patches in the last block: each head's weights on the grid, to look at.
@@ -316,8 +324,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> Encoder:
-        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, VideoMAE, BERT or
-        RoBERTa, or timm's.
+        """From a folder of ours (an encoder's or an objective's), of transformers' ViT, ViTMAE, BEiT, VideoMAE, BERT or
+        RoBERTa, or timm's, of classifiers with their heads.
 
         Raises UserError for any other.
         """
@@ -382,9 +390,11 @@ class Encoder(nn.Module):
         return interop.forms_of(["Encoder"], self.plain()._settings)
 
     def to_transformers(self, folder: str | Path) -> Path:
-        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, or with a head on clips its
-        `VideoMAEForVideoClassification`, of text its `BertModel` or `RobertaModel`; outputs are equal. Raises UserError
-        for an encoder they cannot express; of several modalities that of pictures is written."""
+        """Write a folder that transformers' `ViTModel` reads, or its `VideoMAEModel`, of text its `BertModel` or
+        `RobertaModel`; with a head the classifier of the same family that computes it, of pictures
+        `ViTForImageClassification` from the class token and `BeitForImageClassification` from the mean. Outputs are
+        equal. Raises UserError for an encoder they cannot express; of several modalities that of pictures is
+        written."""
         return self._save_for("transformers", folder)
 
     def save_timm(self, folder: str | Path) -> Path:

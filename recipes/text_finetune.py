@@ -4,8 +4,8 @@
 
 DIR holds .jsonl, .csv or .parquet files, maybe below `train` and `val`, or is such a file; CLASS is what they call the
 class, and `--field` what they call the text. The defaults are of BERT's range: 3 epochs, batch 32, AdamW with a peak
-rate of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS], before the
-head.
+rate of 3e-5 that falls linearly after a tenth of warm-up, weight decay 0.01, and the first token, [CLS],
+through a layer of tanh before the head.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class TextFinetune(FinetuneRecipe):
     """Tune an encoder and a head on labelled texts."""
 
     modality: ClassVar[str] = TEXT.name
+    pooler: ClassVar[bool] = True
 
     out: Path = Path("runs/text_finetune")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard files, report.html and the classifier in `final`."""

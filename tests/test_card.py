@@ -21,7 +21,8 @@ def run(tmp_path: Path) -> Path:
     """A run's folder, with what a card is made of."""
     folder = tmp_path / "my run"
     MAE("tiny", size=16, patch=8).save_pretrained(folder / "final")
-    settings = {"media": "120 samples, 0a1b", "batch_size": 8, "ema": None, "recipe": {"data": "secret/place"}}
+    settings = {"media": "120 samples, 0a1b", "batch_size": 8, "ema": None, "recipe.data": "secret/place"}
+    settings |= {"method.mask_ratio": 0.75, "method.encoder.prefix": 1}
     (folder / "settings.json").write_text(json.dumps(settings))
     rows = [ROW | {"heldout_loss": 0.61, "knn_accuracy": 0.25}, ROW | {"step": 60}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -34,9 +35,9 @@ def test_it_tells_model_data_settings_and_what_was_measured(run):
     count = sum(each.numel() for each in MAE("tiny", size=16, patch=8).parameters())
     for line in (
         "- trained as: MAE: Hide most patches, encode the visible ones, decode the rest, compare pixels.",
-        f"- parameters: {count:,}, 5,",
+        f"- parameters: {count:,}\n- encoder: transformer of 12 blocks, 192 wide, 3 heads, 5,",
         "height x width = 16 x 16 in patches of 8 x 8, values in 0-1 normalised by mean 0.485, 0.456, 0.406",
-        "- media: `120 samples, 0a1b`",
+        "- media: `120 samples, 0a1b`\n- batch_size: 8\n- method.mask_ratio: 0.75\n\n",
         "After step 40, epoch 2.5:\n\n- loss: 0.5123\n- heldout_loss: 0.61\n- knn_accuracy: 0.25\n",
     ):
         assert line in told, line
@@ -61,7 +62,7 @@ def test_an_export_has_one_and_a_card_by_another_hand_stays(run, tmp_path):
     export(run, tmp_path / "timm", "timm")
     told = (tmp_path / "timm" / "README.md").read_text()
     assert "library_name: timm" in told and "- media: `120 samples, 0a1b`" in told
-    assert "timm.create_model(" in told and "- parameters: 5," in told
+    assert "timm.create_model(" in told and "3 heads, 5," in told and "- parameters: " not in told
     (tmp_path / "timm" / "README.md").write_text("mine")
     export(run, tmp_path / "timm", "timm")
     assert (tmp_path / "timm" / "README.md").read_text() == "mine"

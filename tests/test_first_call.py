@@ -26,7 +26,7 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
-TASKS = ("image-finetune", "image-probe", "text-finetune", "video-finetune")
+TASKS = ("audio-finetune", "image-finetune", "image-probe", "text-finetune", "video-finetune")
 
 
 def named(recipe: Path) -> str:
@@ -66,7 +66,7 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
         (
             "beit",
             {},
-            "unknown method 'beit': choose one of audiomae, image-finetune, mae, image-probe, clip, m3ae, multimae, "
+            "unknown method 'beit': choose one of audiomae, audio-finetune, image-finetune, mae, image-probe, clip, m3ae, multimae, "
             "text-finetune, mlm, video-finetune, siammae, videomae",
         ),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),

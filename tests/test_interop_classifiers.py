@@ -53,7 +53,8 @@ def classifier(
 
 def assert_same(again: Encoder, ours: Encoder, media: Tensor) -> None:
     assert relative(again.classify(media), ours.classify(media)) < 1e-5
-    assert again.config.labels == ours.config.labels and again.config.pool == ours.config.pool
+    assert again.config.labels == ours.config.labels
+    assert (again.config.pool or "mean") == ours.config.pool
     modalities = [each.config.tokenizers[0].modality for each in (again, ours)]
     assert modalities[0] == modalities[1]
 
@@ -93,6 +94,16 @@ def test_the_pipeline_of_transformers_names_what_it_sees(tmp_path):
     assert told == pytest.approx(dict(zip(LABELS, scores, strict=True)), abs=1e-5)
 
 
+def test_several_classes_a_sample_are_a_yes_or_no_each(tmp_path):
+    ours = Encoder(dataclasses.replace(classifier(CLASS).config, several=True)).eval()
+    pipeline = transformers.pipeline("image-classification", str(ours.to_transformers(tmp_path)))
+    picture = Image.effect_noise((16, 16), 80).convert("RGB")
+    told = {each["label"]: each["score"] for each in pipeline(picture)}
+    scores = ours.classify(torch.from_numpy(np.array(picture)).movedim(-1, 0)[None]).sigmoid()[0].tolist()
+    assert told == pytest.approx(dict(zip(LABELS, scores, strict=True)), abs=1e-5)
+    assert Encoder.from_pretrained(tmp_path).config.several
+
+
 @pytest.mark.parametrize("head", [CLASS, CLASS_POOLED, MEAN_POOLED, MEAN])
 @pytest.mark.parametrize(
     ("modality", "size"), [(COLOURS, (16, 24)), (dataclasses.replace(AUDIO, patch=(8, 64)), (32, 128))]
@@ -105,6 +116,17 @@ def test_timm_classifies_pictures_and_sounds_as_we_do(head, modality, size, tmp_
     assert tuple(theirs.pretrained_cfg["label_names"]) == LABELS
     assert relative(ours.to_timm().eval()(normalised(ours, media)), ours.classify(media)) < 1e-5
     assert_same(Encoder.from_pretrained(folder), ours, media)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_folders_that_timm_writes_are_read_with_their_heads(pool, tmp_path):
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 2, "num_classes": 5, "global_pool": pool}
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", **sizes)).eval()
+    names = {"label_names": list(LABELS)}
+    timm.models.save_for_hf(theirs, tmp_path, model_config=names, safe_serialization=True)
+    ours, pixels = Encoder.from_pretrained(tmp_path).eval(), torch.rand(2, 3, 32, 32)
+    assert relative(ours.classify(pixels), theirs(normalised(ours, pixels))) < 1e-5
+    assert ours.config.labels == LABELS
 
 
 @pytest.mark.parametrize("head", [CLASS, MEAN_POOLED])

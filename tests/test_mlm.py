@@ -111,6 +111,29 @@ def test_their_folders_are_read_and_written_exactly(name, tmp_path):
     assert load(folder).config == ours.config
 
 
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_classifiers_go_both_ways_with_their_labels(family, tmp_path):
+    name, longer = (
+        f"{family}ForSequenceClassification",
+        {"max_position_embeddings": LENGTH + 2} if family == "Roberta" else {},
+    )
+    model = theirs(name, id2label={0: "dull", 1: "good", 2: "odd"}, label2id={"dull": 0, "good": 1, "odd": 2}, **longer)
+    model.save_pretrained(tmp_path / "theirs")
+    ours, batch = Encoder.from_pretrained(tmp_path / "theirs").eval(), masked_texts(name)
+    assert ours.config.labels == ("dull", "good", "odd")
+    assert relative(ours.classify(batch), model(**their_inputs(batch)).logits) < 1e-5
+    assert list(ours.forms) == [f"{family.lower()}_classifier"]
+    again, told = getattr(transformers, name).from_pretrained(
+        ours.to_transformers(tmp_path / "x"), output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert_states_equal(again.state_dict(), model.state_dict())
+    assert again.config.id2label == model.config.id2label
+    plain = Encoder(dataclasses.replace(ours.config, pooler=False))
+    with pytest.raises(UserError, match=r"could be written as: its classifiers read .* a layer of tanh"):
+        plain.to_transformers(tmp_path / "y")
+
+
 @pytest.mark.parametrize("name", ["BertModel", "RobertaModel"])
 def test_encoders_alone_give_their_hidden_states(name, tmp_path):
     model = theirs(name, **({"max_position_embeddings": LENGTH + 2} if name == "RobertaModel" else {}))

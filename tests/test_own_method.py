@@ -98,9 +98,7 @@ def test_an_export_says_when_its_class_is_not_found_and_writes_the_encoder_all_t
     lost = shutil.copytree(trained / "final", tmp_path / "lost")
     config = json.loads((lost / "config.json").read_text())
     (lost / "config.json").write_text(json.dumps(config | {"mmssl": "LostMAE", "module": "nowhere"}))
-    with pytest.raises(
-        UserError, match=r"cannot become .vit_mae., only vit, timm, onnx, torch-export .*the module nowhere cannot be"
-    ):
+    with pytest.raises(UserError, match=r"only vit, timm, onnx, torch-export .*the module nowhere cannot be"):
         export(lost, tmp_path / "out", "vit_mae")
     export(lost, tmp_path / "out", "timm")
     assert Encoder.from_pretrained(tmp_path / "out").dim == 192

@@ -89,6 +89,7 @@ def test_a_folder_becomes_an_encoder_and_a_report(finished):
     encoder = Encoder.from_pretrained(finished / "final")
     assert encoder.features({"image": torch.zeros(1, 3, 16, 16, dtype=torch.uint8)}).shape == (1, 192)
     page = (finished / "report.html").read_text()
+    assert "- media: " in (finished / "final" / "README.md").read_text()
     assert "data:image/png;base64" in page and "http" not in page.replace("http://www.w3.org", "")
     names = {"reconstructions", "features", "attention", "heads"}
     assert {path.stem for path in (finished / "pictures").iterdir()} == names

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmssl_kernels import masked_patch as _registered  # noqa: F401  the ops are known to torch by it
 from mmssl_kernels import reference
 
 

@@ -135,6 +135,7 @@ class Augmentation:
         kernel = shorter // 20 * 2 + 1 if self.kernel is None else self.kernel
         if self.blur and kernel // 2 >= shorter:
             raise UserError(f"A blur of {kernel} pixels needs sides of more than {kernel // 2}, not {shorter}.")
+        medium = medium.contiguous()  # how it lies decides how torch adds up
         out = medium.clamp(0, 1) if medium.is_floating_point() else medium.clone()
         frames = out.movedim(1, -3)  # torchvision's [..., C, H, W]
         with one_thread(), torch.autocast("cpu", enabled=False):

@@ -17,6 +17,8 @@ from mmssl.errors import UserError
 from mmssl.masking.noise import Keys, random_bits
 from mmssl.modality import IMAGENET_MEAN, IMAGENET_STD
 
+QUANTILES = 2**10
+
 
 class Erasure(NamedTuple):
     """What the noise says of the box of one sample, and where it says what the box is filled with."""
@@ -32,8 +34,8 @@ class Erasing:
 
     area: the box's share of the picture, uniform in this range. aspect: width to height, log-uniform in its own.
     Of ten tries the first counts that is less wide and less high than the picture; where none is, nothing is erased.
-    mean, std: of each channel of 0-1 values. Every value of the box, in every frame, is normal with these, which the
-    tokenizer makes standard normal; but raw values end at 0 and 1, and uint8 ones are rounded.
+    mean, std: of each channel of 0-1 values. Every value of the box, in every frame, is normal with these (one of 1024
+    quantiles), which the tokenizer makes standard normal; but raw values end at 0 and 1, and uint8 ones are rounded.
 
     Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020), as timm has it in its mode "pixel" with one box, with
     which MAE and VideoMAE fine-tune. It comes last: other changes would change the noise.
@@ -77,6 +79,8 @@ class Erasing:
         channels, (height, width) = medium.shape[1], medium.shape[-2:]
         if channels != len(self.mean):
             raise UserError(f"Erasing has a mean and std for {len(self.mean)} channels, and the medium has {channels}.")
+        if not any(drawn):
+            return medium
         out = medium.clone()
         for row, erasure in enumerate(drawn):
             if erasure is None:
@@ -92,20 +96,16 @@ class Erasing:
         return out
 
     def _values(self, box: Shaped[Tensor, "c *extra h w"], erasure: Erasure) -> Shaped[Tensor, "c *extra h w"]:
-        normal = _normal(box.numel(), f"{erasure.stream}/values", erasure.keys).view(box.shape)
-        mean, std = (torch.tensor(each).view(-1, *[1] * (box.ndim - 1)) for each in (self.mean, self.std))
-        values = (mean + std * normal).clamp(0, 1)
-        return values if box.is_floating_point() else (values * 255).round()
+        # Six to a hash, and looked up: of a clip there are hundreds of thousands.
+        bits = random_bits(-(-box.numel() // 6), stream=f"{erasure.stream}/values", **erasure.keys._asdict())[0]
+        numbers = (bits[:, None] >> torch.arange(0, 60, 10)) & (QUANTILES - 1)
+        values = _values_of(self.mean, self.std)
+        values = values if box.is_floating_point() else (values * 255).round().to(torch.uint8)
+        return values.gather(1, numbers.flatten()[: box.numel()].view(len(box), -1)).view(box.shape)
 
 
-def _normal(count: int, stream: str, keys: Keys) -> Float32[Tensor, " {count}"]:
-    """Normal values: each is one of 2**15 quantiles, equally likely, the outermost at 4.2 standard deviations."""
-    # Four to a hash, and looked up: of a clip there are hundreds of thousands.
-    bits = random_bits(-(-count // 4), stream=stream, **keys._asdict())[0]
-    index = (bits[:, None] >> torch.tensor([0, 15, 30, 45])) & (2**15 - 1)
-    return _quantiles()[index.flatten()[:count]]
-
-
-@lru_cache(maxsize=1)
-def _quantiles() -> Float32[Tensor, " quantiles"]:
-    return torch.special.ndtri((torch.arange(2**15, dtype=torch.float64) + 0.5) / 2**15).float()
+@lru_cache
+def _values_of(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[Tensor, "channels quantiles"]:
+    """The quantiles of each channel's normal distribution that a value may be, where a pixel can be that."""
+    normal = torch.special.ndtri((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
+    return (torch.tensor(mean)[:, None] + torch.tensor(std)[:, None] * normal).clamp(0, 1).float()

@@ -214,6 +214,8 @@ class Loader:
                 self.ledger.judge(self.ceiling, len(self.source))
             if self._labels is not None:
                 batch["label"] = self._labels[batch["sample_id"]]
+                if "partner" in batch:  # of a source that mixes itself
+                    batch["label.partner"] = self._labels[batch["partner"]]
             yield _apart(batch) if self.partners else batch
 
     def plan(self, step: int) -> Plan:

@@ -91,6 +91,8 @@ class RandAugment:
                 f"RandAugment is for 1 or 3 channels, with as many in its mean: the medium has {channels}, "
                 f"and mean {len(self.mean)}."
             )
+        if not any(drawn):
+            return medium
         out = medium.clone()
         frames = out.movedim(1, -3)  # torchvision's [..., C, H, W]
         for row, operations in enumerate(drawn):

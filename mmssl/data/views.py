@@ -390,11 +390,12 @@ def _extent(sample: dict[str, Tensor], names: list[str]) -> tuple[int, int]:
 
 def _assemble(pieces: list[Piece], count: int) -> Tensor:
     if len(pieces) == 1:
-        return pieces[0][1]
+        return pieces[0][1].contiguous()
     floating = any(piece.is_floating_point() for _, piece in pieces)
     batch = pieces[0][1].new_empty((count, *pieces[0][1].shape[1:]), dtype=torch.float32 if floating else torch.uint8)
+    places = batch.numpy()  # which copies what lies with the channel fastest in a third of torch's time
     for rows, piece in pieces:
-        batch[rows] = piece / 255 if floating and piece.dtype == torch.uint8 else piece
+        places[rows] = (piece / 255 if floating and piece.dtype == torch.uint8 else piece).numpy()
     return batch
 
 
@@ -402,12 +403,13 @@ def _resample(
     medium: Shaped[Tensor, "c *extra h w"], size: tuple[int, int], cut: Cut
 ) -> Shaped[Tensor, "1 c *extra down across"]:
     top, left, height, width, new_height, new_width, y, x, flip = (int(field[0]) for field in cut)
-    frames = medium[None].movedim(1, -3)  # [1, *extra, C, H, W]: decoders give the channel fastest, torch's fast path
+    # [1, *extra, C, H, W] with the channel fastest, as decoders give it: torch's fast path, which returns it so.
+    frames = medium.movedim(0, -1)[None].movedim(-1, -3)
     box = frames.flatten(0, -4)[..., top : top + height, left : left + width]
     if (height, width) != (new_height, new_width):
         box = _resized(box, (new_height, new_width))
     window = box[..., y : y + size[0], x : x + size[1]].unflatten(0, frames.shape[:-3]).movedim(-3, 1)
-    return (window.flip(-1) if flip else window).contiguous()
+    return window.flip(-1) if flip else window
 
 
 def _resized(box: Shaped[Tensor, "n c height width"], size: tuple[int, int]) -> Shaped[Tensor, "n c down across"]:

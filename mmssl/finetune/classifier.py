@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmssl.encoder import Encoder, EncoderConfig, square_pictures, vit_config
 from mmssl.errors import UserError
 from mmssl.finetune.mixing import Mixer, Mixing
-from mmssl.masking import Mask
+from mmssl.masking import Mask, axes_mask, batch_bits
 from mmssl.objectives import Objective, Output
 from mmssl.position import Position
 from mmssl.tokenizer import Batch
@@ -27,7 +27,8 @@ class ClassifierConfig:
     layer_decay: what the learning rate of a layer is, of that above it (see `layer_scales`). tuned_blocks: how many of
     the last blocks learn, with the norms behind them and the head; None is all of the encoder, 0 the head alone, a
     probe. smoothing: the share of a label that is spread over all classes. head_std: of the head's first weights.
-    seed: of what is mixed.
+    hidden: the shares of the grid's rows and columns (of sounds: times and mel bands) that are left out while it
+    trains, as Audio-MAE's tuning does; none by default. seed: of what is mixed and hidden.
     """
 
     encoder: EncoderConfig = dataclasses.replace(vit_config("base"), classes=1000, pool_norm=True)
@@ -37,6 +38,7 @@ class ClassifierConfig:
     smoothing: float = 0.1
     mixing: Mixing = Mixing(mixup=0.8, cutmix=1.0)
     head_std: float = 2e-5
+    hidden: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,24 +93,42 @@ class Classifier(Objective):
         encoder.requires_grad_(False)
         blocks = encoder.transformer.blocks[len(encoder.transformer.blocks) - tuned :]
         behind = [*blocks, encoder.transformer.final_norm, encoder.pool_norm] if tuned else []
-        for part in [*behind, encoder.head]:
+        for part in [*behind, encoder.pooler, encoder.head]:
             assert part is not None
             part.requires_grad_(True)
 
     def forward(self, batch: Batch, mask: Mask | None = None) -> Output:
         targets, own = self.targets(batch["label"]), batch["label"]
-        if self.training and self.mixer is not None:
-            mixed = {}
-            for name in self.encoder.sizes(batch):
-                mixed[name], share = self.mixer(batch, name)
-            targets = share * targets + (1 - share) * self.targets(batch["label.partner"])
-            batch = {**batch, **mixed}
-        logits = self.encoder.classify(batch).float()
+        if self.training:
+            batch, share = self._mixed(batch)
+            if share is not None:
+                targets = share * targets + (1 - share) * self.targets(batch["label.partner"])
+            mask = self.hide(batch) if mask is None else mask
+        logits = self.encoder.classify(batch, mask=mask).float()
         if self.config.several:
             loss = F.binary_cross_entropy_with_logits(logits, targets)
             return Output(loss, {"error": ((logits > 0) != own).float().mean()})
         loss = F.cross_entropy(logits, targets)
         return Output(loss, {"accuracy": (logits.argmax(dim=1) == own).float().mean()})
+
+    def _mixed(self, batch: Batch) -> tuple[Batch, Float[Tensor, "batch 1"] | None]:
+        """The batch with samples that are mixed with their partners, and the share of each that is its own; sounds come
+        mixed, with their `share`."""
+        if self.mixer is None:
+            return batch, batch["share"][:, None] if "share" in batch else None
+        (name,) = self.encoder.sizes(batch)
+        mixed, share = self.mixer(batch, name)
+        return {**batch, name: mixed}, share
+
+    def hide(self, batch: Batch) -> Mask | None:
+        """Whole rows and columns of the grid, drawn for each sample, where any are hidden."""
+        if not any(self.config.hidden):
+            return None
+        (name,) = sizes = self.encoder.sizes(batch)
+        grid = rows, columns = self.encoder.tokenizer(name).grid(batch)
+        noise = batch_bits(batch, rows + columns, seed=self.config.seed, stream=f"mask/{name}")
+        down, across = (max(1, int(side * (1 - share))) for side, share in zip(grid, self.config.hidden))
+        return axes_mask((noise[:, :rows], noise[:, rows:]), (down, across), sizes)
 
     def targets(self, label: Tensor) -> Float[Tensor, "batch classes"]:
         """What the head shall say of labels: int64 `[B]`, or bool `[B, classes]` of several."""
@@ -118,7 +138,7 @@ class Classifier(Objective):
         return F.one_hot(label, classes) * (1 - smoothing) + smoothing / classes
 
 
-_LAST = ("transformer.final_norm", "pool_norm", "head")
+_LAST = ("transformer.final_norm", "pool_norm", "pooler", "head")
 
 
 def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ class FinetuneRecipe(Recipe):
     """Whether tables of positions learn that pretraining left as they were."""
     head_norm: ClassVar[bool] = False
     """Whether a batch norm stands before a fresh head."""
+    pooler: ClassVar[bool] = False
+    """Whether a layer of tanh does, BERT's."""
 
     init: Annotated[str | None, tyro.conf.Suppress] = None
     model: str
@@ -110,7 +112,11 @@ class FinetuneRecipe(Recipe):
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
         kept = keeps_head(given, media.classes)
-        config = given.config if kept else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm)
+        config = (
+            given.config
+            if kept
+            else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm, pooler=self.pooler)
+        )
         encoder = tuned(config, size=self.input_size, drop_path=self.drop_path, positions_learn=self.positions_learn)
         objective = Classifier(
             ClassifierConfig(
@@ -141,9 +147,14 @@ class FinetuneRecipe(Recipe):
         repeats: int = 1,
         clips: int = 1,
         beside: Mapping[str, bytes] | None = None,
+        mixed: Callable[[Subset], Subset] | None = None,
     ) -> TrainResult:
         """Train on the samples of the training part that have labels, watched on all of the test part; what becomes of
-        each of its classes is left in the run folder. clips: so many of each sample are tested, and averaged."""
+        each of its classes is left in the run folder.
+
+        clips: so many of each sample are tested, and averaged. mixed: makes of the training part a source whose samples
+        come mixed with others.
+        """
 
         @cache
         def parts() -> tuple[Subset, Subset]:
@@ -151,8 +162,9 @@ class FinetuneRecipe(Recipe):
             if distributed.rank() == 0:
                 print(f"{'test part':<9} {counted(test)}{how}", flush=True)
             train = train if self.per_class is None else few(train, self.per_class, self.seed)
-            drawn = self.drawn(self.data)
-            return train if drawn is None else redrawn(train, drawn), test
+            if (drawn := self.drawn(self.data)) is not None:
+                train = redrawn(train, drawn)
+            return train if mixed is None else mixed(train), test
 
         def asked(objective: Objective, device: torch.device) -> Answers:
             assert isinstance(objective, Classifier)

@@ -12,14 +12,22 @@ from torch import nn
 from mmssl.encoder import Encoder, EncoderConfig, Pool
 from mmssl.errors import UserError
 from mmssl.modality import TEXT
+from mmssl.objectives import MLM
+from mmssl.pretraining.initial import found
 from mmssl.training.run_folder import model_in
 
 
 def encoder_of(source: str, modality: str) -> Encoder:
     """The encoder of one modality in a folder of ours (a model's, or a run's: its `final`), of transformers or timm, an
-    authors' file, or a Hugging Face id. Raises UserError where there is none, or it reads other media."""
+    authors' file, or a Hugging Face id; of texts with the pooler that next sentences were told by, where there is one.
+    Raises UserError where there is none, or it reads other media."""
     path = Path(source)
-    if path.is_file():
+    if modality == TEXT.name:
+        method, encoder = found(MLM, source)
+        if isinstance(method, MLM) and method.pooler is not None:
+            encoder.config = dataclasses.replace(encoder.config, pooler=True)
+            encoder.pooler = nn.Sequential(method.pooler, nn.Tanh())
+    elif path.is_file():
         encoder = Encoder.from_official(path)
     else:
         encoder = Encoder.from_pretrained(model_in(path) if path.is_dir() else source)
@@ -42,11 +50,14 @@ def keeps_head(encoder: Encoder, labels: Sequence[str]) -> bool:
     return True
 
 
-def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_norm: bool = False) -> EncoderConfig:
+def with_head(
+    given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_norm: bool = False, pooler: bool = False
+) -> EncoderConfig:
     """`given` with a fresh head for these classes.
 
     pool "mean": of the patches, then a norm of its own in the place of the transformer's last (MAE's and VideoMAE's
-    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). Raises UserError where
+    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). head_norm, pooler: what
+    stands before the head (see `EncoderConfig`). Raises UserError where
     there is no class token.
     """
     words = any(each.modality.name == TEXT.name for each in given.tokenizers)  # whose first token is of the class
@@ -63,6 +74,7 @@ def with_head(given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_n
         labels=tuple(labels),
         pool=pool,
         head_norm=head_norm,
+        pooler=pooler,
     )
 
 

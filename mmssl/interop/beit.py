@@ -13,6 +13,7 @@ from mmssl.interop.forms import Form, Found, Settings, Written
 from mmssl.interop.parts import (
     embeddings,
     head_fields,
+    head_pool,
     head_settings,
     hub_names,
     image_processor,
@@ -52,7 +53,7 @@ def read(config: Mapping[str, Any], state: State, source: str) -> Found:
         raise UserError(f"{source}: of BEiT only classifiers are read that are a plain ViT, and {reason}")
     settings = transformers_settings(config, source)
     settings["transformer"] |= {"final_norm": False, "drop_path": config.get("drop_path_rate", 0.0)}
-    return Found(settings | {"pool": "mean", "pool_norm": True} | head_settings(config, state), RULES, hub_names(state))
+    return Found(settings | {"pool_norm": True} | head_settings(config, state), RULES, hub_names(state))
 
 
 def write(settings: Settings) -> Written:
@@ -76,7 +77,7 @@ def _fits(settings: Settings) -> bool:
     """A ViT with a head on the mean. It finds places in square pictures only."""
     height, width = settings["tokenizers"][0]["size"] if is_plain_vit(settings) else (0, 1)
     one_norm = settings["pool_norm"] and not settings["transformer"]["final_norm"] and norms_agree(settings)
-    return height == width and one_norm and settings["classes"] > 0 and settings["pool"] in (None, "mean")
+    return height == width and one_norm and settings["classes"] > 0 and head_pool(settings) == "mean"
 
 
 FORMS = (

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.interop.forms import Form, Found, Settings, Written
-from mmssl.interop.parts import blocks_config, blocks_settings, layer, numbered, optional, query_key_value
+from mmssl.interop.parts import (
+    blocks_config,
+    blocks_settings,
+    head_fields,
+    head_pool,
+    head_settings,
+    layer,
+    numbered,
+    optional,
+    query_key_value,
+)
 from mmssl.interop.rules import KeyMap, Rule, State
 from mmssl.modality import TEXT
 
@@ -29,6 +39,8 @@ _HEADS = {
     "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions"),
     "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head"),
 }
+# A classifier's layer of tanh, and the head.
+_CLASSIFIERS = {"bert": ("bert.pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}
 _NEVER_HIDDEN = ("[PAD]", "[CLS]", "[SEP]", "<pad>", "<s>", "</s>")
 
 
@@ -67,6 +79,12 @@ def method_rules(kind: str) -> KeyMap:
         Rule(("bias",), (f"{output}.bias",)),
         *(optional(*following) if kind == "bert" else ()),
     )
+
+
+def classifier_rules(kind: str) -> KeyMap:
+    """An encoder with a head on the tanh of its first token."""
+    pooler, head = _CLASSIFIERS[kind]
+    return (*encoder_rules("", f"{kind}."), *layer("pooler.0", pooler), *layer("head", head))
 
 
 def hub_names(state: State) -> dict[str, Tensor]:
@@ -112,6 +130,13 @@ def read_encoder(config: Mapping[str, Any], state: State, source: str) -> Found:
     parts = f"{prefix}embeddings.", f"{prefix}encoder."
     tensors = {key: value for key, value in hub_names(state).items() if key.startswith(parts)}
     return Found(encoder_settings(config, source), encoder_rules("", prefix), tensors)
+
+
+def read_classifier(config: Mapping[str, Any], state: State, source: str) -> Found:
+    """Of BertForSequenceClassification or RobertaForSequenceClassification."""
+    kind, settings = config["model_type"], encoder_settings(config, source)
+    head = head_settings(config, state, _CLASSIFIERS[kind][1])
+    return Found(settings | head | {"pool": "class", "pooler": True}, classifier_rules(kind), hub_names(state))
 
 
 def read_method(config: Mapping[str, Any], state: State, source: str) -> Found:
@@ -188,6 +213,13 @@ def write_encoder(settings: Settings) -> Written:
     return Written(config_of(settings, name), encoder_rules(), extra=pooler)
 
 
+def write_classifier(settings: Settings) -> Written:
+    """As BertForSequenceClassification or RobertaForSequenceClassification."""
+    kind, name = ("roberta", "Roberta") if _is_roberta(settings) else ("bert", "Bert")
+    config = config_of(settings, f"{name}ForSequenceClassification") | head_fields(settings)
+    return Written(config, classifier_rules(kind))
+
+
 def write_method(settings: Settings) -> Written:
     """As BertForPreTraining, or without its next-sentence head as BertForMaskedLM or RobertaForMaskedLM."""
     encoder, following = settings["encoder"], settings["next_sentence"]
@@ -202,10 +234,28 @@ def _is_roberta(encoder: Settings) -> bool:
     return encoder["tokenizers"][0]["offset"] > 0
 
 
-def _forms(kind: str, encoder: str, methods: str) -> tuple[Form, Form]:
-    """Those of one family: its encoder, and the method."""
-    head, roberta = f"{_HEADS[kind][0]}.weight", kind == "roberta"
+def _is_classifier(settings: Settings) -> bool:
+    """Whether it has a head on the tanh of its first token, and no norms or other tokens before it."""
+    return settings["classes"] > 0 and settings["pooler"] and head_pool(settings) == "class"
+
+
+def _forms(kind: str, encoder: str, classifier: str, methods: str) -> tuple[Form, ...]:
+    """Those of one family: its encoder, that with a head, and the method."""
+    head, roberta, pooler = f"{_HEADS[kind][0]}.weight", kind == "roberta", f"{_CLASSIFIERS[kind][0]}.weight"
     return (
+        Form(
+            "Encoder",
+            "transformers",
+            f"transformers' {classifier}",
+            lambda config, state: (
+                config.get("model_type") == kind and pooler in state and f"{_CLASSIFIERS[kind][1]}.weight" in state
+            ),
+            read_classifier,
+            f"{kind}_classifier",
+            "text",
+            write_classifier,
+            lambda settings: _is_roberta(settings) == roberta and _is_classifier(settings),
+        ),
         Form(
             "Encoder",
             "transformers",
@@ -215,7 +265,7 @@ def _forms(kind: str, encoder: str, methods: str) -> tuple[Form, Form]:
             f"{kind}_encoder",
             "text",
             write_encoder,
-            lambda settings: _is_roberta(settings) == roberta,
+            lambda settings: _is_roberta(settings) == roberta and not settings["classes"],
         ),
         Form(
             "MLM",
@@ -232,6 +282,6 @@ def _forms(kind: str, encoder: str, methods: str) -> tuple[Form, Form]:
 
 
 FORMS = (
-    *_forms("bert", "BertModel", "BertForPreTraining or BertForMaskedLM"),
-    *_forms("roberta", "RobertaModel", "RobertaForMaskedLM"),
+    *_forms("bert", "BertModel", "BertForSequenceClassification", "BertForPreTraining or BertForMaskedLM"),
+    *_forms("roberta", "RobertaModel", "RobertaForSequenceClassification", "RobertaForMaskedLM"),
 )

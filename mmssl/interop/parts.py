@@ -220,13 +220,18 @@ def decoder_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"decoder_{name}": fields[name] for name in names} | {"norm_pix_loss": settings["norm_pix"]}
 
 
-def head_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """EncoderConfig's settings of the head of a transformers classifier: its classes, and their names where config.json
-    has other ones than transformers makes up."""
-    classes = len(state["classifier.weight"]) if "classifier.weight" in state else 0
+# transformers' name of a problem in which a sample may have several classes.
+_SEVERAL = "multi_label_classification"
+
+
+def head_settings(config: Mapping[str, Any], state: Mapping[str, Tensor], head: str = "classifier") -> dict[str, Any]:
+    """EncoderConfig's settings of the head of a transformers classifier, a layer of this name if it is there: its
+    classes, and their names where config.json has other ones than transformers makes up."""
+    classes = len(state[f"{head}.weight"]) if f"{head}.weight" in state else 0
     names = config.get("id2label") or {}
     told = tuple(names.get(str(number), _made_up(number)) for number in range(classes))
-    return {"classes": classes, "labels": () if told == tuple(map(_made_up, range(classes))) else told}
+    labels = () if told == tuple(map(_made_up, range(classes))) else told
+    return {"classes": classes, "labels": labels, "several": config.get("problem_type") == _SEVERAL}
 
 
 def head_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +240,13 @@ def head_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
+        **({"problem_type": _SEVERAL} if settings["several"] else {}),
     }
+
+
+def head_pool(settings: Mapping[str, Any]) -> str:
+    """What a head sees."""
+    return settings["pool"] or "mean"
 
 
 def _made_up(number: int) -> str:

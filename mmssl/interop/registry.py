@@ -63,6 +63,8 @@ def _others(library: Library, settings: Settings) -> str:
         return ": its ASTModel has another geometry, mel x time, in patches that overlap"
     if library == "transformers" and media == "image" and classes:
         return ": its classifiers read the class token (ViT), or the normalised mean of square pictures' patches (BEiT)"
+    if library == "transformers" and media == "text" and classes:
+        return ": its classifiers read the first token, through a layer of tanh (pooler)"
     return ""
 
 

@@ -20,6 +20,7 @@ from mmssl.interop.parts import (
     depth,
     grid_of_size,
     head_fields,
+    head_pool,
     head_settings,
     image_processor,
     is_plain,
@@ -116,7 +117,7 @@ def official_settings(
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
     # a head behind the norm of all tokens reads the first one's (MCG-NJU/VideoMAE, `use_mean_pooling`)
-    pool = "class" if classes and not fine_tuned else "mean"
+    pool = "class" if classes and not fine_tuned else None
     known = PAPERS_SIZE if size is None else (size,) if isinstance(size, int) else tuple(size)
     grid_of_size(known, patch, source)
     settings = _settings(channels, patch, known, transformer, recompute=True if size is None else None)
@@ -139,8 +140,8 @@ def transformers_settings(config: Mapping[str, Any], state: Mapping[str, Tensor]
     modality |= statistics(source, modality["mean"], modality["std"])
     head = head_settings(config, state)
     if "fc_norm.weight" in state:
-        return settings | head | {"pool": "mean", "pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
-    return settings | head | {"pool": "class" if head["classes"] else "mean"}
+        return settings | head | {"pool_norm": True, "pool_norm_eps": TRANSFORMERS_EPS}
+    return settings | head | {"pool": "class" if head["classes"] else None}
 
 
 def _settings(
@@ -161,7 +162,7 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     transformer, tokenizer = settings["transformer"], settings["tokenizers"][0]
     modality, size = tokenizer["modality"], tokenizer["size"]
     patch, plain = modality["patch"], is_plain(transformer, "query_value")
-    alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0
+    alone = len(settings["tokenizers"]) == 1 and settings["prefix"] == 0 and not settings["pooler"]
     if not (plain and alone and tokenizer["position"] == "sincos_interleaved" and modality["channels"] == 3):
         raise UserError(f"transformers' VideoMAE is a plain encoder of RGB clips; this one is {settings}")
     classes = settings["classes"]
@@ -178,7 +179,7 @@ def transformers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "use_mean_pooling": not transformer["final_norm"],
     }
     if classes:
-        first = settings["pool"] == "class"
+        first = head_pool(settings) == "class"
         if (transformer["final_norm"], settings["pool_norm"]) != (first, not first):
             raise UserError(
                 "transformers' VideoMAE classifies a normalised mean of tokens (pool_norm, no final_norm), or the "

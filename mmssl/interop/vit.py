@@ -21,6 +21,7 @@ from mmssl.interop.parts import (
     embeddings,
     grid_of_size,
     head_fields,
+    head_pool,
     head_settings,
     hub_names,
     image_processor,
@@ -99,7 +100,7 @@ def official_settings(
     }
     classes = len(state["head.weight"]) if "head.weight" in state else 0
     # a head behind the norm of all tokens reads the class token's (facebookresearch/mae, `--cls_token`)
-    pool = "class" if classes and not fine_tuned else "mean"
+    pool = "class" if classes and not fine_tuned else None
     settings = {"tokenizers": [tokenizer], "transformer": transformer, "pool_norm": fine_tuned}
     return settings | {"classes": classes, "pool": pool}
 
@@ -141,7 +142,7 @@ def read_transformers(config: Mapping[str, Any], state: State, source: str) -> F
     # Pooler and decoder are heads of other tasks.
     kept = {k: v for k, v in hub_names(state).items() if k.startswith((prefix, "classifier.")) and "pooler." not in k}
     head = head_settings(config, state)
-    settings = transformers_settings(config, source) | head | {"pool": "class" if head["classes"] else "mean"}
+    settings = transformers_settings(config, source) | head | {"pool": "class" if head["classes"] else None}
     return Found(settings, transformers_vit("", prefix), kept)
 
 
@@ -202,8 +203,8 @@ def write_classifier(settings: Settings) -> Written:
 def is_plain_vit(settings: Settings, modality: str = "image") -> bool:
     """One modality, a class token, pre-norm blocks with GELU and every bias: what other ViTs are."""
     names = [tokenizer["modality"]["name"] for tokenizer in settings["tokenizers"]]
-    biased = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"])
-    return names == [modality] and settings["prefix"] == 1 and biased and is_plain(settings["transformer"], "all")
+    usual = not (settings["tokenizers"][0]["unbiased"] or settings["modality_embedding"] or settings["pooler"])
+    return names == [modality] and settings["prefix"] == 1 and usual and is_plain(settings["transformer"], "all")
 
 
 def is_clip(settings: Settings) -> bool:
@@ -257,7 +258,7 @@ def _is_timm_vit(settings: Settings) -> bool:
     name = settings["tokenizers"][0]["modality"]["name"]
     one_norm_at_most = not (settings["transformer"]["final_norm"] and settings["pool_norm"])
     plain = is_clip(settings) or is_plain_vit(settings, name)
-    return one_norm_at_most and name in ("image", "audio") and plain and (settings["pool"] or "mean") in _POOLS
+    return one_norm_at_most and name in ("image", "audio") and plain and head_pool(settings) in _POOLS
 
 
 def write_timm(settings: Settings) -> Written:
@@ -274,7 +275,7 @@ def write_timm(settings: Settings) -> Written:
         "architecture": f"vit_base_patch16_{variant}224",  # timm must know it; the sizes below replace all of its own
         "num_classes": classes,
         "num_features": transformer["dim"],
-        "global_pool": _POOLS[settings["pool"] or "mean"],
+        "global_pool": _POOLS[head_pool(settings)],
         **({"label_names": list(settings["labels"])} if settings["labels"] else {}),
         "model_args": {
             "img_size": size,
@@ -284,7 +285,7 @@ def write_timm(settings: Settings) -> Written:
             "depth": transformer["depth"],
             "num_heads": transformer["heads"],
             "mlp_ratio": (transformer["hidden"] or 4 * transformer["dim"]) / transformer["dim"],
-            "global_pool": _POOLS[settings["pool"] or "mean"],
+            "global_pool": _POOLS[head_pool(settings)],
             "fc_norm": settings["pool_norm"],
             **({"pre_norm": True} if clip else {}),
             **({} if transformer["final_norm"] or settings["pool_norm"] else {"final_norm": False}),

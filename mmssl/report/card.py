@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ _POOLS: dict[Pool, str] = {
 }
 # What is in a row of metrics beside measurements: where the run was, and how the step went.
 _NOT_MEASURED = {"step", "epoch", "parts", "lr", "grad_norm", "samples_per_second", "seen", "skipped"}
-# What settings.json holds twice, or says of the machine alone.
-_NOT_TOLD = {"recipe", "method", "workers", "log_every", "save_every", "validate_every", "keep", "tracker", "device"}
+# What settings.json says of the machine alone, and by which flags the run was started, paths among them.
+_NOT_TOLD = {"recipe", "workers", "log_every", "save_every", "validate_every", "keep", "tracker", "device"}
 
 
 def own_card(method: Objective, folder: Path) -> str:
@@ -59,15 +59,13 @@ def card(
 ) -> str:
     """The card of `model`, by itself or as a part of the `method` that trained it, if that is known, which was read
     from `source`, a run's `final` or checkpoint or another model's folder. lines: how it is loaded in `library`."""
-    encoder = model if isinstance(model, Encoder) else model.encoder
     run = source.parent if (source.parent / "settings.json").is_file() else None
-    used = _TASKS.get(encoder.config.tokenizers[0].modality.name, (None, None))[0 if encoder.config.classes else 1]
-    head = ["---", f"library_name: {library}", *([f"pipeline_tag: {used}"] if used else []), "---"]
+    head = ["---", f"library_name: {library}", *([f"pipeline_tag: {used}"] if (used := _used(model)) else []), "---"]
     parts = [
         "\n".join(head),
         f"# {as_text((run or source).resolve().name)}",
-        _SIGNED + f" {version.__version__} from the model and the files of its run.",
-        "## Model\n\n" + _listed(_model(model, method, encoder)),
+        f"{_SIGNED} {version.__version__} from the model{' and the files of its run' if run else ''}.",
+        "## Model\n\n" + _listed(_model(model, method)),
     ]
     if run is not None:
         parts += _run(run, source)
@@ -75,23 +73,40 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _model(model: Encoder | Objective, method: Objective | None, encoder: Encoder) -> list[tuple[str, object]]:
-    config, transformer = encoder.config, encoder.config.transformer
-    counts = f"{_parameters(encoder)} in the encoder"
+def _encoders(model: Encoder | Objective) -> dict[str, Encoder]:
+    """Those of a model, by name."""
+    if isinstance(model, Encoder):
+        return {"encoder": model}
+    return {name: part for name, part in model.named_children() if isinstance(part, Encoder)}
+
+
+def _used(model: Encoder | Objective) -> str | None:
+    """What the hub calls its use, if it has a word for it."""
+    configs = [encoder.config for encoder in _encoders(model).values()]
+    if [config.tokenizers[0].modality.name for config in configs] == ["image", "text"]:
+        return "zero-shot-image-classification"
+    named = _TASKS.get(configs[0].tokenizers[0].modality.name, (None, None))
+    return named[0] if configs[0].classes else named[1]
+
+
+def _model(model: Encoder | Objective, method: Objective | None) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if method is not None:
         sentence = (type(method).__doc__ or "").strip().partition("\n")[0]
         rows.append(("trained as", type(method).__name__ + (f": {sentence}" if sentence else "")))
     if isinstance(model, Objective):
-        counts = f"{_parameters(model)}, {counts}"
-    rows += [("reads", _read(tokenizer)) for tokenizer in config.tokenizers]
-    blocks = f"{transformer.depth} blocks, {transformer.dim} wide, {transformer.heads} heads"
-    rows += [("architecture", f"transformer of {blocks}"), ("parameters", counts)]
-    if config.classes:
-        pooled = _POOLS[config.pool or "mean"] + (", normalised" if config.pool_norm else "")
-        rows.append(("head", f"linear, of {pooled}"))
-        named = f": {', '.join(map(as_text, config.labels))}" if config.labels else ""
-        rows.append(("classes", f"{config.classes}{named}"))
+        rows.append(("parameters", _parameters(model)))
+    for name, encoder in _encoders(model).items():
+        config, transformer = encoder.config, encoder.config.transformer
+        blocks = f"{transformer.depth} blocks, {transformer.dim} wide, {transformer.heads} heads"
+        rows.append((name, f"transformer of {blocks}, {_parameters(encoder)} parameters"))
+        rows += [(f"{name} reads", _read(tokenizer)) for tokenizer in config.tokenizers]
+        if config.classes:
+            seen = _POOLS[config.pool or "mean"] + (", normalised" if config.pool_norm else "")
+            seen += ", behind a layer of tanh" if config.pooler else ""
+            named = f": {', '.join(map(as_text, config.labels))}" if config.labels else ""
+            several = ", of which a sample may have several" if config.several else ""
+            rows += [("head", f"linear, of {seen}"), ("classes", f"{config.classes}{several}{named}")]
     return rows
 
 
@@ -115,8 +130,9 @@ def _read(tokenizer: TokenizerConfig) -> str:
 def _run(run: Path, source: Path) -> list[str]:
     """What the files of a run tell of the model in `source`: its settings, and what was measured up to its step."""
     settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    told = [(name, value) for name, value in settings.items() if name not in _NOT_TOLD and value not in (None, "")]
-    parts = ["## Training\n\n" + _listed((name, _brief(value)) for name, value in told)]
+    parts = [
+        "## Training\n\n" + _listed((name, _brief(settings[name])) for name in settings if _is_told(name, settings))
+    ]
     found = re.fullmatch(r"step-(\d+)", source.name)
     rows = [row for row in read_metrics(run) if found is None or row["step"] <= int(found[1])]
     watched = [row for row in rows if "heldout_loss" in row] or rows
@@ -135,6 +151,12 @@ def _run(run: Path, source: Path) -> list[str]:
         named = [(f"{row.representation}, {row.probe}, {row.budget}", f"{row} % ({row.metric})") for row in probed]
         parts.append("## Measured by `mmssl evaluate`\n\n" + _listed(named))
     return parts
+
+
+def _is_told(name: str, settings: Mapping[str, Any]) -> bool:
+    """Of the method what is not its encoder or decoder, which are told of already."""
+    group, _, rest = name.partition(".")
+    return group not in _NOT_TOLD and not (group == "method" and "." in rest) and settings[name] not in (None, "")
 
 
 def _listed(rows: Iterable[tuple[str, object]]) -> str:
