@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -227,7 +227,9 @@ def frames(step: int) -> Batch:
     return {"video": torch.stack(frames, dim=2), **keys(6, step)}
 
 
+@cache
 def two_views(step: int) -> Batch:
+    """Made once: the loader that colours and blurs them takes longer than a step."""
     return test_two_views.batches(step + 1)[step]
 
 
