@@ -9,10 +9,11 @@ demo: .venv/ready
 	$(BIN)/mmssl demo
 
 # Two processes for two cores: one for the types, the kernel tests, on the Triton code in its interpreter and then on the
-# PyTorch path, the methods' conformance and whole programs, and one for all others.
-PROGRAMS := tests/test_compile.py tests/test_first_minutes.py tests/test_wheel.py
+# PyTorch path, the methods' conformance and whole programs, and one for all others. Some twenty more processes start
+# from what the first ones have compiled, so that is kept, whatever the environment says.
+PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,compile demo first_minutes readme recipe wheel))
 test: lint
-	@told=$$(mktemp); export OMP_NUM_THREADS=1; \
+	@told=$$(mktemp); export OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=; \
 	{ $(BIN)/mypy; types=$$?; \
 	  TRITON_INTERPRET=1 MMSSL_KERNELS=triton MMSSL_CHECK_SHAPES=0 $(BIN)/python -m pytest tests/kernels; triton=$$?; \
 	  $(BIN)/python -m pytest tests/kernels tests/conformance tests/test_kernels_*.py $(PROGRAMS); exit $$((types | triton | $$?)); } > $$told 2>&1 & \

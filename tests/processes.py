@@ -63,7 +63,7 @@ def printed(script: Path | str, *arguments: object) -> str:
 def _run(words: list[str], told: str) -> None:
     import torch
 
-    os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    os.environ |= environment()
     torch.set_num_threads(1)
     for name, number in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(Path(told, name), os.O_WRONLY | os.O_CREAT), number)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from mmssl.objectives import METHODS, MAEConfig, load
 from mmssl.report import Report
 from mmssl.report.run import draw_figures
 from tests.luma import LumaMAE
-from tests.processes import environment
+from tests.processes import printed
 
 METHOD = "tests.luma:LumaMAE"
 
@@ -61,10 +59,8 @@ def test_it_predicts_other_channels_than_it_reads_and_shows_them():
 
 def test_a_process_that_does_not_know_it_finds_it_by_the_module_in_config_json(trained):
     assert json.loads((trained / "final" / "config.json").read_text())["module"] == "tests.luma"
-    code = "from mmssl.cli import main; main()"
     (trained / "report.html").unlink()
-    done = subprocess.run([sys.executable, "-c", code, "report", str(trained)], env=environment(), capture_output=True)
-    assert done.returncode == 0, done.stderr
+    printed("from mmssl.cli import main; main()", "report", trained)
     assert "LumaMAE" in (trained / "report.html").read_text()
 
 
