@@ -1,8 +1,8 @@
 """One training step of a method against another's model of it: same weights, data, mask ratio and optimizer.
 
-The other is transformers', for CLIP open_clip's (clip_peer.py), or for Audio-MAE and MultiMAE, which transformers has
-not, of timm's and Swin's blocks (audio_peer.py, multimae_peer.py). Of BERT there are texts that fill their rows and
-texts of other lengths (text_peer.py).
+The other is transformers', for CLIP open_clip's (clip_peer.py), for fine-tuning timm's (finetune_peer.py), or for
+Audio-MAE and MultiMAE, which transformers has not, of timm's and Swin's blocks (audio_peer.py, multimae_peer.py). Of
+BERT there are texts that fill their rows and texts of other lengths (text_peer.py).
 
     python -m benchmarks.step                                          # MAE: the demo's model, ViT-S, ViT-B at 224
     python -m benchmarks.step --models videomae-small videomae-base    # VideoMAE on clips of 16 x 224 x 224
@@ -10,6 +10,7 @@ texts of other lengths (text_peer.py).
     python -m benchmarks.step --models bert-base-128 bert-base-512-lognormal --name step-bert      # BERT
     python -m benchmarks.step --models clip clip-image clip-text clip-captions flip-image --batch 64    # ViT-B/32
     python -m benchmarks.step --models multimae-base multimae-parts --rounds 4 --name step-multimae      # and its parts
+    python -m benchmarks.step --models finetune-base --name step-finetune      # a classifier of 1000 classes, all of it
     python -m benchmarks.step --models small --precisions bf16 --modes eager compiled
 
 Both sides alternate in one process; times are medians, "faster" is the median of the rounds' ratios. A step is forward,
@@ -47,7 +48,7 @@ PAIRS = ("clip", "clip-image", "clip-text", "clip-captions", "flip-image")
 BATCH |= dict.fromkeys(PAIRS, 64)
 BATCH |= {f"{model}{part}": 4 for model in SOUNDS for part in ("", "-global", "-blocks")}
 BATCH |= {"multimae-base": 4} | dict.fromkeys(("multimae-parts", "multimae-embed", "multimae-restore"), 16)
-BATCH |= TEXTS
+BATCH |= TEXTS | {"finetune-small": 16, "finetune-base": 16}
 
 
 class Blocks(nn.Module):
@@ -103,6 +104,10 @@ def sides(model: str, device: torch.device) -> dict[str, Side]:
         return sound_sides(model, device)
     if model.startswith("bert-"):
         return text_sides(model, BATCH[model], device)
+    if model.startswith("finetune-"):
+        from benchmarks import finetune_peer
+
+        return finetune_peer.sides(model, BATCH[model], device)
     if model.startswith("multimae-"):
         from benchmarks import multimae_peer
 

@@ -67,6 +67,11 @@ class AudioFinetune(FinetuneRecipe):
         """4 epochs of 60."""
         return min(4.0, self.epochs / 15)
 
+    @property
+    def hidden_axes(self) -> tuple[float, float]:
+        """Shares of the times and of the mel bands that are left out in training."""
+        return self.hidden
+
     def _read(self, data: Path, split: str | None, spread: int) -> Source:
         seconds = samples_of(self.input_size[0]) / RATE
         return open_sounds(data, split, SoundClips(seconds, spread=spread), label=self.label)

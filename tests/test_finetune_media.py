@@ -64,6 +64,7 @@ def test_sounds_are_mixed_hidden_and_told_apart(several, tmp_path):
     found = tune("audio-finetune", tmp_path / "train.jsonl", tmp_path / "model", tmp_path / "run", **settings)
     assert found["accuracy"] == 1.0 and found["samples"] == 8 and found["classes"] == ["high", "low"]
     assert found["metric"] == ("mean average precision" if several else "top-1 accuracy")
+    assert load(tmp_path / "run" / "final").config.hidden == (0.2, 0.2)
     if several:
         assert "error" in read_metrics(tmp_path / "run")[-1]["parts"]
 

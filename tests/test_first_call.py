@@ -66,8 +66,8 @@ def test_one_call_trains_and_the_command_goes_on_with_the_same_run(pictures, tmp
         (
             "beit",
             {},
-            "unknown method 'beit': choose one of audiomae, audio-finetune, image-finetune, mae, image-probe, clip, m3ae, multimae, "
-            "text-finetune, mlm, video-finetune, siammae, videomae",
+            "unknown method 'beit': choose one of audiomae, audio-finetune, image-finetune, mae, image-probe, clip, "
+            "m3ae, multimae, text-finetune, mlm, video-finetune, siammae, videomae",
         ),
         ("mae", {"mask_ration": 0.5}, "mae has no setting 'mask_ration': did you mean 'mask_ratio'?"),
         ("videomae", {"model": "tny"}, "model='tny': did you mean 'tiny'?"),

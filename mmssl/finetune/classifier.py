@@ -23,16 +23,15 @@ from mmssl.tokenizer import Batch
 class ClassifierConfig:
     """The defaults are those by which MAE's authors tune ViT-B.
 
-    encoder: with a head (`classes`), and what that pools. several: whether samples may have several classes each.
-    layer_decay: what the learning rate of a layer is, of that above it (see `layer_scales`). tuned_blocks: how many of
-    the last blocks learn, with the norms behind them and the head; None is all of the encoder, 0 the head alone, a
-    probe. smoothing: the share of a label that is spread over all classes. head_std: of the head's first weights.
-    hidden: the shares of the grid's rows and columns (of sounds: times and mel bands) that are left out while it
-    trains, as Audio-MAE's tuning does; none by default. seed: of what is mixed and hidden.
+    encoder: with a head (`classes`), what that pools, and whether samples may have several classes each. layer_decay:
+    what the learning rate of a layer is, of that above it (see `layer_scales`). tuned_blocks: how many of the last
+    blocks learn, with the norms behind them and the head; None is all of the encoder, 0 the head alone, a probe.
+    smoothing: the share of a label that is spread over all classes. head_std: of the head's first weights. hidden: the
+    shares of the grid's rows and columns (of sounds: times and mel bands) that are left out while it trains, as
+    Audio-MAE's tuning does; none by default. seed: of what is mixed and hidden.
     """
 
     encoder: EncoderConfig = dataclasses.replace(vit_config("base"), classes=1000, pool_norm=True)
-    several: bool = False
     layer_decay: float = 0.65
     tuned_blocks: int | None = None
     smoothing: float = 0.1
@@ -49,7 +48,7 @@ class ClassifierConfig:
             raise UserError(f"layer_decay={self.layer_decay} must be above 0 and at most 1, which is no decay")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing={self.smoothing} must be a share below 1")
-        if self.encoder.classes < 2 - self.several:
+        if self.encoder.classes < 2 - self.encoder.several:
             raise UserError(f"a classifier tells classes apart, and {self.encoder.classes} is not enough of them")
 
 
@@ -105,7 +104,7 @@ class Classifier(Objective):
                 targets = share * targets + (1 - share) * self.targets(batch["label.partner"])
             mask = self.hide(batch) if mask is None else mask
         logits = self.encoder.classify(batch, mask=mask).float()
-        if self.config.several:
+        if self.config.encoder.several:
             loss = F.binary_cross_entropy_with_logits(logits, targets)
             return Output(loss, {"error": ((logits > 0) != own).float().mean()})
         loss = F.cross_entropy(logits, targets)
@@ -132,7 +131,7 @@ class Classifier(Objective):
 
     def targets(self, label: Tensor) -> Float[Tensor, "batch classes"]:
         """What the head shall say of labels: int64 `[B]`, or bool `[B, classes]` of several."""
-        if self.config.several:
+        if self.config.encoder.several:
             return label.float()
         classes, smoothing = self.config.encoder.classes, self.config.smoothing if self.training else 0.0
         return F.one_hot(label, classes) * (1 - smoothing) + smoothing / classes

@@ -108,25 +108,30 @@ class FinetuneRecipe(Recipe):
         """The size of input that the model reads from now on."""
         return self.given.config.tokenizers[0].size
 
+    @property
+    def hidden_axes(self) -> tuple[float, float]:
+        """Shares of the grid's rows and columns that are left out in training."""
+        return 0.0, 0.0
+
     def classifier(self, media: Subset) -> Classifier:
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
-        kept = keeps_head(given, media.classes)
-        config = (
-            given.config
-            if kept
-            else with_head(given.config, media.classes, self.pool, head_norm=self.head_norm, pooler=self.pooler)
-        )
+        several = media.label_sets is not None
+        if kept := keeps_head(given, media.classes, several):
+            config = given.config
+        else:
+            before = {"head_norm": self.head_norm, "pooler": self.pooler, "several": several}
+            config = with_head(given.config, media.classes, self.pool, **before)
         encoder = tuned(config, size=self.input_size, drop_path=self.drop_path, positions_learn=self.positions_learn)
         objective = Classifier(
             ClassifierConfig(
                 encoder,
-                several=media.label_sets is not None,
                 layer_decay=self.layer_decay,
                 tuned_blocks=self.tuned_blocks,
                 smoothing=self.smoothing,
                 mixing=Mixing(self.mixup, self.cutmix, probability=self.mixed),
                 head_std=self.head_std,
+                hidden=self.hidden_axes,
                 seed=self.seed,
             )
         )

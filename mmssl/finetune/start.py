@@ -36,10 +36,11 @@ def encoder_of(source: str, modality: str) -> Encoder:
     return encoder if len(encoder.tokenizers) == 1 else encoder.only(modality)
 
 
-def keeps_head(encoder: Encoder, labels: Sequence[str]) -> bool:
-    """Whether it has a head for just these classes by their names. Then that is put in the order of `labels`."""
+def keeps_head(encoder: Encoder, labels: Sequence[str], several: bool = False) -> bool:
+    """Whether it has a head for just these classes by their names, of which a sample may have `several`. Then that is
+    put in the order of `labels`."""
     known, head = encoder.config.labels, encoder.head
-    if not known or sorted(known) != sorted(labels):
+    if not known or sorted(known) != sorted(labels) or encoder.config.several != several:
         return False
     assert isinstance(head, nn.Linear)
     rows = torch.tensor([known.index(label) for label in labels])
@@ -51,14 +52,19 @@ def keeps_head(encoder: Encoder, labels: Sequence[str]) -> bool:
 
 
 def with_head(
-    given: EncoderConfig, labels: Sequence[str], pool: Pool, *, head_norm: bool = False, pooler: bool = False
+    given: EncoderConfig,
+    labels: Sequence[str],
+    pool: Pool,
+    *,
+    head_norm: bool = False,
+    pooler: bool = False,
+    several: bool = False,
 ) -> EncoderConfig:
     """`given` with a fresh head for these classes.
 
     pool "mean": of the patches, then a norm of its own in the place of the transformer's last (MAE's and VideoMAE's
-    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). head_norm, pooler: what
-    stands before the head (see `EncoderConfig`). Raises UserError where
-    there is no class token.
+    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). head_norm, pooler,
+    several: see `EncoderConfig`. Raises UserError where there is no class token.
     """
     words = any(each.modality.name == TEXT.name for each in given.tokenizers)  # whose first token is of the class
     if pool == "class" and not (given.prefix or words):
@@ -75,6 +81,7 @@ def with_head(
         pool=pool,
         head_norm=head_norm,
         pooler=pooler,
+        several=several,
     )
 
 
