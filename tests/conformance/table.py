@@ -318,7 +318,7 @@ TABLE = (
         "Classifier",
         classifier,
         labelled,
-        exports=("timm",),
+        exports=("timm", "transformers"),
         exceptions=WHOLE | without("its part is a measure, no term", "parts_are_scalars_and_make_up_the_loss"),
     ),
     Entry(
