@@ -158,7 +158,8 @@ def listing() -> str:
         size, patch = (" x ".join(map(str, each)) for each in (tokenizer.size, tokenizer.modality.patch))
         shape = f"{size} in {patch}" if patch else f"{size} tokens"
         hidden = f", {settings.mask_ratio:.0%} hidden" if hasattr(settings, "mask_ratio") else ""
-        defaults = f"{config.model}, {shape}{hidden}, {config.epochs:g} epochs"
+        reads = "any model" if method.name.endswith(_TASKS) else f"{config.model}, {shape}{hidden}"
+        defaults = f"{reads}, {config.epochs:g} epochs"
         does = (inspect.getdoc(method.config.objective) or "").partition("\n")[0]
         rows.append((method.name, method.media, paper[1] if paper else "", defaults, does))
     widths = [max(map(len, column)) for column in zip(*rows)]

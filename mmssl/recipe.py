@@ -55,7 +55,7 @@ class Recipe:
     warmup_epochs: float | None = None
     """Epochs over which the learning rate grows: a twentieth of the epochs, at most 40, where not given."""
     warmup_steps: int | None = None
-    """The same in steps, instead: a twentieth of `--steps` where those are given and this is not."""
+    """The same in steps, instead: the same share of `--steps` where those are given and this is not."""
     batch_size: int = 4096
     """Samples of one optimizer step, over all processes."""
     at_once: int | None = None
@@ -115,7 +115,7 @@ class Recipe:
         at_once = (64 if device.type == "cpu" else 256) if self.at_once is None else self.at_once
         warmup_steps = self.warmup_steps
         if self.steps is not None and self.warmup_epochs is None and warmup_steps is None:
-            warmup_steps = self.steps // 20
+            warmup_steps = int(self.steps * self.warmup_share)
         return TrainSettings(
             epochs=self.epochs if self.steps is None else None,
             steps=self.steps,
@@ -142,6 +142,11 @@ class Recipe:
             keep=self.keep,
             tracker=self.tracker,
         )
+
+    @property
+    def warmup_share(self) -> float:
+        """The share of `--steps` in which the learning rate grows, where nothing else is said."""
+        return 1 / 20
 
     @property
     def paper_warmup(self) -> float:
@@ -193,11 +198,13 @@ class Recipe:
         judge: Judge | None = None,
         labelled: bool = False,
         partners: bool = False,
+        told: Mapping[str, Any] | None = None,
     ) -> TrainResult:
         """Train the method on the first of `data`'s sources, watching `watch` samples of the second.
 
         prepare: finishes batches on the device (see `pretrain`). repeats: views of each sample in a row. `afterwards`
         runs on rank 0, before the report is drawn. made: what is trained, where `build` cannot tell without the data.
+        told: what a resumed run must find as it was.
         All else goes to `pretrain`.
         """
         device = distributed.init(self.device)
@@ -206,12 +213,12 @@ class Recipe:
             sources, objective = data(), (made or self.build)()
             stage = None if first is None else first()
             told_by = {name: value for name, value in asdict(self).items() if name not in ("config", "out")}
-            context: dict[str, Any] = {"workers": self.workers, "recipe": told_by}
+            context: dict[str, Any] = {"workers": self.workers, "recipe": told_by, **(told or {})}
             if self.init is not None:
-                objective, told = start_from(objective, self.init, own_decoder=self.own_decoder)
+                objective, taken = start_from(objective, self.init, own_decoder=self.own_decoder)
                 context["init"] = self.init
                 if distributed.rank() == 0:
-                    print(told, flush=True)
+                    print(taken, flush=True)
             context["method"] = asdict(objective.config)
             result = pretrain(
                 objective,

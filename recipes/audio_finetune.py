@@ -19,6 +19,7 @@ from typing import ClassVar
 from mmssl.audio import RATE, samples_of, spectrograms
 from mmssl.cli import run
 from mmssl.data import MixedSource, SoundClips, SoundView, Source, open_sounds
+from mmssl.errors import UserError
 from mmssl.finetune import FinetuneRecipe
 from mmssl.modality import AUDIO
 from mmssl.recipe import from_command_line
@@ -68,6 +69,11 @@ class AudioFinetune(FinetuneRecipe):
         return min(4.0, self.epochs / 15)
 
     @property
+    def warmup_share(self) -> float:
+        """The same share of `--steps`."""
+        return 1 / 15
+
+    @property
     def hidden_axes(self) -> tuple[float, float]:
         """Shares of the times and of the mel bands that are left out in training."""
         return self.hidden
@@ -86,6 +92,8 @@ class AudioFinetune(FinetuneRecipe):
 
     def run(self) -> TrainResult:
         """Tune on sounds of `data`."""
+        if max(self.mixup, self.cutmix) > 0:
+            raise UserError("sounds are mixed as waveforms, by --mixed: leave --mixup and --cutmix at 0")
         frames = self.input_size[0]
         view = SoundView(frames, gain=self.gain, roll=self.roll, spec_augment=self.spec_augment)
         held_out = SoundView(frames, on_device=True)  # the report lets one hear what is tested

@@ -70,6 +70,11 @@ class ImageProbe(PictureRecipe):
         return min(10.0, self.epochs / 9)
 
     @property
+    def warmup_share(self) -> float:
+        """The same share of `--steps`."""
+        return 1 / 9
+
+    @property
     def paper_min_lr(self) -> float:
         """The rate falls to 0."""
         return 0.0

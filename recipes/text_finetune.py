@@ -76,6 +76,11 @@ class TextFinetune(FinetuneRecipe):
         return self.epochs / 10
 
     @property
+    def warmup_share(self) -> float:
+        """The same share of `--steps`."""
+        return 1 / 10
+
+    @property
     def paper_min_lr(self) -> float:
         """The rate falls to 0."""
         return 0.0
@@ -104,6 +109,8 @@ class TextFinetune(FinetuneRecipe):
         """Tune on texts of `data`."""
         if max(self.mixup, self.cutmix) > 0:
             raise UserError("words are not mixed: leave --mixup and --cutmix at 0")
+        if self.drop_path:
+            raise UserError("texts run packed, which goes without drop path: leave --drop-path at 0")
         view = TextView(self.tokens, self.vocabulary.pad)
         return self.tune(view, view, beside=self.vocabulary.files)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmssl import Encoder
 from mmssl.errors import UserError
-from mmssl.finetune import Classifier, ClassifierConfig, Mixer, Mixing, classifier_config
+from mmssl.finetune import Classifier, ClassifierConfig, Mixer, Mixing, classifier_config, layer_scales
 from mmssl.finetune.mixing import beta_quantiles
 from mmssl.finetune.start import keeps_head, tuned, with_head
 from mmssl.training import TrainSettings
@@ -72,6 +72,12 @@ def test_layers_learn_at_the_rates_and_decays_that_timm_gives_them():
     for name, theirs_name in same.items():
         assert ours[name] == pytest.approx(expected[theirs_name]), name
     assert len({scale for scale, _ in ours.values()}) == 5 and ours["encoder.tokenizers.image.weight"][0] == 0.65**4
+
+
+def test_the_layer_before_the_head_learns_as_the_head_does():
+    encoder = Encoder(dataclasses.replace(small().encoder, pooler=True))
+    scales = layer_scales(encoder, 0.5)
+    assert scales["encoder.pooler"] == scales["encoder.head"] == 1 and scales["encoder"] == 0.5**4
 
 
 def test_all_layers_learn_alike_without_decay():

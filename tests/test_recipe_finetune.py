@@ -89,6 +89,12 @@ def test_what_was_tuned_is_tuned_on_with_its_head(run, pictures, pretrained, tmp
     assert json.loads((tmp_path / "classes.json").read_text())["accuracy"] == 1.0
 
 
+def test_another_model_or_none_is_another_run(run, pictures, pretrained, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UserError, match=r"other settings \(tuned: .* -> \"random weights\"\)"):
+        tune(pictures, pretrained, tmp_path / "run", scratch=True)
+
+
 def test_from_random_weights_it_has_the_models_sizes(pictures, pretrained, tmp_path, capsys):
     tune(pictures, pretrained, tmp_path, scratch=True, steps=1, size=32, tuned_blocks=0, pool="class", per_class=5)
     assert "random weights, its sizes alone and a fresh head for 10 samples, 2 classes" in capsys.readouterr().out
@@ -106,6 +112,12 @@ def test_bad_input_gets_one_sentence(pictures, pretrained, tmp_path):
     (strange / "val" / "red").rename(strange / "val" / "green")
     with pytest.raises(UserError, match="the test part has the class 'green', which the training part has not"):
         tune(strange, pretrained, tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    for name in "0123":
+        (broken / "val" / "red" / f"{name}.png").write_text("no picture")
+    with pytest.raises(UserError, match="4 of 12 files cannot be read"):
+        tune(broken, pretrained, tmp_path / "some", steps=1)
     with pytest.raises(UserError, match="tuned_blocks=99: the encoder has 2 blocks"):
         tune(pictures, pretrained, tmp_path / "out", tuned_blocks=99)
     with pytest.raises(UserError, match="patches of 8 x 8 do not divide an input of 20 x 20"):

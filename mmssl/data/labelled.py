@@ -36,7 +36,8 @@ def few(part: Subset, count: int, seed: int = 0) -> Subset:
     """`count` samples of each class, all where it has no more, the same for the same seed. Raises UserError where
     samples have several classes each."""
     if part.labels is None or count < 1:
-        raise UserError(f"{count} samples a class: take at least one, of samples that have one class each")
+        several = "where samples have several classes each, there is no number for each class"
+        raise UserError(several if part.labels is None else f"{count} samples a class: take at least one")
     order = permutation(len(part), seed=seed, stream="few").tolist()
     members: dict[int, list[int]] = {}
     for index in order:

@@ -48,6 +48,10 @@ class ClassifierConfig:
             raise UserError(f"layer_decay={self.layer_decay} must be above 0 and at most 1, which is no decay")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing={self.smoothing} must be a share below 1")
+        if self.head_std <= 0:
+            raise UserError(f"head_std={self.head_std} must be a number above 0")
+        if not all(0 <= share < 1 for share in self.hidden):
+            raise UserError(f"hidden={self.hidden} must be two shares below 1")
         if self.encoder.classes < 2 - self.encoder.several:
             raise UserError(f"a classifier tells classes apart, and {self.encoder.classes} is not enough of them")
 
@@ -148,8 +152,6 @@ def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:
         return {}
     depth = len(encoder.transformer.blocks)
     blocks = {f"transformer.blocks.{i}": decay ** (depth - i) for i in range(depth)}
-    last = [
-        name for name in ("transformer.final_norm", "pool_norm", "head") if [*encoder.get_submodule(name).parameters()]
-    ]
+    last = [name for name in _LAST if any(True for _ in encoder.get_submodule(name).parameters())]
     scales = {"": decay ** (depth + 1), **blocks, **dict.fromkeys(last, 1.0)}
     return {f"encoder.{name}".removesuffix("."): scale for name, scale in scales.items()}

@@ -19,6 +19,7 @@ from mmssl.data import (
     open_videos,
 )
 from mmssl.data.augment import Change
+from mmssl.errors import UserError
 from mmssl.finetune.recipe import FinetuneRecipe
 from mmssl.modality import IMAGE, VIDEO
 from mmssl.training import TrainResult
@@ -41,6 +42,8 @@ class CropRecipe(FinetuneRecipe):
         """Random crops at the size that the model reads, mirrored, changed and erased."""
         modality, (*_, height, width) = self.given.config.tokenizers[0].modality, self.input_size
         magnitude, operations = self.randaugment
+        if operations and modality.channels not in (1, 3):
+            raise UserError(f"RandAugment is for 1 or 3 channels, not for {modality.channels}: give --randaugment 9 0")
         changes: list[Change] = []
         if operations:
             changes.append(RandAugment(magnitude, operations, mean=modality.mean))

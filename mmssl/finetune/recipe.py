@@ -12,10 +12,11 @@ from typing import Annotated, ClassVar
 import torch
 import tyro
 
-from mmssl.data import Source, Subset, View, evaluation_batches
+from mmssl.data import Ledger, Source, Subset, View, evaluation_batches
 from mmssl.data.labelled import both_parts, counted, few
 from mmssl.data.source import redrawn
 from mmssl.encoder import Encoder, Pool
+from mmssl.errors import UserError
 from mmssl.finetune.classifier import Classifier, ClassifierConfig
 from mmssl.finetune.judge import Answers, answers, measures, told
 from mmssl.finetune.mixing import Mixing
@@ -117,7 +118,8 @@ class FinetuneRecipe(Recipe):
         """What is tuned: the model with a head for the classes of `media`, its own where it knows them by name."""
         given = self.given
         several = media.label_sets is not None
-        if kept := keeps_head(given, media.classes, several):
+        alike = (given.config.pool or "mean", given.config.head_norm) == (self.pool, self.head_norm)
+        if kept := alike and keeps_head(given, media.classes, several):
             config = given.config
         else:
             before = {"head_norm": self.head_norm, "pooler": self.pooler, "several": several}
@@ -171,12 +173,14 @@ class FinetuneRecipe(Recipe):
                 train = redrawn(train, drawn)
             return train if mixed is None else mixed(train), test
 
-        def asked(objective: Objective, device: torch.device) -> Answers:
+        if clips < 1:
+            raise UserError(f"--clips {clips}: at least one clip of each sample is tested")
+
+        def asked(objective: Objective, device: torch.device, ledger: Ledger | None = None) -> Answers:
             assert isinstance(objective, Classifier)
             at_once = max(1, (self.at_once or 64) // clips) * clips
-            batches = evaluation_batches(
-                parts()[1], held_out_view, batch_size=at_once, workers=self.workers, repeats=clips
-            )
+            how = {"workers": self.workers, "repeats": clips, "ledger": ledger}
+            batches = evaluation_batches(parts()[1], held_out_view, batch_size=at_once, **how)
             placed_ = (placed(batch, device, prepare) for batch in batches)
             return answers(objective, placed_, clips, autocast_dtype(self.precision, device))
 
@@ -184,9 +188,13 @@ class FinetuneRecipe(Recipe):
             return measures(*asked(objective, next(objective.parameters()).device))
 
         def afterwards(objective: Objective, device: torch.device) -> None:
-            found = told(*asked(objective, device), parts()[1].classes)
+            ledger = Ledger()
+            found = told(*asked(objective, device, ledger), parts()[1].classes)
+            for name, reason in dict(ledger.skipped).items():
+                print(f"held-out sample skipped: {name} {reason}")
             replace_file(self.out / CLASSES, json.dumps(found, indent=1).encode())
             print(f"{found['metric']}: {100 * found['accuracy']:.2f} % of {found['samples']} that are held out")
+            ledger.judge(self.max_skipped, len(parts()[1]))
 
         mixes = Mixing(self.mixup, self.cutmix, probability=self.mixed).mixes
         return self.train(
@@ -202,4 +210,5 @@ class FinetuneRecipe(Recipe):
             partners=mixes,
             afterwards=afterwards,
             beside=beside,
+            told={"tuned": "random weights" if self.scratch else self.model},
         )

@@ -63,19 +63,21 @@ def with_head(
     """`given` with a fresh head for these classes.
 
     pool "mean": of the patches, then a norm of its own in the place of the transformer's last (MAE's and VideoMAE's
-    tuning); "class": the class token behind the transformer's last norm (MAE's linear probe). head_norm, pooler,
+    tuning); "class": the class token behind the model's last norm (MAE's linear probe). head_norm, pooler,
     several: see `EncoderConfig`. Raises UserError where there is no class token.
     """
     words = any(each.modality.name == TEXT.name for each in given.tokenizers)  # whose first token is of the class
     if pool == "class" and not (given.prefix or words):
         raise UserError("this encoder has no class token: pool the mean of its patches")
     mean = pool == "mean"
+    # a model that was tuned on the mean has no other norm
+    normed = mean or (given.pool_norm and not given.transformer.final_norm)
     blocks = dataclasses.replace(given.transformer, final_norm=given.transformer.final_norm and not mean)
     return dataclasses.replace(
         given,
         transformer=blocks,
-        pool_norm=mean,
-        pool_norm_eps=given.pool_norm_eps if mean else None,
+        pool_norm=normed,
+        pool_norm_eps=given.pool_norm_eps if normed else None,
         classes=len(labels),
         labels=tuple(labels),
         pool=pool,
