@@ -179,8 +179,14 @@ class FinetuneRecipe(Recipe):
         def asked(objective: Objective, device: torch.device, ledger: Ledger | None = None) -> Answers:
             assert isinstance(objective, Classifier)
             at_once = max(1, (self.at_once or 64) // clips) * clips
-            how = {"workers": self.workers, "repeats": clips, "ledger": ledger}
-            batches = evaluation_batches(parts()[1], held_out_view, batch_size=at_once, **how)
+            batches = evaluation_batches(
+                parts()[1],
+                held_out_view,
+                batch_size=at_once,
+                workers=self.workers,
+                repeats=clips,
+                ledger=ledger,
+            )
             placed_ = (placed(batch, device, prepare) for batch in batches)
             return answers(objective, placed_, clips, autocast_dtype(self.precision, device))
 
