@@ -11,7 +11,7 @@ demo: .venv/ready
 # Two processes for two cores: one for the types, the kernel tests, on the Triton code in its interpreter and then on the
 # PyTorch path, the methods' conformance and whole programs, and one for all others. Some twenty more processes start
 # from what the first ones have compiled, so that is kept, whatever the environment says.
-PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,compile demo first_minutes readme recipe wheel))
+PROGRAMS := $(addprefix tests/test_,$(addsuffix .py,compile demo first_minutes readme recipe recipe_text wheel))
 test: lint
 	@told=$$(mktemp); export OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=; \
 	{ $(BIN)/mypy; types=$$?; \

@@ -20,9 +20,8 @@ _CHARTS = (
     ),
     (
         "Accuracy of the classifier",
-        {"parts/accuracy": "training", "heldout_accuracy": "held out"},
-        "On what is held out; in training by the class of which a mixed sample has its name, so that it may lie far "
-        "below. Of several classes a sample it is mean average precision.",
+        {"heldout_accuracy": "held out"},
+        "On all that is held out. Of several classes a sample it is mean average precision.",
     ),
     (
         "Accuracy on half of the watched samples",
