@@ -15,8 +15,7 @@ from mmssl.errors import UserError
 from mmssl.finetune.mixing import Mixer, Mixing
 from mmssl.masking import Mask, axes_mask, batch_bits
 from mmssl.objectives import Objective, Output
-from mmssl.position import Position
-from mmssl.tokenizer import Batch
+from mmssl.tokenizer import Batch, PatchTokenizer
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,9 @@ class Classifier(Objective):
         assert self.encoder.head is not None
         nn.init.trunc_normal_(self.encoder.head.weight, std=made.head_std)
         self.lr_scales = layer_scales(self.encoder, made.layer_decay)
-        tables = [name for name, part in self.named_modules() if isinstance(part, Position)]
-        self.undecayed = ("encoder.prefix_tokens", "encoder.prefix_position", *(f"{name}.table" for name in tables))
+        grids = [name for name, part in self.named_modules() if isinstance(part, PatchTokenizer)]  # BERT's words decay
+        tables = (f"{name}.position.table" for name in grids)
+        self.undecayed = ("encoder.prefix_tokens", "encoder.prefix_position", *tables)
         if made.tuned_blocks is not None:
             self._freeze(made.tuned_blocks)
 
