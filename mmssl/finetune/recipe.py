@@ -110,6 +110,11 @@ class FinetuneRecipe(Recipe):
         return self.given.config.tokenizers[0].size
 
     @property
+    def mixing(self) -> Mixing:
+        """How samples are mixed with their partners."""
+        return Mixing(self.mixup, self.cutmix, probability=self.mixed)
+
+    @property
     def hidden_axes(self) -> tuple[float, float]:
         """Shares of the grid's rows and columns that are left out in training."""
         return 0.0, 0.0
@@ -131,7 +136,7 @@ class FinetuneRecipe(Recipe):
                 layer_decay=self.layer_decay,
                 tuned_blocks=self.tuned_blocks,
                 smoothing=self.smoothing,
-                mixing=Mixing(self.mixup, self.cutmix, probability=self.mixed),
+                mixing=self.mixing,
                 head_std=self.head_std,
                 hidden=self.hidden_axes,
                 seed=self.seed,
@@ -202,7 +207,6 @@ class FinetuneRecipe(Recipe):
             print(f"{found['metric']}: {100 * found['accuracy']:.2f} % of {found['samples']} that are held out")
             ledger.judge(self.max_skipped, len(parts()[1]))
 
-        mixes = Mixing(self.mixup, self.cutmix, probability=self.mixed).mixes
         return self.train(
             parts,
             view,
@@ -213,7 +217,7 @@ class FinetuneRecipe(Recipe):
             made=lambda: self.classifier(parts()[0]),
             judge=judge,
             labelled=True,
-            partners=mixes,
+            partners=self.mixing.mixes,
             afterwards=afterwards,
             beside=beside,
             told={"tuned": "random weights" if self.scratch else self.model},
